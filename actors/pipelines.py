@@ -1,0 +1,192 @@
+"""A recipe becomes a loaded diffusers pipeline: one small class a family with what differs between them.
+Knows how to load, encode a prompt, denoise and decode; nothing of batches' meaning, seeds or files."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from actors import tiny
+from actors.recipe import Recipe
+
+Embeddings = dict[str, torch.Tensor]
+"""One prompt's embeddings, by the name of the pipeline argument; each of batch size 1."""
+
+DECODE_PIXELS = 2**21
+"""Pixels decoded at a time on a GPU: eight images of 512 px or two of 1024 px, 6.5 GB of fp32 activations."""
+
+
+class SDXL:
+    """SDXL base and turbo."""
+
+    def __init__(self, pipe: Any, recipe: Recipe):
+        self.pipe, self.recipe = pipe, recipe
+
+    @staticmethod
+    def pipeline_class() -> Any:
+        from diffusers import StableDiffusionXLPipeline
+
+        return StableDiffusionXLPipeline
+
+    @torch.no_grad()
+    def encode(self, prompt: str) -> Embeddings:
+        """Embeddings of one prompt, as the pipeline itself would make them (negative ones where guidance asks)."""
+        embeds, negative, pooled, negative_pooled = self.pipe.encode_prompt(
+            prompt=prompt,
+            negative_prompt=self.recipe.negative_prompt,
+            device=self.recipe.device,
+            do_classifier_free_guidance=self.recipe.guidance_scale > 1,
+        )
+        named = {
+            "prompt_embeds": embeds,
+            "pooled_prompt_embeds": pooled,
+            "negative_prompt_embeds": negative,
+            "negative_pooled_prompt_embeds": negative_pooled,
+        }
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    def is_truncated(self, prompt: str) -> bool:
+        """Whether the encoders see less than the whole prompt."""
+        tokenizers = (self.pipe.tokenizer, self.pipe.tokenizer_2)
+        return any(_tokens(tok, prompt) > tok.model_max_length for tok in tokenizers if tok is not None)
+
+    def extra_arguments(self) -> dict[str, Any]:
+        """Arguments of the pipeline call that only this family takes."""
+        return {}
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents (n, 4, h/8, w/8) to pixels (n, 3, h, w) around [-1, 1], exactly as the pipeline's last lines do."""
+        vae = self.pipe.vae
+        latents = latents.to(vae.dtype)
+        mean, std = getattr(vae.config, "latents_mean", None), getattr(vae.config, "latents_std", None)
+        if mean is not None and std is not None:
+            mean, std = (torch.tensor(value).view(1, -1, 1, 1).to(latents) for value in (mean, std))
+            latents = latents * std / vae.config.scaling_factor + mean
+        else:
+            latents = latents / vae.config.scaling_factor
+        return vae.decode(latents, return_dict=False)[0]
+
+
+class Flux:
+    """FLUX.1 schnell and dev."""
+
+    def __init__(self, pipe: Any, recipe: Recipe):
+        self.pipe, self.recipe = pipe, recipe
+
+    @staticmethod
+    def pipeline_class() -> Any:
+        from diffusers import FluxPipeline
+
+        return FluxPipeline
+
+    @torch.no_grad()
+    def encode(self, prompt: str) -> Embeddings:
+        """Embeddings of one prompt: T5's, and CLIP's pooled one."""
+        embeds, pooled, _ = self.pipe.encode_prompt(
+            prompt=prompt,
+            prompt_2=None,
+            device=self.recipe.device,
+            max_sequence_length=self.recipe.max_sequence_length,
+        )
+        return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+
+    def is_truncated(self, prompt: str) -> bool:
+        """Whether T5 sees less than the whole prompt. CLIP's window of 77 is the model's design and does not count."""
+        return _tokens(self.pipe.tokenizer_2, prompt) > (self.recipe.max_sequence_length or 0)
+
+    def extra_arguments(self) -> dict[str, Any]:
+        """Arguments of the pipeline call that only this family takes."""
+        return {"max_sequence_length": self.recipe.max_sequence_length}
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Packed latents (n, h*w/256, 64) to pixels (n, 3, h, w) around [-1, 1]."""
+        pipe, vae = self.pipe, self.pipe.vae
+        latents = pipe._unpack_latents(latents, self.recipe.height, self.recipe.width, pipe.vae_scale_factor)
+        latents = (latents / vae.config.scaling_factor) + vae.config.shift_factor
+        return vae.decode(latents.to(vae.dtype), return_dict=False)[0]
+
+
+FAMILIES: dict[str, type[SDXL] | type[Flux]] = {"sdxl": SDXL, "flux": Flux}
+
+
+def load(recipe: Recipe) -> SDXL | Flux:
+    """Load the recipe's pipeline onto its device, ready to draw.
+
+    Raises whatever diffusers raises for weights that can't be loaded. Only safetensors are read and no code of a
+    model is run.
+    """
+    _quiet_libraries()
+    family = FAMILIES[recipe.model_type]
+    dtypes = {"default": getattr(torch, recipe.dtype), "vae": getattr(torch, recipe.vae_dtype)}
+    if recipe.model_path == tiny.NAME:
+        pipe = tiny.build(recipe.model_type)
+        for name, part in pipe.components.items():
+            if isinstance(part, torch.nn.Module):
+                part.to(dtype=dtypes.get(name, dtypes["default"]))
+    else:
+        options = {"add_watermarker": False} if family is SDXL else {}
+        pipe = family.pipeline_class().from_pretrained(
+            recipe.model_path,
+            revision=recipe.hub_revision,
+            variant=recipe.variant,
+            dtype=dtypes,
+            use_safetensors=True,
+            **options,
+        )
+    pipe.set_progress_bar_config(disable=True)
+    return family(pipe.to(recipe.device), recipe)
+
+
+def decode_to_uint8(family: SDXL | Flux, latents: torch.Tensor) -> torch.Tensor:
+    """A batch's latents to RGB pixels, uint8 (n, h, w, 3) on the CPU, with the pipelines' own rounding.
+
+    Decoded in chunks of one fixed size that divides the batch, so that an image's place in it changes no bit.
+    A sample whose pixels are not finite becomes all zeros, as in the pipelines: check the latents.
+    """
+    recipe = family.recipe
+    fits = max(1, DECODE_PIXELS // (recipe.height * recipe.width)) if recipe.device == "cuda" else len(latents)
+    chunk = max(size for size in range(1, len(latents) + 1) if len(latents) % size == 0 and size <= fits)
+    images = []
+    for part in latents.split(chunk):
+        pixels = (family.decode(part) / 2 + 0.5).clamp(0, 1).float()
+        images.append((pixels.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).cpu())
+    return torch.cat(images)
+
+
+def denoise(
+    family: SDXL | Flux, embeddings: list[Embeddings], seeds: list[int], callback: Callable[..., dict[str, Any]]
+) -> None:
+    """Run the model once for a batch; what is wanted of it is the callback's business.
+
+    Each image has a fresh CPU generator of its own seed: a used one, or one for the batch, would change the images.
+    """
+    recipe = family.recipe
+    batch = {name: torch.cat([one[name] for one in embeddings]) for name in embeddings[0]}
+    family.pipe(
+        **batch,
+        **family.extra_arguments(),
+        generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+        num_inference_steps=recipe.num_inference_steps,
+        guidance_scale=recipe.guidance_scale,
+        height=recipe.height,
+        width=recipe.width,
+        output_type="latent",
+        callback_on_step_end=callback,
+        callback_on_step_end_tensor_inputs=["latents"],
+    )
+
+
+def _quiet_libraries() -> None:
+    """No bars and no warnings from the libraries: what they say of a prompt (truncation) is a column of the index."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for library_logging in (diffusers_logging, transformers_logging):
+        library_logging.disable_progress_bar()
+        library_logging.set_verbosity_error()
+
+
+def _tokens(tokenizer: Any, prompt: str) -> int:
+    return len(tokenizer(prompt, truncation=False, verbose=False).input_ids)

@@ -1,0 +1,86 @@
+"""Recipe: everything but prompt and seed that decides a pixel, and the seeds themselves.
+Knows no torch, no files and no Ray."""
+
+import dataclasses
+import hashlib
+import json
+from typing import Any, Literal
+
+Snapshot = Literal["xt", "x0"]
+SeedMode = Literal["image", "slot"]
+
+MAX_SEED = 2**32 - 1
+"""torch's CPU generator reads 32 bits of a seed: two seeds that differ above them would draw the same noise."""
+
+LOW_BITS_FIELDS = frozenset({"batch_size", "device"})
+"""Recipe fields that move only the low bits of a picture: another value is recorded and warned of, not refused."""
+
+RETURNS_X0 = frozenset({"EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "DDIMScheduler"})
+"""Schedulers whose `step` returns the predicted clean image as its second element."""
+
+FLOW_MATCH = frozenset({"FlowMatchEulerDiscreteScheduler"})
+"""Schedulers that return none, where x0 = sample - sigma * velocity."""
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Capture:
+    """One image wanted of a denoise: the snapshot kind and the step (1-based)."""
+
+    step: int
+    snapshot: Snapshot = "xt"
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How every image of an output is drawn. Sizes are in pixels, dtypes are torch's names ("float16")."""
+
+    model_type: str
+    model_path: str
+    model_revision: str  # a commit of the hub, or "sha256:…" of a local folder, or "builtin:…"
+    variant: str | None  # "fp16" where the weights come in such files; decides which are read
+    scheduler: str
+    scheduler_config: str  # hash of the scheduler's config: the same class can space its steps differently
+    dtype: str
+    vae_dtype: str
+    device: str
+    num_inference_steps: int
+    guidance_scale: float
+    height: int
+    width: int
+    max_sequence_length: int | None  # Flux only: prompt tokens the T5 encoder sees
+    negative_prompt: str | None
+    batch_size: int  # always denoised at this size, the tail padded: the size moves low bits
+    image_format: str
+    image_quality: int | None  # None for png, which has no quality
+
+    @property
+    def hub_revision(self) -> str | None:
+        """The commit to load from the hub; None for local folders and built-in models, whose revision is a hash."""
+        return None if ":" in self.model_revision else self.model_revision
+
+    def fingerprint(self) -> str:
+        """16 hex digits of the SHA-256 of the recipe's canonical JSON."""
+        return fingerprint(dataclasses.asdict(self))
+
+
+def fingerprint(value: Any) -> str:
+    """16 hex digits of the SHA-256 of a value's canonical JSON (sorted keys, no spaces)."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def image_seed(mode: SeedMode, seed: int, query_id: int, prompt_index: int, image_index: int) -> int:
+    """The seed of one slot's noise, 0 to `MAX_SEED`.
+
+    "image" is what the scripts do, seed + image_index: a query's prompts share their noise and can be compared.
+    "slot" gives every slot noise of its own, stable across runs and machines.
+    """
+    if mode == "image":
+        return seed + image_index
+    text = f"{seed}/{query_id}/{prompt_index}/{image_index}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
+
+def denoise_id(prompt: str, seed: int) -> str:
+    """16 hex digits that are equal for slots which ask for the same picture."""
+    return hashlib.sha256(f"{seed}\0{prompt}".encode()).hexdigest()[:16]

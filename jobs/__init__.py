@@ -1,0 +1,1 @@
+"""Thin entry points for a Ray cluster: `ray job submit --working-dir . -- python -m jobs.generate …`."""

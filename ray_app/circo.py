@@ -1,0 +1,235 @@
+"""The annotations: a JSON list of queries in the CIRCO schema, checked, becomes the table of slots.
+Knows the file's fields; nothing of what has been drawn already."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from actors.recipe import MAX_SEED, SeedMode, denoise_id, image_seed
+from ray_app import layout
+from ray_app.errors import Refused
+
+INT64_MAX = 2**63 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Query:
+    """One entry of the annotations, with the prompts that are to be drawn."""
+
+    query_id: int
+    reference_img_id: str
+    prompts: tuple[str, ...]
+    folder: str  # within a step's folder: "combined", or its own if an earlier query has the same reference
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotations:
+    """A checked file: the entries in their order, None where one can't be used, and what was noticed."""
+
+    entries: list[Query | None]
+    skipped: list[str]
+    warnings: list[str]
+
+    def queries(self, query_ids: Sequence[int] = (), limit: int | None = None, idx: int = 0, gpu_num: int = 1):
+        """The queries of a selection: those ids, of them the first `limit`, of them share `idx` of `gpu_num`.
+
+        A share is contiguous, floor(n / gpu_num) entries, the last takes the rest; n counts unusable entries too, so
+        that the shares of one file always meet.
+
+        Raises:
+            Refused: a query id that the file doesn't have, or a selection without a query.
+        """
+        entries = self.entries
+        if query_ids:
+            unknown = set(query_ids) - {query.query_id for query in entries if query}
+            if unknown:
+                raise Refused(f"--query_ids {min(unknown)}: no usable query with this id in the annotations")
+            entries = [query for query in entries if query and query.query_id in set(query_ids)]
+        entries = entries[:limit]
+        size = len(entries) // gpu_num
+        entries = entries[idx * size : len(entries) if idx == gpu_num - 1 else (idx + 1) * size]
+        return [query for query in entries if query]
+
+
+def load(path: str, prompt_field: str, num_prompts: int, strict: bool = False) -> Annotations:
+    """Read and check the annotations.
+
+    Args:
+        path: a JSON file, a list of objects with `id`, `reference_img_id` and the prompts under `prompt_field`.
+        num_prompts: how many of each query's prompts are drawn.
+        strict: refuse the whole file for a query that would otherwise be reported and skipped.
+
+    Raises:
+        Refused: a file that can't be read as a list of objects, an id that is no plain name, no usable query at all.
+    """
+    queries: list[Query | None] = []
+    skipped: list[str] = []
+    warnings: list[str] = []
+    ids: set[int] = set()
+    references: set[str] = set()
+    for position, entry in enumerate(_read(path)):
+        try:
+            query = _query(path, position, entry, prompt_field, num_prompts, ids, references)
+        except _Unusable as problem:
+            if strict:
+                raise Refused(f"{problem} (--strict)") from None
+            skipped.append(f"{problem}; skipped")
+            queries.append(None)
+            continue
+        ids.add(query.query_id)
+        references.add(query.reference_img_id)
+        queries.append(query)
+        warnings += _warnings(path, query, prompt_field, num_prompts)
+    if not ids:
+        raise Refused(f"{path}: no usable query: {skipped[0]}")
+    return Annotations(queries, skipped, warnings)
+
+
+def slots(queries: Sequence[Query], img_per_prompt: int, seed: int, seed_mode: SeedMode, image_format: str) -> pa.Table:
+    """The images asked for, one row each in the order of the queries.
+
+    Columns: query_id, reference_img_id, prompt_index, image_index, k, prompt, seed, denoise_id, and `file`, its path
+    within every step's folder.
+    """
+    if seed + img_per_prompt - 1 > MAX_SEED:
+        raise Refused(f"--seed {seed}: with {img_per_prompt} images a prompt seeds would pass {MAX_SEED}")
+    rows: dict[str, list[Any]] = {field.name: [] for field in SLOT_SCHEMA}
+    for query in queries:
+        for prompt_index, prompt in enumerate(query.prompts):
+            for image_index in range(img_per_prompt):
+                k = prompt_index * img_per_prompt + image_index
+                own_seed = image_seed(seed_mode, seed, query.query_id, prompt_index, image_index)
+                rows["query_id"].append(query.query_id)
+                rows["reference_img_id"].append(query.reference_img_id)
+                rows["prompt_index"].append(prompt_index)
+                rows["image_index"].append(image_index)
+                rows["k"].append(k)
+                rows["prompt"].append(prompt)
+                rows["seed"].append(own_seed)
+                rows["denoise_id"].append(denoise_id(prompt, own_seed))
+                rows["file"].append(layout.image_file(query.folder, query.reference_img_id, k, image_format))
+    return pa.table(rows, schema=SLOT_SCHEMA)
+
+
+SLOT_SCHEMA = pa.schema(
+    {
+        "query_id": pa.int64(),
+        "reference_img_id": pa.string(),
+        "prompt_index": pa.int16(),
+        "image_index": pa.int16(),
+        "k": pa.int32(),
+        "prompt": pa.string(),
+        "seed": pa.int64(),
+        "denoise_id": pa.string(),
+        "file": pa.string(),
+    }
+)
+
+
+class _Unusable(Exception):
+    """One query can't be used; the message names file, query and field."""
+
+
+def _read(path: str) -> list[dict[str, Any]]:
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+        entries = json.loads(text)
+    except FileNotFoundError:
+        raise Refused(f"{path}: no such file; name the annotations with --json_file") from None
+    except OSError as error:
+        raise Refused(f"{path}: can't be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise Refused(f"{path}: not UTF-8 text at byte {error.start}") from None
+    except json.JSONDecodeError as error:
+        raise Refused(f"{path}: not JSON: line {error.lineno} column {error.colno}: {error.msg}") from None
+    except (ValueError, RecursionError) as error:
+        raise Refused(f"{path}: not JSON that can be read: {error}") from None
+    if not isinstance(entries, list):
+        raise Refused(f"{path}: a {type(entries).__name__}, not a list of queries")
+    if not entries:
+        raise Refused(f"{path}: an empty list; there is no query to draw")
+    for position, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            raise Refused(f"{path}: entry {position} is a {type(entry).__name__}, not an object")
+    return entries
+
+
+def _query(
+    path: str,
+    position: int,
+    entry: dict[str, Any],
+    prompt_field: str,
+    num_prompts: int,
+    ids: set[int],
+    references: set[str],
+) -> Query:
+    query_id = _query_id(path, position, entry, ids)
+    where = f"{path}: query {query_id}"
+    reference = entry.get("reference_img_id")
+    if reference is None:
+        raise _Unusable(f"{where}: no 'reference_img_id'")
+    if isinstance(reference, bool) or not isinstance(reference, int | str):
+        raise _Unusable(f"{where}: 'reference_img_id' is a {type(reference).__name__}, not a number or string")
+    reference = _text(reference)
+    if why := layout.why_not_plain(reference):
+        raise Refused(f"{where}: 'reference_img_id' {reference[:80]!r} {why}; it must be a plain name")
+    prompts = _prompts(where, entry, prompt_field, num_prompts)
+    return Query(query_id, reference, prompts, layout.query_folder(query_id, reference not in references))
+
+
+def _query_id(path: str, position: int, entry: dict[str, Any], ids: set[int]) -> int:
+    where = f"{path}: entry {position}"
+    value = entry.get("id")
+    if value is None:
+        raise _Unusable(f"{where}: no 'id'")
+    if isinstance(value, str):
+        if why := layout.why_not_plain(value):
+            raise Refused(f"{where}: 'id' {value[:80]!r} {why}; it must be a whole number")
+        value = int(value) if value.isdecimal() and len(value) < 20 else value
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= INT64_MAX:
+        raise _Unusable(f"{where}: 'id' {_text(value)[:80]!r} is not a whole number from 0 to 2^63-1")
+    if value in ids:
+        raise _Unusable(f"{where}: 'id' {value} stands twice in the file")
+    return value
+
+
+def _text(value: Any) -> str:
+    """A JSON value as text; `str` alone refuses whole numbers of thousands of digits."""
+    return hex(value) if isinstance(value, int) and abs(value) > 10**100 else str(value)
+
+
+def _prompts(where: str, entry: dict[str, Any], field: str, num_prompts: int) -> tuple[str, ...]:
+    prompts = entry.get(field)
+    if prompts is None:
+        raise _Unusable(f"{where}: no '{field}'; name the prompts' field with --prompt_field")
+    if not isinstance(prompts, list):
+        raise _Unusable(f"{where}: '{field}' is a {type(prompts).__name__}, not a list of prompts")
+    if not prompts:
+        raise _Unusable(f"{where}: '{field}' is empty")
+    wanted = prompts[:num_prompts]
+    for index, prompt in enumerate(wanted):
+        if not isinstance(prompt, str):
+            raise _Unusable(f"{where}: '{field}'[{index}] is a {type(prompt).__name__}, not a string")
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:
+            raise _Unusable(f"{where}: '{field}'[{index}] is not valid Unicode (half a surrogate pair)") from None
+    return tuple(wanted)
+
+
+def _warnings(path: str, query: Query, field: str, num_prompts: int) -> list[str]:
+    where = f"{path}: query {query.query_id}"
+    found = []
+    if len(query.prompts) < num_prompts:
+        found.append(f"{where}: '{field}' has {len(query.prompts)} of {num_prompts} prompts; those are drawn")
+    found += [f"{where}: '{field}'[{i}] is blank; drawn as it is" for i, p in enumerate(query.prompts) if not p.strip()]
+    if "_" in query.reference_img_id:
+        found.append(
+            f"{where}: 'reference_img_id' {query.reference_img_id!r} has an underscore;"
+            " retrieval scripts that split file names there read it wrong"
+        )
+    return found

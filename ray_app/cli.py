@@ -1,0 +1,94 @@
+"""The command line: one verb a module, errors on one line, exit codes.
+Imports a verb's module only when it is called: `--help` answers before torch or Ray could be loaded."""
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tyro
+
+from ray_app import __version__
+from ray_app.errors import INTERRUPTED, OK, REFUSED, Refused
+from ray_app.options import Demo, Generate, Preview
+
+USAGE = """proxyqueue: draw text-to-image proxies for composed image retrieval, every denoising step asked for at once.
+
+  proxyqueue generate --json_file test.json --output_base_path out   draw and index all images of the annotations
+  proxyqueue preview --prompt "a dog on a beach"                     one prompt, its steps as png files
+  proxyqueue demo                                                    the whole thing here, offline, with tiny models
+
+Each verb has its own --help."""
+
+
+def _generate(options: Generate) -> int:
+    from ray_app.generate import generate
+
+    return generate(options)
+
+
+def _preview(options: Preview) -> int:
+    from ray_app.preview import preview
+
+    return preview(options)
+
+
+def _demo(options: Demo) -> int:
+    from ray_app.demo import demo
+
+    return demo(options)
+
+
+VERBS: dict[str, tuple[type, Callable[[Any], int]]] = {
+    "generate": (Generate, _generate),
+    "preview": (Preview, _preview),
+    "demo": (Demo, _demo),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `proxyqueue VERB …`; returns the exit code: 0, 2 refused, 3 some failed, 130 interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    verb = arguments[0] if arguments else "--help"
+    if verb in ("--help", "-h", "help"):
+        print(USAGE)
+        return OK
+    if verb == "--version":
+        print(f"proxyqueue {__version__}")
+        return OK
+    try:
+        if verb not in VERBS:
+            raise Refused(f"{verb}: no such verb; there are {', '.join(VERBS)}")
+        options_class, call = VERBS[verb]
+        return call(_parse(verb, options_class, arguments[1:]))
+    except Refused as refused:
+        print(f"proxyqueue: {refused}", file=sys.stderr)
+        return REFUSED
+    except KeyboardInterrupt:
+        print("proxyqueue: interrupted; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+
+
+def _parse(verb: str, options_class: type, arguments: list[str]) -> Any:
+    """The options; a wrong argument is one line instead of tyro's box."""
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(
+                options_class,
+                prog=f"proxyqueue {verb}",
+                args=arguments,
+                use_underscores=True,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as end:
+        if not end.code:
+            raise
+        lines = (line.strip("│╭╮╰╯─ ") for line in box.getvalue().splitlines()[1:])
+        text = " ".join(line for line in lines if line).split(" For full helptext")[0].rstrip(". ")
+        raise Refused(f"{text} (see proxyqueue {verb} --help)") from None

@@ -1,0 +1,172 @@
+"""The driver: the plan becomes a Ray Dataset, goes through the actors and the writer, and its rows into the index.
+Knows Ray Data; nothing of annotations or of what a pixel is."""
+
+import collections
+import functools
+import logging
+import queue
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute
+
+from actors.recipe import Recipe
+from ray_app import cluster
+from ray_app.errors import Refused, one_line
+from ray_app.index import IndexWriter
+from ray_app.interrupts import Interrupts
+from ray_app.options import Generate
+from ray_app.plan import Plan
+from ray_app.progress import Progress
+from ray_app.storage import Storage
+from ray_app.worker import Worker
+from ray_app.writer import UNWRITTEN, write_images
+
+# its functions are made when it is imported: type checkers don't see them
+pc: Any = pyarrow.compute
+
+TASKS_IN_FLIGHT = 2
+"""Batches at an actor: one being drawn and one waiting, so that none waits for the driver."""
+INIT_DEATHS = 2
+"""Actors that may fail to load one after another before the run ends: a full GPU can pass, a missing folder can't."""
+WRITERS = 2
+"""Writer tasks at a time on each node that writes."""
+POLL_SECONDS = 0.2
+
+
+def run(
+    plan: Plan, recipe: Recipe, options: Generate, storage: Storage, index: IndexWriter, interrupts: Interrupts
+) -> collections.Counter[str]:
+    """Draw what the plan says and index it; Ray must be connected.
+
+    Every row that reached the driver is committed on every way out.
+
+    Returns:
+        How many images came out ok and failed, and how many prompts were truncated.
+
+    Raises:
+        KeyboardInterrupt: a signal came; the index is true.
+        Refused: the model can't be loaded, or the output not be written.
+    """
+    counts: collections.Counter[str] = collections.Counter()
+    low, high = cluster.actor_bounds(
+        options.workers(), recipe.device, options.gpus_per_actor, -(-plan.denoises.num_rows // recipe.batch_size)
+    )
+    results = _Results(_dataset(plan, recipe, options, storage, low, high))
+    progress = Progress(plan.images_wanted, plan.images_there, lambda: cluster.actors_up(Worker.__name__))
+    with interrupts.deferred():
+        try:
+            for rows in results:
+                if interrupts.requested:
+                    raise KeyboardInterrupt
+                if rows is not None:
+                    _take(rows, index, counts, progress)
+                index.commit_if_due()
+                progress.tick()
+        finally:
+            progress.close()
+            index.commit()
+    return counts
+
+
+def _take(rows: pa.Table, index: IndexWriter, counts: collections.Counter[str], progress: Progress) -> None:
+    unwritten = rows.filter(pc.equal(rows["status"], UNWRITTEN))
+    rows = rows.filter(pc.not_equal(rows["status"], UNWRITTEN))
+    ok = pc.sum(pc.equal(rows["status"], "ok")).as_py() or 0
+    index.append(rows)
+    counts["ok"] += ok
+    counts["failed"] += rows.num_rows - ok
+    counts["truncated"] += pc.sum(rows["prompt_truncated"]).as_py() or 0
+    progress.add(ok, rows.num_rows - ok)
+    if unwritten.num_rows:
+        first = unwritten.slice(0, 1).to_pylist()[0]
+        raise Refused(
+            f"{index.storage.path(first['path'])}: can't be written: {first['error_message']};"
+            " what was written before is indexed; the same command goes on"
+        )
+
+
+def _dataset(plan: Plan, recipe: Recipe, options: Generate, storage: Storage, low: int, high: int) -> Any:
+    """One block a batch: a task that a killed actor leaves is replayed whole and gives the same rows again."""
+    import ray.data
+    from ray.data import ActorPoolStrategy, TaskPoolStrategy
+
+    _configure()
+    dataset = ray.data.from_arrow(list(plan.batches(recipe.batch_size)))
+    # a GPU actor asks for no CPU: nodes have fewer CPUs than such actors would want, and it needs one only briefly
+    resources: dict[str, Any] = {"num_cpus": 1}
+    if recipe.device == "cuda":
+        resources = {"num_gpus": options.gpus_per_actor, "num_cpus": 0}
+    drawn = dataset.map_batches(
+        Worker,
+        fn_constructor_args=(recipe, plan.captures, 1 if recipe.device == "cpu" else None),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(
+            min_size=low, max_size=high, initial_size=high, max_tasks_in_flight_per_actor=TASKS_IN_FLIGHT
+        ),
+        **resources,
+    )
+    # no CPU for writers either, or on a laptop they would wait for the actors that wait for them
+    nodes = cluster.nodes() if options.shared_filesystem else 1
+    here = None if options.shared_filesystem else {"ray.io/node-id": cluster.node_id()}
+    return drawn.map_batches(
+        functools.partial(write_images, storage=storage, model_type=recipe.model_type),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=0,
+        compute=TaskPoolStrategy(size=WRITERS * nodes),
+        label_selector=here,
+    )
+
+
+def _configure() -> None:
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.max_consecutive_actor_init_deaths = INIT_DEATHS
+    context.max_errored_blocks = 0  # more would let a block's remaining images vanish silently
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+class _Results:
+    """Tables of rows as they arrive, and None several times a second, so that the driver can keep its own clock."""
+
+    def __init__(self, dataset: Any):
+        self._dataset = dataset
+        self._arrived: queue.Queue[pa.Table | BaseException | None] = queue.Queue(maxsize=16)
+
+    def __iter__(self) -> Iterator[pa.Table | None]:
+        threading.Thread(target=self._fetch, daemon=True).start()
+        while True:
+            try:
+                item = self._arrived.get(timeout=POLL_SECONDS)
+            except queue.Empty:
+                yield None
+                continue
+            if item is None:
+                return
+            if isinstance(item, BaseException):
+                raise _explained(item)
+            yield item
+
+    def _fetch(self) -> None:
+        try:
+            for table in self._dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+                self._arrived.put(table)
+            self._arrived.put(None)
+        except BaseException as error:
+            self._arrived.put(error)
+
+
+def _explained(error: BaseException) -> BaseException:
+    """A Refused with the model's own words where Ray's error has a ModelError inside, else the error."""
+    text = str(error)
+    marker = "ModelError: "
+    if marker in text:
+        return Refused(one_line(Exception(text.rsplit(marker, 1)[1].splitlines()[0])))
+    return error

@@ -1,0 +1,185 @@
+"""What of the asked images exists, decided by the index and the files, and whether it is what is asked for.
+Knows the index's columns and the tree; nothing of what is drawn next."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+
+from actors.recipe import Capture, Recipe
+from ray_app import index, layout, recipes, runs
+from ray_app.errors import Refused
+from ray_app.storage import Storage
+
+# its functions are made when it is imported: type checkers don't see them
+pc: Any = pyarrow.compute
+
+_SHARED = f"/{layout.COMBINED}_query"
+
+_COLUMNS = {
+    **{name: pc.field(name) for name in ("query_id", "prompt_index", "image_index", "k", "snapshot", "step")},
+    **{name: pc.field(name) for name in ("status", "bytes", "denoise_id", "reference_img_id")},
+    "in_own_folder": pc.match_substring(pc.field("path"), _SHARED),
+}
+
+
+def check_recipe(storage: Storage, recipe: Recipe) -> list[str]:
+    """Compare with the recipes that this output's images were drawn by; a warning for each that moves low bits only.
+
+    Raises:
+        Refused: another recipe, naming each field that differs and both values.
+    """
+    is_ok = pc.field("status") == "ok"
+    rows = index.read(storage, recipe.model_type, ["recipe", "run_id"], only=is_ok)
+    warnings = []
+    for row in rows.group_by("recipe").aggregate([("run_id", "min")]).to_pylist():
+        if row["recipe"] == recipe.fingerprint():
+            continue
+        theirs = runs.recipe_of(storage, row["run_id_min"]) or _recipe_of_rows(
+            storage, recipe.model_type, row["recipe"]
+        )
+        strict, low_bits = recipes.differences(recipe, theirs)
+        if strict:
+            raise Refused(
+                f"{storage.root}: holds {recipe.model_type} images of another recipe: {', '.join(strict)};"
+                " take another --output_base_path"
+            )
+        warnings += [f"{storage.root}: {text}: pictures may differ in their low bits" for text in low_bits]
+    return warnings
+
+
+def find(
+    storage: Storage, model_type: str, slots: pa.Table, captures: Sequence[Capture], img_per_prompt: int
+) -> np.ndarray:
+    """Which images are there: bool, (slots, captures). There means a row that says so and a file of that size.
+
+    Raises:
+        Refused: an image is there under the same name, but of another prompt, seed, numbering or annotations.
+    """
+    found = np.zeros((slots.num_rows, len(captures)), bool)
+    rows = index.read(storage, model_type, _COLUMNS)
+    if not rows.num_rows:
+        return found
+    slot_of_row = _match(slots, rows)
+    ok = np.asarray(pc.equal(rows["status"], "ok"))
+    differs = _conflicts(slots, rows, slot_of_row)
+    for number, capture in enumerate(captures):
+        of_capture = pc.and_(pc.equal(rows["snapshot"], capture.snapshot), pc.equal(rows["step"], capture.step))
+        newest = np.full(slots.num_rows, -1)
+        (here,) = np.nonzero(np.asarray(of_capture) & (slot_of_row >= 0))
+        newest[slot_of_row[here]] = here  # rows are sorted by age: the last one assigned is the newest
+        there = (newest >= 0) & ok[newest]
+        folder = layout.step_folder(model_type, capture.snapshot, capture.step)
+        there &= _sizes(storage, folder, slots["file"]) == np.asarray(rows["bytes"].fill_null(-2))[newest]
+        if (there & differs[newest]).any():
+            slot = int(np.nonzero(there & differs[newest])[0][0])
+            raise _other_image(storage, model_type, slots.slice(slot, 1).to_pylist()[0], rows, int(newest[slot]))
+        found[:, number] = there
+    _check_neighbours(storage, slots, rows.filter(pa.array(ok)), img_per_prompt)
+    return found
+
+
+def _recipe_of_rows(storage: Storage, model_type: str, fingerprint: str) -> dict:
+    """What the rows alone tell of a recipe whose run's record is gone."""
+    names = [
+        "num_inference_steps",
+        "height",
+        "width",
+        "model_path",
+        "model_revision",
+        "scheduler",
+        "dtype",
+        "batch_size",
+    ]
+    columns = {name: pc.field(name) for name in names} | {"image_format": pc.field("format")}
+    row = index.read(storage, model_type, columns, only=pc.field("recipe") == fingerprint).slice(0, 1).to_pylist()[0]
+    return {name: value for name, value in row.items() if name != "created_at"}
+
+
+def _match(slots: pa.Table, rows: pa.Table) -> np.ndarray:
+    """For each row the number of its slot, -1 for rows of slots that are not asked for."""
+    query_ids = np.unique(np.asarray(slots["query_id"]))
+    prompts, images = (int(pc.max(slots[name]).as_py()) + 1 for name in ("prompt_index", "image_index"))
+
+    def keys(table: pa.Table) -> np.ndarray:
+        query, prompt, image = (
+            np.asarray(table[name]).astype(np.int64) for name in ("query_id", "prompt_index", "image_index")
+        )
+        place = np.minimum(np.searchsorted(query_ids, query), len(query_ids) - 1)
+        asked = (query_ids[place] == query) & (prompt < prompts) & (image < images)
+        return np.where(asked, (place * prompts + prompt) * images + image, -1)
+
+    slot_keys, row_keys = keys(slots), keys(rows)
+    order = np.argsort(slot_keys, kind="stable")
+    place = np.minimum(np.searchsorted(slot_keys[order], row_keys), len(order) - 1)
+    return np.where(slot_keys[order][place] == row_keys, order[place], -1)
+
+
+def _conflicts(slots: pa.Table, rows: pa.Table, slot_of_row: np.ndarray) -> np.ndarray:
+    """For each row whether its image is another one than its slot asks for, or stands under another name."""
+    compared = slots.select(["denoise_id", "k", "reference_img_id", "file"])
+    asked = compared.take(pa.array(np.maximum(slot_of_row, 0)))
+    in_own_folder = pc.invert(pc.starts_with(asked["file"], f"{layout.COMBINED}/"))
+    differs = [
+        pc.not_equal(asked["denoise_id"], rows["denoise_id"]),
+        pc.not_equal(asked["k"], rows["k"]),
+        pc.not_equal(asked["reference_img_id"], rows["reference_img_id"]),
+        pc.not_equal(in_own_folder, rows["in_own_folder"]),
+    ]
+    return (slot_of_row >= 0) & np.logical_or.reduce([np.asarray(column) for column in differs])
+
+
+def _sizes(storage: Storage, folder: str, files: pa.ChunkedArray) -> np.ndarray:
+    """The size of each file in a step's folder, -1 where there is none."""
+    listing = storage.sizes(folder)
+    if not listing:
+        return np.full(len(files), -1)
+    place = pc.index_in(files, value_set=pa.array(list(listing), pa.string()))
+    sizes = pc.take(pa.array(list(listing.values()), pa.int64()), place)
+    return np.asarray(sizes.fill_null(-1))
+
+
+def _other_image(storage: Storage, model_type: str, slot: dict, rows: pa.Table, row: int) -> Refused:
+    """The error for an image that stands where another is asked for, naming what differs."""
+    there = {name: rows[name][row].as_py() for name in rows.column_names}
+    query = there["query_id"]
+    same = (pc.field("query_id") == query) & (pc.field("denoise_id") == there["denoise_id"])
+    drawn = index.read(storage, model_type, ["prompt", "seed", "path"], only=same).to_pylist()[-1]
+    differences = (
+        ("--img_per_prompt", "k", there["k"], slot["k"]),
+        ("annotations", "reference_img_id", there["reference_img_id"], slot["reference_img_id"]),
+        ("annotations or --prompt_field", "prompt", drawn["prompt"], slot["prompt"]),
+        ("--seed or --seed_mode", "seed", drawn["seed"], slot["seed"]),
+        ("annotations", "path", drawn["path"].split("/", 1)[1], slot["file"]),
+    )
+    flag, name, before, now = next(found for found in differences if found[2] != found[3])
+    return Refused(
+        f"{storage.root}: query {query}, prompt {there['prompt_index']}: {name} is {before!r} there and {now!r} here"
+        f" (other {flag}); take another --output_base_path"
+    )
+
+
+def _check_neighbours(storage: Storage, slots: pa.Table, rows: pa.Table, img_per_prompt: int) -> None:
+    """Raise Refused if images that are not asked for stand under names that ours would take."""
+    prompt, image, k = (np.asarray(rows[name]).astype(np.int64) for name in ("prompt_index", "image_index", "k"))
+    (other,) = np.nonzero(k != prompt * img_per_prompt + image)
+    if len(other):
+        before = (k[other[0]] - image[other[0]]) // prompt[other[0]]
+        raise Refused(
+            f"{storage.root}: --img_per_prompt is {before} there and {img_per_prompt} here: file numbers would"
+            " collide; take another --output_base_path"
+        )
+    ours = slots.filter(pc.starts_with(slots["file"], f"{layout.COMBINED}/"))
+    owner = {row["reference_img_id"]: row["query_id"] for row in _pairs(ours)}
+    for row in _pairs(rows.filter(pc.invert(rows["in_own_folder"]))):
+        if owner.get(row["reference_img_id"], row["query_id"]) != row["query_id"]:
+            raise Refused(
+                f"{storage.root}: reference {row['reference_img_id']} is query {row['query_id']}'s there and query"
+                f" {owner[row['reference_img_id']]}'s here (other annotations); take another --output_base_path"
+            )
+
+
+def _pairs(table: pa.Table) -> list[dict]:
+    return table.group_by(["reference_img_id", "query_id"]).aggregate([]).to_pylist()

@@ -1,0 +1,181 @@
+"""What a model says of itself, read from its config files before anything is loaded: family, scheduler, default size.
+Knows folders and the hub; imports neither torch nor diffusers."""
+
+import dataclasses
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from actors import tiny
+from actors.recipe import fingerprint
+from ray_app.errors import Refused, one_line
+
+PIPELINE_CLASSES = {"sdxl": "StableDiffusionXLPipeline", "flux": "FluxPipeline"}
+WEIGHT_FOLDERS = {
+    "sdxl": ("unet", "vae", "text_encoder", "text_encoder_2"),
+    "flux": ("transformer", "vae", "text_encoder", "text_encoder_2"),
+}
+SIZE_MULTIPLE = {"sdxl": 8, "flux": 16}
+"""What height and width must be divisible by; diffusers refuses other sizes of SDXL and silently rounds Flux's."""
+FLUX_SAMPLE_SIZE = 128
+"""Flux's transformer config has no sample size; the pipeline's own default, in latent pixels."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelCard:
+    """A model as its files describe it. `revision` is a hub commit, or "sha256:…" of a local folder."""
+
+    model_type: str
+    path: str
+    revision: str
+    variant: str | None
+    scheduler: str
+    scheduler_config: dict[str, Any]
+    default_size: int
+
+    def scheduler_fingerprint(self) -> str:
+        """A hash of what decides the scheduler's steps."""
+        return fingerprint({name: value for name, value in self.scheduler_config.items() if not name.startswith("_")})
+
+    def check_steps(self, num_inference_steps: int) -> None:
+        """Raise Refused if the scheduler would run another number of steps than the one asked for."""
+        trained = int(self.scheduler_config.get("num_train_timesteps", 1000))
+        if num_inference_steps > trained:
+            raise Refused(f"--max_inference_steps {num_inference_steps}: {self.path} knows at most {trained} steps")
+        if self.scheduler_config.get("timestep_spacing") == "trailing":
+            # as diffusers spaces them: floating point gives one more for some numbers, 61 among them
+            real = _arange_length(trained, trained / num_inference_steps)
+            if real != num_inference_steps:
+                raise Refused(
+                    f"--max_inference_steps {num_inference_steps}: {self.scheduler} would run {real} steps;"
+                    " take another number"
+                )
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise Refused for a size in pixels that the model can't draw."""
+        multiple = SIZE_MULTIPLE[self.model_type]
+        for name, value in (("height", height), ("width", width)):
+            if value <= 0 or value % multiple:
+                raise Refused(f"--{name} {value}: {self.model_type} draws multiples of {multiple} pixels")
+
+
+def read_card(model_type: str, path: str, revision: str | None, half: bool) -> ModelCard:
+    """Read a model's card.
+
+    Args:
+        path: "tiny", a local folder, or a hub id (its config files are downloaded to the hub's cache).
+        revision: a branch, tag or commit of the hub; None is its default branch.
+        half: whether the weights are wanted in float16, so that fp16 files serve where there are some.
+
+    Raises:
+        Refused: no such model, another family, weights that are not safetensors.
+    """
+    if path == tiny.NAME:
+        _no_revision(path, revision)
+        scheduler = dict(tiny.CONFIGS[model_type]["scheduler"])
+        size = tiny.default_size(model_type)
+        return ModelCard(model_type, path, tiny.REVISION, None, scheduler.pop("_class_name"), scheduler, size)
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        _no_revision(path, revision)
+        names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+        path, found_revision = str(folder.resolve()), _folder_revision(folder, names)
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+", path) and not path.startswith("."):
+        folder, names, found_revision = _from_hub(path, revision)
+    else:
+        raise Refused(f"{path}: no such folder, and no hub id (owner/name); set --model_path")
+    index = _read_json(path, folder, "model_index.json")
+    found = index.get("_class_name")
+    if found != PIPELINE_CLASSES[model_type]:
+        other = next((kind for kind, name in PIPELINE_CLASSES.items() if name == found), None)
+        advice = f"; use --model_type {other}" if other else ""
+        raise Refused(f"{path}: holds a {found}, but --model_type {model_type} draws with a"
+                      f" {PIPELINE_CLASSES[model_type]}{advice}")  # fmt: skip
+    scheduler = _read_json(path, folder, "scheduler/scheduler_config.json")
+    return ModelCard(
+        model_type=model_type,
+        path=path,
+        revision=found_revision,
+        variant=_variant(path, names, WEIGHT_FOLDERS[model_type], half),
+        scheduler=str(scheduler.get("_class_name")),
+        scheduler_config=scheduler,
+        default_size=_default_size(model_type, path, folder),
+    )
+
+
+def _no_revision(path: str, revision: str | None) -> None:
+    if revision is not None:
+        raise Refused(f"--revision {revision}: {path} is not a hub id; leave it out")
+
+
+def _default_size(model_type: str, path: str, folder: Path) -> int:
+    vae_factor = 2 ** (len(_read_json(path, folder, "vae/config.json").get("block_out_channels", [0] * 4)) - 1)
+    if model_type == "flux":
+        return FLUX_SAMPLE_SIZE * vae_factor
+    return int(_read_json(path, folder, "unet/config.json").get("sample_size", 128)) * vae_factor
+
+
+def _variant(path: str, names: list[str], weight_folders: tuple[str, ...], half: bool) -> str | None:
+    """ "fp16" if such files are there and wanted, or are all there is; None for the plain ones."""
+    plain, fp16 = [], []
+    for folder in weight_folders:
+        weights = [name for name in names if name.startswith(f"{folder}/") and name.endswith(".safetensors")]
+        if not weights:
+            raise Refused(f"{path}: no .safetensors weights in {folder}/; other formats are not loaded")
+        fp16.append(any(".fp16" in name for name in weights))
+        plain.append(any(".fp16" not in name for name in weights))
+    return "fp16" if all(fp16) and (half or not all(plain)) else None
+
+
+def _from_hub(path: str, revision: str | None) -> tuple[Path, list[str], str]:
+    """The cached folder with the config files, the names of all files, and the commit."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        folder = Path(snapshot_download(path, revision=revision, allow_patterns=["*.json"]))
+        try:
+            names = HfApi().list_repo_files(path, revision=folder.name)
+        except (OSError, HfHubHTTPError):  # no network: the cache is what there is
+            names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+    except GatedRepoError:
+        raise Refused(f"{path}: a gated model; accept its terms on the hub and set HF_TOKEN") from None
+    except RevisionNotFoundError:
+        raise Refused(f"{path}: the hub has no revision {revision!r} of it") from None
+    except RepositoryNotFoundError:
+        raise Refused(f"{path}: no such folder, and no such model on the hub (private ones need HF_TOKEN)") from None
+    except Exception as error:  # the hub client raises many kinds for a network that isn't there
+        raise Refused(f"{path}: not in the local cache, and the hub can't be asked: {one_line(error, 160)}") from None
+    return folder, names, folder.name
+
+
+def _folder_revision(folder: Path, names: list[str]) -> str:
+    """A hash of the configs' text and the weights' names and sizes: other weights are noticed without reading them."""
+    digest = hashlib.sha256()
+    for name in names:
+        file = folder / name
+        if name.endswith(".json"):
+            digest.update(name.encode() + b"\0" + file.read_bytes() + b"\0")
+        elif name.endswith(".safetensors"):
+            digest.update(f"{name}\0{file.stat().st_size}\0".encode())
+    return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def _read_json(path: str, folder: Path, name: str) -> dict[str, Any]:
+    try:
+        value = json.loads((folder / name).read_text())
+    except FileNotFoundError:
+        raise Refused(f"{path}: no {name}; this is not a folder of a diffusers pipeline") from None
+    except (OSError, ValueError) as error:
+        raise Refused(f"{path}: {name} can't be read: {one_line(error)}") from None
+    if not isinstance(value, dict):
+        raise Refused(f"{path}: {name} is not a JSON object")
+    return value
+
+
+def _arange_length(start: float, step: float) -> int:
+    import numpy
+
+    return len(numpy.arange(start, 0, -step))

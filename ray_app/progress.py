@@ -1,0 +1,90 @@
+"""Progress of a run: a bar on a terminal, a line every ten seconds elsewhere.
+Counts on the driver; knows nothing of Ray."""
+
+import collections
+import sys
+import time
+from collections.abc import Callable
+
+LINE_SECONDS = 10.0
+RATE_SECONDS = 60.0
+
+
+class Progress:
+    """Shows images done of all, images/s of the last minute, time left, failures and actors up, on stderr.
+
+    Args:
+        total: images wanted, those that were there at the start included.
+        done: images that were there at the start.
+        actors_up: asked whenever a line is shown.
+    """
+
+    def __init__(self, total: int, done: int, actors_up: Callable[[], int]):
+        self.total, self.done, self.failed = total, done, 0
+        self._drawn = 0
+        self._actors_up = actors_up
+        self._seen = collections.deque([(time.monotonic(), 0)])
+        self._next_line = time.monotonic() + LINE_SECONDS
+        self._bar = _Bar(total, done) if sys.stderr.isatty() else None
+
+    def add(self, ok: int, failed: int) -> None:
+        """Count images that arrived."""
+        self.done += ok
+        self.failed += failed
+        self._drawn += ok + failed
+        self._seen.append((time.monotonic(), self._drawn))
+
+    def tick(self) -> None:
+        """Show what is due; call it often."""
+        now = time.monotonic()
+        if now < self._next_line:
+            return
+        self._next_line = now + (0.5 if self._bar else LINE_SECONDS)
+        self._bar.show(self.done, self.describe()) if self._bar else print(self.describe(), file=sys.stderr, flush=True)
+
+    def images_per_second(self) -> float:
+        """Over the last minute, or since the first image arrived."""
+        now = time.monotonic()
+        while len(self._seen) > 2 and self._seen[0][0] < now - RATE_SECONDS:
+            self._seen.popleft()
+        seconds = now - self._seen[0][0]
+        return (self._drawn - self._seen[0][1]) / seconds if seconds > 0 else 0.0
+
+    def describe(self) -> str:
+        """One line."""
+        rate = self.images_per_second()
+        left = self.total - self.done - self.failed
+        eta = _duration(left / rate) if rate > 0 else "?"
+        return (
+            f"{self.done:,} of {self.total:,} images, {rate:.1f} images/s, {eta} left, {self.failed:,} failed,"
+            f" {self._actors_up()} actors up"
+        )
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar:
+            self._bar.show(self.done, self.describe())
+            self._bar.close()
+
+
+class _Bar:
+    def __init__(self, total: int, done: int):
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        columns = (BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.description}"))
+        self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
+        self._task = self._progress.add_task("starting", total=total, completed=done)
+        self._progress.start()
+
+    def show(self, done: int, text: str) -> None:
+        self._progress.update(self._task, completed=done, description=text)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

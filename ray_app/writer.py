@@ -1,0 +1,50 @@
+"""The writer stage: encoded images in, index rows without bytes out.
+Writes the same bytes to the same names however often a batch is replayed; knows no Ray."""
+
+import hashlib
+from typing import Any
+
+import pyarrow as pa
+
+from ray_app import index, layout
+from ray_app.errors import one_line
+from ray_app.storage import Storage
+
+UNWRITTEN = "unwritten"
+"""Status of a row whose image is drawn but could not be written: the output's trouble, not the prompt's."""
+
+_FROM_SLOT = ("query_id", "reference_img_id", "prompt_index", "image_index", "k")
+_FROM_WRITER = ("path", "bytes", "sha256")
+
+
+def write_images(table: pa.Table, storage: Storage, model_type: str) -> pa.Table:
+    """Write a batch's images for every slot that asks for them.
+
+    Args:
+        table: rows of `worker.Worker`.
+
+    Returns:
+        One row of the index an image, without the columns that are the same for the whole run.
+    """
+    from_image = [name for name in table.column_names if name in index.COLUMNS]
+    rows: list[dict[str, Any]] = []
+    for image in table.to_pylist():
+        digest = hashlib.sha256(image["image"]).hexdigest() if image["image"] is not None else None
+        for slot in image["slots"]:
+            folder = layout.step_folder(model_type, image["snapshot"], image["step"])
+            row = {name: slot[name] for name in _FROM_SLOT} | {name: image[name] for name in from_image}
+            row |= {"path": f"{folder}/{slot['file']}", "bytes": None, "sha256": None}
+            if digest is not None:
+                row |= {"bytes": len(image["image"]), "sha256": digest}
+                row |= _write(storage, row["path"], image["image"])
+            rows.append(row)
+    schema = pa.schema([index.SCHEMA.field(name) for name in (*_FROM_SLOT, *from_image, *_FROM_WRITER)])
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def _write(storage: Storage, path: str, data: bytes) -> dict[str, str]:
+    try:
+        storage.write(path, data)
+    except OSError as error:
+        return {"status": UNWRITTEN, "error_type": type(error).__name__, "error_message": one_line(error)}
+    return {}
