@@ -149,12 +149,12 @@ def _read(path: str) -> list[dict[str, Any]]:
     except (ValueError, RecursionError) as error:
         raise Refused(f"{path}: not JSON that can be read: {error}") from None
     if not isinstance(entries, list):
-        raise Refused(f"{path}: a {type(entries).__name__}, not a list of queries")
+        raise Refused(f"{path}: {_kind(entries)}, not a list of queries")
     if not entries:
         raise Refused(f"{path}: an empty list; there is no query to draw")
     for position, entry in enumerate(entries):
         if not isinstance(entry, dict):
-            raise Refused(f"{path}: entry {position} is a {type(entry).__name__}, not an object")
+            raise Refused(f"{path}: entry {position} is {_kind(entry)}, not an object")
     return entries
 
 
@@ -173,7 +173,7 @@ def _query(
     if reference is None:
         raise _Unusable(f"{where}: no 'reference_img_id'")
     if isinstance(reference, bool) or not isinstance(reference, int | str):
-        raise _Unusable(f"{where}: 'reference_img_id' is a {type(reference).__name__}, not a number or string")
+        raise _Unusable(f"{where}: 'reference_img_id' is {_kind(reference)}, not a whole number or string")
     reference = _text(reference)
     if why := layout.why_not_plain(reference):
         raise Refused(f"{where}: 'reference_img_id' {reference[:80]!r} {why}; it must be a plain name")
@@ -197,6 +197,12 @@ def _query_id(path: str, position: int, entry: dict[str, Any], ids: set[int]) ->
     return value
 
 
+def _kind(value: Any) -> str:
+    """What JSON calls it."""
+    names = {bool: "true or false", int: "a number", float: "a number", str: "a string", list: "a list"}
+    return "null" if value is None else names.get(type(value), "an object")
+
+
 def _text(value: Any) -> str:
     """A JSON value as text; `str` alone refuses whole numbers of thousands of digits."""
     return hex(value) if isinstance(value, int) and abs(value) > 10**100 else str(value)
@@ -207,13 +213,13 @@ def _prompts(where: str, entry: dict[str, Any], field: str, num_prompts: int) ->
     if prompts is None:
         raise _Unusable(f"{where}: no '{field}'; name the prompts' field with --prompt_field")
     if not isinstance(prompts, list):
-        raise _Unusable(f"{where}: '{field}' is a {type(prompts).__name__}, not a list of prompts")
+        raise _Unusable(f"{where}: '{field}' is {_kind(prompts)}, not a list of prompts")
     if not prompts:
         raise _Unusable(f"{where}: '{field}' is empty")
     wanted = prompts[:num_prompts]
     for index, prompt in enumerate(wanted):
         if not isinstance(prompt, str):
-            raise _Unusable(f"{where}: '{field}'[{index}] is a {type(prompt).__name__}, not a string")
+            raise _Unusable(f"{where}: '{field}'[{index}] is {_kind(prompt)}, not a string")
         try:
             prompt.encode()
         except UnicodeEncodeError:

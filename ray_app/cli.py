@@ -4,6 +4,7 @@ Imports a verb's module only when it is called: `--help` answers before torch or
 import contextlib
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -72,6 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
+    except OSError as error:
+        print(f"proxyqueue: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)
+        return REFUSED
 
 
 def _parse(verb: str, options_class: type, arguments: list[str]) -> Any:
@@ -90,5 +94,15 @@ def _parse(verb: str, options_class: type, arguments: list[str]) -> Any:
         if not end.code:
             raise
         lines = (line.strip("│╭╮╰╯─ ") for line in box.getvalue().splitlines()[1:])
-        text = " ".join(line for line in lines if line).split(" For full helptext")[0].rstrip(". ")
-        raise Refused(f"{text} (see proxyqueue {verb} --help)") from None
+        raise Refused(f"{_shorten(' '.join(line for line in lines if line))} (see proxyqueue {verb} --help)") from None
+
+
+def _shorten(text: str) -> str:
+    """What tyro's box says, without the help text it repeats; a value that can't be read as flag, value and type."""
+    text = text.split(" For full helptext")[0].rstrip(". ")
+    unread = re.match(r"Error parsing (--\w+): (.*) Argument helptext: --\w+ (\[.*?\]\]|\S+)", text)
+    if unread is None:
+        return text
+    flag, reason, kind = unread.groups()
+    values = ", ".join(re.findall(r"'([^']*)'", reason.rsplit(": ", 1)[-1]))
+    return f"{flag} {values}: takes {kind.removeprefix('{None}|')}"

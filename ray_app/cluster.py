@@ -21,6 +21,7 @@ def connected(address: str | None) -> Iterator[None]:
         Refused: no cluster answers there.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # else a thread that outlives an interrupted run starts Ray anew
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else its C++ side writes warnings into the progress
     import ray
 

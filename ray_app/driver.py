@@ -37,20 +37,23 @@ POLL_SECONDS = 0.2
 
 
 def run(
-    plan: Plan, recipe: Recipe, options: Generate, storage: Storage, index: IndexWriter, interrupts: Interrupts
-) -> collections.Counter[str]:
+    plan: Plan,
+    recipe: Recipe,
+    options: Generate,
+    storage: Storage,
+    index: IndexWriter,
+    interrupts: Interrupts,
+    counts: collections.Counter[str],
+) -> None:
     """Draw what the plan says and index it; Ray must be connected.
 
-    Every row that reached the driver is committed on every way out.
-
-    Returns:
-        How many images came out ok and failed, and how many prompts were truncated.
+    Every row that reached the driver is committed on every way out, and counted in `counts`: images "ok", "failed" and
+    "truncated", "denoises" and their "steps".
 
     Raises:
         KeyboardInterrupt: a signal came; the index is true.
         Refused: the model can't be loaded, or the output not be written.
     """
-    counts: collections.Counter[str] = collections.Counter()
     low, high = cluster.actor_bounds(
         options.workers(), recipe.device, options.gpus_per_actor, -(-plan.denoises.num_rows // recipe.batch_size)
     )
@@ -68,7 +71,6 @@ def run(
         finally:
             progress.close()
             index.commit()
-    return counts
 
 
 def _take(rows: pa.Table, index: IndexWriter, counts: collections.Counter[str], progress: Progress) -> None:
@@ -79,6 +81,9 @@ def _take(rows: pa.Table, index: IndexWriter, counts: collections.Counter[str], 
     counts["ok"] += ok
     counts["failed"] += rows.num_rows - ok
     counts["truncated"] += pc.sum(rows["prompt_truncated"]).as_py() or 0
+    last_steps = rows.group_by("denoise_id").aggregate([("step", "max")])["step_max"]  # a table is a whole batch
+    counts["denoises"] += len(last_steps)
+    counts["steps"] += pc.sum(last_steps).as_py() or 0
     progress.add(ok, rows.num_rows - ok)
     if unwritten.num_rows:
         first = unwritten.slice(0, 1).to_pylist()[0]
@@ -130,7 +135,7 @@ def _configure() -> None:
     context.print_on_execution_start = False
     context.max_consecutive_actor_init_deaths = INIT_DEATHS
     context.max_errored_blocks = 0  # more would let a block's remaining images vanish silently
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it would log is raised too
 
 
 class _Results:

@@ -64,20 +64,23 @@ def find(
         return found
     slot_of_row = _match(slots, rows)
     ok = np.asarray(pc.equal(rows["status"], "ok"))
-    differs = _conflicts(slots, rows, slot_of_row)
+    _check_neighbours(storage, slots, rows.filter(pa.array(ok)), img_per_prompt)
+    renamed, redrawn = _conflicts(slots, rows, slot_of_row)
     for number, capture in enumerate(captures):
         of_capture = pc.and_(pc.equal(rows["snapshot"], capture.snapshot), pc.equal(rows["step"], capture.step))
         newest = np.full(slots.num_rows, -1)
         (here,) = np.nonzero(np.asarray(of_capture) & (slot_of_row >= 0))
         newest[slot_of_row[here]] = here  # rows are sorted by age: the last one assigned is the newest
-        there = (newest >= 0) & ok[newest]
+        has_row = (newest >= 0) & ok[newest]
         folder = layout.step_folder(model_type, capture.snapshot, capture.step)
-        there &= _sizes(storage, folder, slots["file"]) == np.asarray(rows["bytes"].fill_null(-2))[newest]
-        if (there & differs[newest]).any():
-            slot = int(np.nonzero(there & differs[newest])[0][0])
+        sizes = np.asarray(rows["bytes"].fill_null(-2))[newest]
+        there = has_row & (_sizes(storage, folder, slots["file"]) == sizes)
+        # an image whose file is gone may be drawn anew from another prompt; under another name it would stay behind
+        (other,) = np.nonzero((there & redrawn[newest]) | (has_row & renamed[newest]))
+        if len(other):
+            slot = int(other[0])
             raise _other_image(storage, model_type, slots.slice(slot, 1).to_pylist()[0], rows, int(newest[slot]))
         found[:, number] = there
-    _check_neighbours(storage, slots, rows.filter(pa.array(ok)), img_per_prompt)
     return found
 
 
@@ -117,18 +120,18 @@ def _match(slots: pa.Table, rows: pa.Table) -> np.ndarray:
     return np.where(slot_keys[order][place] == row_keys, order[place], -1)
 
 
-def _conflicts(slots: pa.Table, rows: pa.Table, slot_of_row: np.ndarray) -> np.ndarray:
-    """For each row whether its image is another one than its slot asks for, or stands under another name."""
+def _conflicts(slots: pa.Table, rows: pa.Table, slot_of_row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each row whether its slot now has another file name, and whether it asks for another picture."""
     compared = slots.select(["denoise_id", "k", "reference_img_id", "file"])
     asked = compared.take(pa.array(np.maximum(slot_of_row, 0)))
     in_own_folder = pc.invert(pc.starts_with(asked["file"], f"{layout.COMBINED}/"))
-    differs = [
-        pc.not_equal(asked["denoise_id"], rows["denoise_id"]),
+    renamed = [
         pc.not_equal(asked["k"], rows["k"]),
         pc.not_equal(asked["reference_img_id"], rows["reference_img_id"]),
         pc.not_equal(in_own_folder, rows["in_own_folder"]),
     ]
-    return (slot_of_row >= 0) & np.logical_or.reduce([np.asarray(column) for column in differs])
+    redrawn = pc.not_equal(asked["denoise_id"], rows["denoise_id"])
+    return np.logical_or.reduce([np.asarray(column) for column in renamed]), np.asarray(redrawn)
 
 
 def _sizes(storage: Storage, folder: str, files: pa.ChunkedArray) -> np.ndarray:

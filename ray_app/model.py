@@ -78,7 +78,7 @@ def read_card(model_type: str, path: str, revision: str | None, half: bool) -> M
         size = tiny.default_size(model_type)
         return ModelCard(model_type, path, tiny.REVISION, None, scheduler.pop("_class_name"), scheduler, size)
     folder = Path(path).expanduser()
-    if folder.is_dir():
+    if path and folder.is_dir():
         _no_revision(path, revision)
         names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
         path, found_revision = str(folder.resolve()), _folder_revision(folder, names)
@@ -147,8 +147,17 @@ def _from_hub(path: str, revision: str | None) -> tuple[Path, list[str], str]:
     except RepositoryNotFoundError:
         raise Refused(f"{path}: no such folder, and no such model on the hub (private ones need HF_TOKEN)") from None
     except Exception as error:  # the hub client raises many kinds for a network that isn't there
-        raise Refused(f"{path}: not in the local cache, and the hub can't be asked: {one_line(error, 160)}") from None
+        raise Refused(
+            f"{path}: not in the local cache, and the hub can't be reached ({one_line(_root(error), 160)});"
+            " set --model_path to a local folder, or to tiny for a try"
+        ) from None
     return folder, names, folder.name
+
+
+def _root(error: BaseException) -> BaseException:
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return error
 
 
 def _folder_revision(folder: Path, names: list[str]) -> str:

@@ -23,7 +23,7 @@ class Progress:
         self.total, self.done, self.failed = total, done, 0
         self._drawn = 0
         self._actors_up = actors_up
-        self._seen = collections.deque([(time.monotonic(), 0)])
+        self._seen: collections.deque[tuple[float, int]] = collections.deque()
         self._next_line = time.monotonic() + LINE_SECONDS
         self._bar = _Bar(total, done) if sys.stderr.isatty() else None
 
@@ -44,6 +44,8 @@ class Progress:
 
     def images_per_second(self) -> float:
         """Over the last minute, or since the first image arrived."""
+        if not self._seen:
+            return 0.0
         now = time.monotonic()
         while len(self._seen) > 2 and self._seen[0][0] < now - RATE_SECONDS:
             self._seen.popleft()

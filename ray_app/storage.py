@@ -39,8 +39,10 @@ class Storage:
                 self.write("probe", b"", staged_only=True)
             else:
                 existing = next(parent for parent in (self.root, *self.root.parents) if parent.exists())
-                if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-                    raise PermissionError(f"{existing} is not a folder that can be written")
+                if not existing.is_dir():
+                    raise NotADirectoryError(f"{existing} is a file")
+                if not os.access(existing, os.W_OK | os.X_OK):
+                    raise PermissionError(f"no permission in {existing}")
         except (OSError, ValueError) as error:
             raise Refused(f"--output_base_path {self.root}: can't be written: {_reason(error)}") from error
 

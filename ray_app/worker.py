@@ -1,10 +1,9 @@
 """Worker: what a Ray actor of the pool runs, the image generator between Arrow tables.
-Knows which actor and node it is on; nothing of files. torch comes in with the first worker, not with this module."""
+Knows which actor and node it is on; nothing of files. torch and Ray come in with the first worker."""
 
 from collections.abc import Sequence
 
 import pyarrow as pa
-import ray
 
 from actors.recipe import Capture, Recipe
 from ray_app import index
@@ -30,6 +29,8 @@ class Worker:
     """One actor of the pool; loads the model once and draws batches until the run ends."""
 
     def __init__(self, recipe: Recipe, captures: Sequence[Capture], threads: int | None):
+        import ray
+
         from actors.generator import ImageGenerator
 
         context = ray.get_runtime_context()

@@ -1,0 +1,93 @@
+"""Shared parts of the tests: real tiny pipelines in local folders, one local Ray, the command as a subprocess."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from actors.recipe import Recipe
+from ray_app import cluster, recipes, runs
+from ray_app.options import Generate
+
+ROOT = Path(__file__).parent.parent
+SAMPLE = ROOT / "ray_app" / "sample.json"
+
+
+def pytest_report_header() -> str:
+    return ", ".join(f"{name} {version}" for name, version in runs.versions().items())
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    """One local Ray for all tests that run `generate` in this process; it finds it and leaves it running."""
+    with cluster.connected("local"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def circo_json() -> str:
+    """The real annotations, where CIRCO_JSON names them."""
+    path = os.environ.get("CIRCO_JSON")
+    if not path:
+        pytest.skip("CIRCO_JSON names no annotations")
+    return path
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Folders saved with save_pretrained: SDXL with Euler and with EulerAncestral, Flux, and SDXL with two poisons."""
+    from diffusers import EulerDiscreteScheduler
+
+    from actors import tiny
+
+    root = tmp_path_factory.mktemp("models")
+    flux, ancestral, euler, poison = (tiny.build(kind) for kind in ("flux", "sdxl", "sdxl", "sdxl"))
+    scheduler = {name: value for name, value in euler.scheduler.config.items() if name != "timestep_spacing"}
+    euler.scheduler = EulerDiscreteScheduler.from_config(scheduler, timestep_spacing="leading")
+    _poison(poison)
+    pipes = {"flux": flux, "sdxl_ancestral": ancestral, "sdxl_euler": euler, "sdxl_poison": poison}
+    for name, pipe in pipes.items():
+        pipe.save_pretrained(root / name)
+    return {name: str(root / name) for name in pipes}
+
+
+def _poison(pipe) -> None:
+    """A prompt with "~" gives NaN latents; one with "kaboom", a token beyond the embedding, raises an IndexError."""
+    import torch
+
+    for encoder, tokenizer in ((pipe.text_encoder, pipe.tokenizer), (pipe.text_encoder_2, pipe.tokenizer_2)):
+        poisoned = tokenizer.convert_tokens_to_ids(["~", "~</w>"])
+        with torch.no_grad():
+            encoder.get_input_embeddings().weight[poisoned] = torch.nan
+        tokenizer.add_tokens(["kaboom"])
+
+
+@pytest.fixture
+def recipe_for() -> Callable[..., Recipe]:
+    """Resolve flags to a recipe, on the CPU unless said otherwise."""
+
+    def resolve(**flags) -> Recipe:
+        return recipes.resolve(Generate(**{"device": "cpu", **flags}))
+
+    return resolve
+
+
+def run_cli(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`python -m ray_app …` to its end, as a user would run it."""
+    return subprocess.run(
+        [sys.executable, "-m", "ray_app", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def read_tree(root: Path) -> dict[str, bytes]:
+    """Every image of an output by its relative path."""
+    files = (path for path in root.rglob("combined*/*") if path.is_file())
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}

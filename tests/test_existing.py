@@ -1,0 +1,145 @@
+"""What exists: rows and files together decide; another image under the same name is refused."""
+
+import dataclasses
+import hashlib
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from actors.recipe import Capture
+from ray_app import circo, existing, layout, runs
+from ray_app.errors import Refused
+from ray_app.index import IndexWriter
+from ray_app.storage import Storage
+
+CAPTURES = [Capture(1), Capture(2, "x0")]
+
+
+def slots_of(img_per_prompt=1, seed=0, prompts=("a", "b"), queries=((1, "r1"), (2, "r1"), (3, "r3"))):
+    seen: set[str] = set()
+    made = []
+    for query_id, reference in queries:
+        made.append(circo.Query(query_id, reference, prompts, layout.query_folder(query_id, reference not in seen)))
+        seen.add(reference)
+    return circo.slots(made, img_per_prompt, seed, "image", "jpg")
+
+
+@pytest.fixture
+def recipe(recipe_for):
+    return recipe_for(model_path="tiny")
+
+
+@pytest.fixture
+def output(tmp_path, recipe):
+    return Output(tmp_path, recipe)
+
+
+class Output:
+    """An output with real files and real parts, written image by image."""
+
+    def __init__(self, root, recipe):
+        self.storage = Storage(str(root), "run-1")
+        constants = {"recipe": recipe.fingerprint(), "model_path": "tiny", "num_inference_steps": 32, "format": "jpg"}
+        self.index = IndexWriter(self.storage, "sdxl", {**constants, "height": 64, "width": 64, "batch_size": 4})
+
+    def add(self, slots, captures=CAPTURES, status="ok"):
+        for slot in slots.to_pylist():
+            for capture in captures:
+                path = f"{layout.step_folder('sdxl', capture.snapshot, capture.step)}/{slot['file']}"
+                data = path.encode()
+                if status == "ok":
+                    self.storage.write(path, data)
+                row = {name: slot[name] for name in slot if name != "file"}
+                row |= {"step": capture.step, "snapshot": capture.snapshot, "path": path, "status": status}
+                row |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+                self.index.append(pa.Table.from_pylist([row]))
+        self.index.commit()
+
+    def find(self, slots, img_per_prompt=1):
+        return existing.find(self.storage, "sdxl", slots, CAPTURES, img_per_prompt)
+
+
+def test_an_empty_output_has_nothing(output):
+    assert not output.find(slots_of()).any()
+
+
+def test_rows_with_their_files_are_there_in_any_selection(output):
+    output.add(slots_of())
+    assert output.find(slots_of()).all()
+    assert output.find(slots_of().slice(3, 2)).all()
+    more = output.find(slots_of(prompts=("a", "b", "c")))
+    assert more.all(1).tolist() == [True, True, False] * 3
+
+
+def test_files_without_rows_rows_without_files_and_other_sizes_are_missing(output):
+    slots = slots_of()
+    output.add(slots.slice(1))
+    output.storage.path("proxy_images_sdxl_step1/combined/combined_r1_1.jpg").unlink()
+    output.storage.path("proxy_images_sdxl_step1/combined_query2/combined_r1_0.jpg").write_bytes(b"cut")
+    output.storage.write("proxy_images_sdxl_step1/combined/combined_r1_0.jpg", b"no row")
+    expected = np.ones((6, 2), bool)
+    expected[0] = expected[1, 0] = expected[2, 0] = False
+    assert (output.find(slots) == expected).all()
+
+
+def test_the_newest_row_of_a_key_counts(output):
+    slots = slots_of()
+    output.add(slots, status="failed")
+    assert not output.find(slots).any()
+    output.add(slots)
+    assert output.find(slots).all()
+    output.add(slots.slice(0, 1), status="failed")
+    assert output.find(slots).all(1).tolist() == [False] + [True] * 5
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"seed": 4}, "query 1, prompt 0: seed is 0 there and 4 here (other --seed or --seed_mode)"),
+        ({"prompts": ("a", "z")}, "query 1, prompt 1: prompt is 'b' there and 'z' here (other annotations or --prompt"),
+        ({"img_per_prompt": 2}, "--img_per_prompt is 1 there and 2 here: file numbers would collide"),
+        ({"queries": [(3, "r9")]}, "query 3, prompt 0: reference_img_id is 'r3' there and 'r9' here"),
+        ({"queries": [(2, "r1")]}, "reference r1 is query 1's there and query 2's here (other annotations)"),
+        ({"queries": [(8, "r1")]}, "reference r1 is query 1's there and query 8's here (other annotations)"),
+    ],
+)
+def test_another_image_under_the_same_name_is_refused(output, asked, message):
+    output.add(slots_of())
+    with pytest.raises(Refused) as raised:
+        output.find(slots_of(**asked), asked.get("img_per_prompt", 1))
+    assert message in str(raised.value)
+    assert str(raised.value).endswith("take another --output_base_path")
+
+
+def test_another_image_may_be_drawn_where_the_file_is_gone(output):
+    output.add(slots_of())
+    for path in output.storage.root.rglob("combined*/*.jpg"):
+        path.unlink()
+    assert not output.find(slots_of(seed=4)).any()
+
+
+def test_another_recipe_is_refused_by_its_record_and_without_it(output, recipe):
+    output.add(slots_of())
+    runs.write(output.storage, runs.begin("sdxl", dataclasses.asdict(recipe), {}))
+    assert existing.check_recipe(output.storage, recipe) == []
+    other = dataclasses.replace(recipe, guidance_scale=5.0, num_inference_steps=16)
+    with pytest.raises(Refused) as raised:
+        existing.check_recipe(output.storage, other)
+    both = "--max_inference_steps is 32 there and 16 here, --guidance_scale is 0.0 there and 5.0 here"
+    assert both in str(raised.value)
+    output.storage.path("runs/run-1.json").unlink()
+    with pytest.raises(Refused, match="--max_inference_steps is 32 there and 16 here"):
+        existing.check_recipe(output.storage, other)
+
+
+def test_a_recipe_that_moves_low_bits_is_a_warning(output, recipe):
+    output.add(slots_of())
+    runs.write(output.storage, runs.begin("sdxl", dataclasses.asdict(recipe), {}))
+    (warning,) = existing.check_recipe(output.storage, dataclasses.replace(recipe, batch_size=8))
+    assert "--batch_size is 4 there and 8 here" in warning
+
+
+def test_a_recipe_of_failures_alone_binds_nobody(output, recipe):
+    output.add(slots_of(), status="failed")
+    assert existing.check_recipe(output.storage, dataclasses.replace(recipe, height=128)) == []

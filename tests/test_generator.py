@@ -1,0 +1,172 @@
+"""ImageGenerator against diffusers' own pipelines: real tiny weights, loaded from local folders."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from actors import tiny
+from actors.capture import StepCapture
+from actors.generator import ImageGenerator, ModelError, encode
+from actors.pipelines import FAMILIES
+from actors.recipe import Capture
+
+STEPS = (1, 3, 6)
+LAST = (Capture(6),)
+KINDS = ["sdxl_euler", "sdxl_ancestral", "flux"]
+PROMPTS = ["a dog on a beach", "a red car, 中文 🎉", "a man with an umbrella", "birds on a wire"]
+
+
+def make(recipe_for, models, kind, captures=LAST, **flags) -> ImageGenerator:
+    size = {"height": 64, "width": 64}  # a Flux folder says no size: its pipeline draws 1024 px
+    flags = {"max_inference_steps": 6, "save_steps": ("6",), "image_format": "png", "batch_size": 2, **size, **flags}
+    recipe = recipe_for(model_type=kind.split("_")[0], model_path=models[kind], **flags)
+    return ImageGenerator(recipe, list(captures), threads=1)
+
+
+def draw(generator, prompts, seeds, captures=None) -> list[dict]:
+    wanted = [list(range(len(generator.captures))) if captures is None else captures] * len(prompts)
+    columns = generator({"prompt": prompts, "seed": seeds, "captures": wanted})
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def own_image(models, kind, prompt, seed, **call) -> np.ndarray:
+    """What the pipeline itself draws, decoded and converted by itself."""
+    pipe = FAMILIES[kind.split("_")[0]].pipeline_class().from_pretrained(models[kind])
+    pipe.set_progress_bar_config(disable=True)
+    generator = [torch.Generator("cpu").manual_seed(seed)]
+    image = pipe(prompt=prompt, generator=generator, num_inference_steps=6, output_type="pil", **call).images[0]
+    return np.array(image)
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return np.array(Image.open(io.BytesIO(png)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (96, 32)])
+def test_last_step_is_the_pipelines_own_image(recipe_for, models, kind, height, width):
+    generator = make(recipe_for, models, kind, batch_size=1, height=height, width=width)
+    (drawn,) = draw(generator, [PROMPTS[0]], [3])
+    extra = {"max_sequence_length": 256} if kind == "flux" else {}
+    own = own_image(models, kind, PROMPTS[0], 3, guidance_scale=0.0, height=height, width=width, **extra)
+    assert pixels(drawn["image"]).shape == (height, width, 3)
+    assert np.array_equal(pixels(drawn["image"]), own)
+
+
+def test_guidance_and_negative_prompt_are_the_pipelines_own(recipe_for, models):
+    flags = {"guidance_scale": 5.0, "negative_prompt": "blurry"}
+    generator = make(recipe_for, models, "sdxl_euler", batch_size=1, **flags)
+    (drawn,) = draw(generator, [PROMPTS[0]], [3])
+    assert np.array_equal(pixels(drawn["image"]), own_image(models, "sdxl_euler", PROMPTS[0], 3, **flags))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_place_and_neighbours_change_no_byte(recipe_for, models, kind):
+    generator = make(recipe_for, models, kind, [Capture(step) for step in STEPS], batch_size=3)
+    alone = [row["image"] for row in draw(generator, [PROMPTS[0]], [7])]
+    for place in range(3):
+        prompts, seeds = PROMPTS[1:3], [1, 2]
+        prompts.insert(place, PROMPTS[0])
+        seeds.insert(place, 7)
+        rows = draw(generator, prompts, seeds)
+        assert [row["image"] for row in rows if row["row"] == place] == alone
+        assert len({row["image"] for row in rows}) == 9
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stops_after_the_last_step_wanted_with_the_same_images(recipe_for, models, kind):
+    generator = make(recipe_for, models, kind, [Capture(step) for step in STEPS])
+    denoiser = generator.family.pipe.unet if "sdxl" in kind else generator.family.pipe.transformer
+    calls = []
+    denoiser.register_forward_hook(lambda *_: calls.append(1))
+    all_steps = draw(generator, PROMPTS[:2], [0, 1])
+    assert len(calls) == 6
+    calls.clear()
+    first_two = draw(generator, PROMPTS[:2], [0, 1], captures=[0, 1])
+    assert len(calls) == 3
+    assert [row["image"] for row in first_two] == [row["image"] for row in all_steps if row["step"] != 6]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_x0_comes_from_the_same_denoise_and_ends_as_xt(recipe_for, models, kind):
+    both = [Capture(step, snapshot) for snapshot in ("xt", "x0") for step in STEPS]
+    generator = make(recipe_for, models, kind, both)
+    rows = {(row["snapshot"], row["step"]): row["image"] for row in draw(generator, PROMPTS[:1], [0])}
+    assert rows["x0", 6] == rows["xt", 6]
+    assert rows["x0", 1] != rows["xt", 1]
+    plain = make(recipe_for, models, kind, [Capture(step) for step in STEPS])
+    assert [rows["xt", step] for step in STEPS] == [row["image"] for row in draw(plain, PROMPTS[:1], [0])]
+
+
+def test_x0_of_flow_matching_is_sample_minus_sigma_times_velocity():
+    """Against the definition: with a straight path from x0 to noise, every step's prediction is x0 itself."""
+    pipe = tiny.build("flux")
+    clean, noise = torch.randn(2, 16, 64, generator=torch.Generator().manual_seed(0)).split(1)
+    pipe.scheduler.set_timesteps(4, sigmas=[1.0, 0.75, 0.5, 0.25], device="cpu")
+    latents, pipe._interrupt = noise, False
+    with StepCapture([Capture(2, "x0")]).attached(pipe) as capture:
+        for index, timestep in enumerate(pipe.scheduler.timesteps):
+            latents = pipe.scheduler.step(noise - clean, timestep, latents)[0]
+            capture(pipe, index, timestep, {"latents": latents})
+            if pipe._interrupt:
+                break
+    assert torch.allclose(capture.latents[Capture(2, "x0")], clean, atol=1e-5)
+    assert "step" not in vars(pipe.scheduler)
+
+
+def test_rows_describe_their_images(recipe_for, models):
+    generator = make(recipe_for, models, "sdxl_euler", [Capture(step) for step in STEPS], image_format="webp")
+    rows = draw(generator, ["short", "x" * 100], [0, 0])
+    assert [(row["row"], row["step"]) for row in rows] == [(0, 1), (0, 3), (0, 6), (1, 1), (1, 3), (1, 6)]
+    assert [row["prompt_truncated"] for row in rows] == [False] * 3 + [True] * 3
+    sigmas = [row["sigma"] for row in rows[:3]]
+    assert sigmas == sorted(sigmas, reverse=True)
+    assert sigmas[-1] == 0
+    assert rows[0]["denoise_seconds"] < rows[2]["denoise_seconds"]
+    assert Image.open(io.BytesIO(rows[0]["image"])).format == "WEBP"
+
+
+def test_one_prompt_that_cannot_be_drawn_costs_no_other(recipe_for, models):
+    generator = make(recipe_for, models, "sdxl_poison", [Capture(step) for step in STEPS], batch_size=4)
+    good = [row["image"] for row in draw(generator, [PROMPTS[0]], [0])]
+    rows = draw(generator, [PROMPTS[0], "a ~ wave", "kaboom", PROMPTS[0]], [0, 0, 0, 0])
+    by_prompt = [rows[start : start + 3] for start in range(0, 12, 3)]
+    assert [row["image"] for row in by_prompt[0]] == good
+    assert [row["image"] for row in by_prompt[3]] == good
+    assert {(row["status"], row["error_type"], row["image"]) for row in by_prompt[1]} == {
+        ("failed", "FloatingPointError", None)
+    }
+    assert {(row["status"], row["error_type"]) for row in by_prompt[2]} == {("failed", "IndexError")}
+    assert "index out of range" in by_prompt[2][0]["error_message"]
+
+
+def test_generator_leaves_torchs_seed_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    tiny.build("sdxl")
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_a_folder_that_cannot_be_loaded_is_one_line(recipe_for, models, tmp_path):
+    import shutil
+
+    folder = tmp_path / "cut"
+    shutil.copytree(models["sdxl_euler"], folder)
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    recipe = recipe_for(model_path=str(folder))
+    with pytest.raises(ModelError, match="can't be loaded as sdxl") as raised:
+        ImageGenerator(recipe, [Capture(32)])
+    assert "\n" not in str(raised.value)
+
+
+def test_encode_is_deterministic_and_png_keeps_every_pixel():
+    image = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
+    for image_format, quality in (("jpg", 95), ("png", None), ("webp", 80)):
+        assert encode(image, image_format, quality) == encode(image, image_format, quality)
+    assert np.array_equal(pixels(encode(image, "png", None)), image)
+    assert len(encode(image, "jpg", 95)) > len(encode(image, "jpg", 20))

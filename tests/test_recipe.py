@@ -1,0 +1,42 @@
+"""Recipes and seeds: what makes two runs the same."""
+
+import dataclasses
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actors.recipe import MAX_SEED, denoise_id, image_seed
+
+
+def test_fingerprint_moves_with_every_field(recipe_for):
+    recipe = recipe_for(model_path="tiny")
+    assert recipe.fingerprint() == recipe_for(model_path="tiny").fingerprint()
+    others = {
+        dataclasses.replace(recipe, **{field.name: "another"}).fingerprint() for field in dataclasses.fields(recipe)
+    }
+    assert len(others) == len(dataclasses.fields(recipe))
+    assert recipe.fingerprint() not in others
+
+
+def test_image_seeds_are_the_scripts():
+    assert [image_seed("image", 7, query, prompt, 2) for query in (0, 5) for prompt in (0, 3)] == [9] * 4
+
+
+def test_slot_seeds_are_all_different_and_stable():
+    seeds = {
+        image_seed("slot", 7, query, prompt, image) for query in range(10) for prompt in range(5) for image in (0, 1)
+    }
+    assert len(seeds) == 100
+    assert image_seed("slot", 7, 3, 1, 0) == int("25ce10a9", 16)  # printf 7/3/1/0 | sha256sum
+    assert image_seed("slot", 8, 3, 1, 0) != image_seed("slot", 7, 3, 1, 0)
+
+
+@given(st.text(), st.text(), st.integers(0, MAX_SEED), st.integers(0, MAX_SEED))
+def test_denoise_ids_are_equal_for_equal_prompt_and_seed_only(prompt, other, seed, other_seed):
+    same = (prompt, seed) == (other, other_seed)
+    assert (denoise_id(prompt, seed) == denoise_id(other, other_seed)) == same
+
+
+@given(st.integers(0, MAX_SEED), st.integers(0), st.integers(0, 2**15), st.integers(0, 2**15))
+def test_slot_seeds_fit_torch(seed, query, prompt, image):
+    assert 0 <= image_seed("slot", seed, query, prompt, image) <= MAX_SEED
