@@ -99,7 +99,8 @@ def _dataset(plan: Plan, recipe: Recipe, options: Generate, storage: Storage, lo
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
     _configure()
-    dataset = ray.data.from_arrow(list(plan.batches(recipe.batch_size)))
+    batches = list(plan.batches(recipe.batch_size))
+    dataset = ray.data.from_arrow(batches)
     # a GPU actor asks for no CPU: nodes have fewer CPUs than such actors would want, and it needs one only briefly
     resources: dict[str, Any] = {"num_cpus": 1}
     if recipe.device == "cuda":
@@ -116,13 +117,14 @@ def _dataset(plan: Plan, recipe: Recipe, options: Generate, storage: Storage, lo
     )
     # no CPU for writers either, or on a laptop they would wait for the actors that wait for them
     nodes = cluster.nodes() if options.shared_filesystem else 1
+    writers = min(WRITERS * nodes, len(batches))
     here = None if options.shared_filesystem else {"ray.io/node-id": cluster.node_id()}
     return drawn.map_batches(
         functools.partial(write_images, storage=storage, model_type=recipe.model_type),
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=0,
-        compute=TaskPoolStrategy(size=WRITERS * nodes),
+        compute=TaskPoolStrategy(size=writers),
         label_selector=here,
     )
 

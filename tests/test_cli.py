@@ -1,0 +1,170 @@
+"""The command as a user runs it: a process of its own, the scripts' flags, exit codes, interruption."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ray_app import index
+from ray_app.cli import VERBS
+from ray_app.storage import Storage
+from tests.conftest import ROOT, SAMPLE, read_tree, run_cli
+
+
+def test_the_scripts_own_spelling_works_from_a_folder_with_their_defaults(tmp_path):
+    (tmp_path / "test1.json").write_text(SAMPLE.read_text())
+    scripts_flags = "--model_type sdxl --num_prompts 2 --img_per_prompt 1 --max_inference_steps 4 --save_steps 1 2 4"
+    result = run_cli(
+        "generate", *scripts_flags.split(), "--guidance_scale", "0.0", "--idx", "1", "--gpu_num", "4",
+        "--sdxl_path", "tiny", cwd=tmp_path,
+    )  # fmt: skip
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith("queries          1\nslots            2, of them 2 different\n")
+    assert sorted(read_tree(tmp_path / "output")) == [
+        f"proxy_images_sdxl_step{step}/combined/combined_100102_{k}.jpg" for step in (1, 2, 4) for k in (0, 1)
+    ]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], *([verb, "--help"] for verb in VERBS)])
+def test_help_imports_nothing_heavy(arguments):
+    code = (
+        "import sys; from ray_app.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as end: assert not end.code\n"
+        "assert not {'torch', 'ray', 'diffusers', 'transformers', 'pyarrow', 'numpy', 'duckdb'} & set(sys.modules)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "proxyqueue" in result.stdout
+
+
+def test_importing_the_application_imports_no_torch():
+    modules = [f"ray_app.{path.stem}" for path in (ROOT / "ray_app").glob("*.py") if path.stem != "__main__"]
+    code = f"import sys, {', '.join(modules)}; assert not {{'torch', 'diffusers', 'ray'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["frobnicate"], "frobnicate: no such verb; there are generate, preview, demo"),
+        (["generate", "--bogus", "3"], "Unrecognized options: --bogus, 3 (see proxyqueue generate --help)"),
+        (["generate", "--idx", "x"], "--idx x: takes INT (see proxyqueue generate --help)"),
+        (["generate", "--limit", "x"], "--limit x: takes INT (see proxyqueue generate --help)"),
+        (
+            ["generate", "--seed"],
+            "Missing value for argument '--seed'. Expected 1 values (see proxyqueue generate --help)",
+        ),
+        (
+            ["generate", "--model_type", "sd"],
+            "invalid choice 'sd' for argument '--model_type'. Expected one of ('sdxl', 'flux')"
+            " (see proxyqueue generate --help)",
+        ),
+        (["generate", "--save-steps", "64"], "--save_steps 64: outside 1..32 (--max_inference_steps)"),
+        (["generate"], "./test1.json: no such file; name the annotations with --json_file"),
+        (
+            ["preview"],
+            "Missing from proxyqueue preview: --prompt STR What to draw. (required) (see proxyqueue preview --help)",
+        ),
+        (["preview", "--prompt", "a", "--model_path", "/none"], "/none: no such folder, and no hub id (owner/name);"),
+        (
+            ["preview", "--prompt", "a", "--model_path", "tiny", "--height", "7"],
+            "--height 7: sdxl draws multiples of 8",
+        ),
+    ],
+)
+def test_wrong_arguments_get_one_line(arguments, message, tmp_path):
+    result = run_cli(*arguments, cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"proxyqueue: {message}")
+    assert result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def check_index_is_true(output: Path) -> int:
+    """Every row's file is there with its sha256; how many rows there are."""
+    rows = index.read(Storage(str(output)), "sdxl", ["path", "sha256", "status"]).to_pylist()
+    for row in rows:
+        assert row["status"] == "ok"
+        assert hashlib.sha256((output / row["path"]).read_bytes()).hexdigest() == row["sha256"]
+    return len(rows)
+
+
+def test_an_interrupted_run_leaves_a_true_index_and_goes_on(tmp_path):
+    """Ctrl-C, then SIGTERM, each as soon as the run has committed a part; then to the end."""
+    flags = "--model_path tiny --max_inference_steps 4 --save_steps 1 4 --img_per_prompt 60 --output_base_path out"
+    command = ["generate", "--json_file", str(SAMPLE), *flags.split()]
+    committed = 0
+    for number in (signal.SIGINT, signal.SIGTERM):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ray_app", *command],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        before = len(list(tmp_path.rglob("*.parquet")))
+        deadline = time.monotonic() + 120
+        while len(list(tmp_path.rglob("*.parquet"))) == before and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 130, err
+        assert err.splitlines()[-1] == "proxyqueue: interrupted; the same command goes on from here"
+        assert "Traceback" not in out + err
+        rows = check_index_is_true(tmp_path / "out")
+        assert committed < rows < 3600
+        committed = rows
+        assert not (tmp_path / "out" / ".staging").exists()
+        assert not [name for name in read_tree(tmp_path / "out") if not name.endswith(".jpg")]
+    result = run_cli(*command, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert f"{committed:,} there" in result.stdout
+    assert check_index_is_true(tmp_path / "out") == len(read_tree(tmp_path / "out")) == 3600
+
+
+def test_preview_saves_each_step_and_the_last_twice(tmp_path):
+    flags = ["--model_path", "tiny", "--max_inference_steps", "4", "--save_steps", "1", "2"]
+    result = run_cli("preview", "--prompt", "a dog on a beach", *flags, cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    for model in ("sdxl", "flux"):
+        folder = tmp_path / "test_output" / f"{model}_multistep"
+        assert sorted(path.name for path in folder.iterdir()) == [
+            "final.png", "step_01.png", "step_02.png", "step_04.png",
+        ]  # fmt: skip
+        assert (folder / "final.png").read_bytes() == (folder / "step_04.png").read_bytes()
+        assert (folder / "step_01.png").read_bytes() != (folder / "step_04.png").read_bytes()
+        assert Image.open(folder / "final.png").size == (64, 64)
+
+
+def test_demo_draws_both_models_and_asks_the_index(tmp_path):
+    result = run_cli("demo", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert len(read_tree(tmp_path / "proxyqueue_demo")) == 2 * 6 * 5 * 5
+    assert "proxy_images_flux_step32/\n    combined/  25 files\n    combined_query4/  5 files" in result.stdout
+    assert result.stdout.count("SELECT") == 3
+    assert "│ flux    │    32 │     30 │       29 │" in result.stdout
+    again = run_cli("demo", cwd=tmp_path)
+    assert again.stdout.count("nothing to draw: all 150 images are there") == 2
+
+
+def test_a_submitted_jobs_entry_point_is_generate():
+    result = subprocess.run(
+        [sys.executable, "-m", "jobs.generate", "--json_file", "/none"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (result.returncode, result.stderr) == (
+        2,
+        "proxyqueue: /none: no such file; name the annotations with --json_file\n",
+    )

@@ -1,0 +1,276 @@
+"""The whole run on a real local Ray, in this process: what it writes, resumes, refuses and counts."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pytest
+
+from actors.generator import ImageGenerator
+from ray_app import index
+from ray_app.errors import OK, SOME_FAILED, Refused
+from ray_app.generate import generate, prepare
+from ray_app.options import Generate
+from ray_app.storage import Storage
+from tests.conftest import SAMPLE, read_tree
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+FLAGS = {
+    "json_file": str(SAMPLE),
+    "model_path": "tiny",
+    "max_inference_steps": 4,
+    "save_steps": ("1", "2", "4"),
+    "num_prompts": 4,
+}
+
+
+def options(output: Path, **flags) -> Generate:
+    return Generate(output_base_path=str(output), **{**FLAGS, **flags})
+
+
+def last_record(output: Path) -> dict:
+    return json.loads(max((output / "runs").iterdir()).read_text())
+
+
+def rows(output: Path, model: str = "sdxl") -> list[dict]:
+    return index.read(Storage(str(output)), model, index.SCHEMA.names).to_pylist()
+
+
+@pytest.fixture(scope="module")
+def finished(ray_local, tmp_path_factory) -> Path:
+    """An undisturbed run of the sample; copied by tests that change it."""
+    output = tmp_path_factory.mktemp("finished") / "out"
+    assert generate(options(output)) == OK
+    return output
+
+
+@pytest.fixture
+def output(finished, tmp_path) -> Path:
+    shutil.copytree(finished, tmp_path / "out")
+    return tmp_path / "out"
+
+
+def test_every_slot_and_step_is_there_with_a_true_row(finished):
+    images, written = read_tree(finished), rows(finished)
+    assert len(images) == 6 * 4 * 3 == len(written)
+    assert {row["path"] for row in written} == set(images)
+    for row in written:
+        data = images[row["path"]]
+        assert (row["status"], row["bytes"], row["sha256"]) == ("ok", len(data), hashlib.sha256(data).hexdigest())
+
+
+def test_the_tree_is_what_retrieval_scripts_read(finished):
+    for step in (1, 2, 4):
+        combined = finished / f"proxy_images_sdxl_step{step}" / "combined"
+        by_reference: dict[str, int] = {}
+        for path in combined.iterdir():
+            reference = path.name.split("_")[1]
+            by_reference[reference] = by_reference.get(reference, 0) + 1
+        assert by_reference == dict.fromkeys(("100101", "100102", "100103", "100104", "100105"), 4)
+        assert sorted(path.name for path in combined.with_name("combined_query4").iterdir()) == [
+            f"combined_100101_{k}.jpg" for k in range(4)
+        ]
+    assert sorted(path.name for path in finished.iterdir()) == [
+        "index",
+        *(f"proxy_images_sdxl_step{step}" for step in (1, 2, 4)),
+        "runs",
+    ]
+
+
+def test_equal_prompts_share_a_denoise_and_its_bytes(finished):
+    shared = [row for row in rows(finished) if row["prompt"] == "A dog by the sea at sunset." and row["step"] == 4]
+    assert {(row["query_id"], row["prompt_index"]) for row in shared} == {(0, 2), (5, 3)}
+    assert len({row["denoise_id"] for row in shared}) == len({row["sha256"] for row in shared}) == 1
+    assert len({row["sha256"] for row in rows(finished) if row["step"] == 4}) == 23
+
+
+def test_the_record_tells_recipe_versions_counts_and_outcome(finished):
+    record = last_record(finished)
+    assert record["state"] == "complete"
+    assert record["recipe"]["num_inference_steps"] == 4
+    assert set(record["versions"]) >= {"ray", "torch", "diffusers", "proxyqueue"}
+    assert record["started_at"] <= record["ended_at"]
+    summary = record["summary"]
+    assert (summary["queries"], summary["slots"], summary["denoises"]) == (6, 24, 23)
+    assert (summary["duplicates_saved"], summary["images_written"], summary["steps_run"]) == (1, 72, 92)
+
+
+def test_rows_carry_the_runs_columns(finished):
+    (row,) = [row for row in rows(finished) if (row["query_id"], row["k"], row["step"]) == (2, 3, 2)]
+    record = last_record(finished)
+    assert row["run_id"] == record["run_id"]
+    assert (row["model_path"], row["scheduler"], row["dtype"]) == ("tiny", "EulerAncestralDiscreteScheduler", "float32")
+    assert (row["width"], row["height"], row["format"], row["batch_size"], row["seed"]) == (64, 64, "jpg", 4, 0)
+    assert row["prompt"] == "Chocolate cake on a white plate, candles lit."
+    assert len(row["actor_id"]) == 32
+    assert len(row["node_id"]) == 56
+
+
+def test_duckdb_reads_the_index_as_readme_says(finished):
+    sql = f"SELECT model, step, count(*) FROM read_parquet('{finished}/index/**/*.parquet', hive_partitioning = true)"
+    assert duckdb.sql(f"{sql} GROUP BY ALL ORDER BY step").fetchall() == [
+        ("sdxl", 1, 24),
+        ("sdxl", 2, 24),
+        ("sdxl", 4, 24),
+    ]
+
+
+def test_the_same_command_again_does_nothing(output, capsys):
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+    assert generate(options(output)) == OK
+    assert "nothing to draw: all 72 images are there" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
+
+
+def test_a_deleted_step_comes_back_alone_bit_for_bit_for_its_own_work(output, finished):
+    shutil.rmtree(output / "proxy_images_sdxl_step2")
+    kept = {path: path.stat().st_mtime_ns for path in output.rglob("combined*/*")}
+    assert generate(options(output)) == OK
+    assert read_tree(output) == read_tree(finished)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    summary = last_record(output)["summary"]
+    assert (summary["images_written"], summary["images_skipped"], summary["steps_run"]) == (24, 48, 46)
+
+
+def test_the_plan_of_a_deleted_step_costs_as_many_unet_calls(output):
+    """The very batches that would go to the actors, through a generator whose UNet counts."""
+    shutil.rmtree(output / "proxy_images_sdxl_step2")
+    job = prepare(options(output))
+    generator = ImageGenerator(job.recipe, job.plan.captures, threads=1)
+    calls = []
+    generator.family.pipe.unet.register_forward_hook(lambda *_: calls.append(1))
+    for batch in job.plan.batches(job.recipe.batch_size):
+        drawn = generator(batch.to_pydict())
+        assert set(drawn["step"]) == {2}
+    assert len(calls) == 2 * 6  # two steps, six batches of four for 23 denoises
+
+
+def test_a_few_deleted_files_are_redrawn_in_other_company_bit_for_bit(output, finished):
+    images = sorted((output / "proxy_images_sdxl_step4").rglob("*.jpg"))
+    for path in images[::5]:
+        path.unlink()
+    images[1].write_bytes(b"cut short")
+    assert generate(options(output, num_workers="1")) == OK
+    assert read_tree(output) == read_tree(finished)
+
+
+def test_more_prompts_and_steps_are_added_to_what_is_there(output, finished):
+    assert generate(options(output, num_prompts=5, save_steps=("1", "2", "3", "4"))) == OK
+    images = read_tree(output)
+    assert len(images) == 6 * 5 * 4
+    assert {name: images[name] for name in read_tree(finished)} == read_tree(finished)
+
+
+def test_shares_meet_in_one_output(finished, tmp_path):
+    for idx in range(2):
+        assert generate(options(tmp_path / "out", idx=idx, gpu_num=2, num_workers="1")) == OK
+    assert read_tree(tmp_path / "out") == read_tree(finished)
+
+
+def test_stale_feature_caches_go_with_the_images_they_were_made_of(output):
+    stale = output / "proxy_images_sdxl_step2" / "aug_features_clip.npz"
+    other = output / "proxy_images_sdxl_step4" / "aug_features_clip.npz"
+    for path in (stale, other):
+        path.write_bytes(b"features")
+    next((output / "proxy_images_sdxl_step2" / "combined").iterdir()).unlink()
+    assert generate(options(output, num_workers="1")) == OK
+    assert not stale.exists()
+    assert other.exists()
+
+
+def test_both_snapshots_of_flux_in_png(tmp_path):
+    flags = {"model_type": "flux", "snapshot": "both", "image_format": "png", "limit": 1, "img_per_prompt": 2}
+    assert generate(options(tmp_path, **flags, seed_mode="slot", num_workers="1")) == OK
+    images = read_tree(tmp_path)
+    assert len(images) == 4 * 2 * 3 * 2
+    for k in range(8):
+        name = f"combined/combined_100101_{k}.png"
+        assert images[f"proxy_images_flux_step4/{name}"] == images[f"proxy_images_flux_x0_step4/{name}"]
+        assert images[f"proxy_images_flux_step1/{name}"] != images[f"proxy_images_flux_x0_step1/{name}"]
+    assert len(set(images.values())) == 8 * 5
+
+
+def test_a_prompt_that_fails_is_a_row_and_the_rerun_tries_it_again(tmp_path, models, capsys):
+    entries = json.loads(SAMPLE.read_text())
+    entries[1]["multi_gpt-3.5_opt"][1] = "a ~ wave"
+    entries[3]["multi_gpt-3.5_opt"][2] = "kaboom"
+    (tmp_path / "test.json").write_text(json.dumps(entries))
+    poisoned = options(
+        tmp_path / "out", json_file=str(tmp_path / "test.json"), model_path=models["sdxl_poison"], device="cpu"
+    )
+    for _ in range(2):
+        assert generate(poisoned) == SOME_FAILED
+        failed = {(row["query_id"], row["prompt_index"], row["step"]): row for row in rows(tmp_path / "out")}
+        failed = {key: row for key, row in failed.items() if row["status"] == "failed"}
+        assert set(failed) == {(query, prompt, step) for query, prompt in ((1, 1), (3, 2)) for step in (1, 2, 4)}
+        assert failed[1, 1, 4]["error_type"] == "FloatingPointError"
+        assert (failed[3, 2, 1]["error_type"], failed[3, 2, 1]["sha256"]) == ("IndexError", None)
+        assert len(read_tree(tmp_path / "out")) == 66
+    assert last_record(tmp_path / "out")["summary"]["images_failed"] == 6
+    assert last_record(tmp_path / "out")["state"] == "some failed"
+    assert "66 skipped, 6 failed" in capsys.readouterr().out
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_run_with_one_line(tmp_path, models):
+    folder = tmp_path / "model"
+    shutil.copytree(models["sdxl_euler"], folder)
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(Refused) as raised:
+        generate(options(tmp_path / "out", model_path=str(folder), device="cpu", num_workers="1"))
+    assert str(raised.value).startswith(f"{folder}: can't be loaded as sdxl: ")
+    assert "\n" not in str(raised.value)
+    assert last_record(tmp_path / "out")["state"] == "failed"
+
+
+def test_no_gpu_is_refused_at_once_with_what_to_do(tmp_path, models):
+    with pytest.raises(Refused, match="the cluster offers 0 GPUs and an actor wants 1; join one with --address, try"):
+        generate(options(tmp_path, model_path=models["sdxl_euler"]))
+
+
+def test_another_recipe_in_the_output_is_refused(output):
+    with pytest.raises(Refused, match=r"--guidance_scale is 0.0 there and 5.0 here"):
+        generate(options(output, guidance_scale=5.0))
+    with pytest.raises(Refused, match="--image_format is 'jpg' there and 'png' here"):
+        generate(options(output, image_format="png"))
+
+
+def test_an_output_that_cannot_be_written_under_way_ends_with_its_path(output):
+    """A file stands where a step's folder should be: the images cannot be written, what was there stays true."""
+    shutil.rmtree(output / "proxy_images_sdxl_step2")
+    (output / "proxy_images_sdxl_step2").write_text("in the way")
+    with pytest.raises(
+        Refused, match=r"proxy_images_sdxl_step2/combined.*: can't be written: .*the same command goes on"
+    ):
+        generate(options(output, num_workers="1"))
+    (output / "proxy_images_sdxl_step2").unlink()
+    assert generate(options(output, num_workers="1")) == OK
+    assert len(read_tree(output)) == 72
+
+
+def test_a_dry_run_writes_nothing(tmp_path, capsys):
+    assert generate(options(tmp_path / "out", dry_run=True)) == OK
+    assert not (tmp_path / "out").exists()
+    assert capsys.readouterr().out.splitlines() == [
+        "queries          6",
+        "slots            24, of them 23 different",
+        "images           72 wanted, 0 there, 72 to draw",
+        "denoises to do   23 (1 duplicates saved)",
+        "steps to run     92 (a run for each step count: 168)",
+    ]
+
+
+def test_a_few_queries_of_the_real_annotations(circo_json, tmp_path):
+    asked = options(tmp_path, json_file=circo_json, query_ids=(0, 251, 631), num_prompts=2)
+    assert generate(asked) == OK
+    assert len(read_tree(tmp_path)) == 3 * 2 * 3
+    assert (tmp_path / "proxy_images_sdxl_step4/combined_query631/combined_304135_1.jpg").exists()
+
+
+def test_schema_of_the_parts_is_the_pinned_one(finished):
+    for part in (finished / "index").rglob("*.parquet"):
+        assert pa.parquet.read_schema(part).equals(index.SCHEMA)
