@@ -4,6 +4,7 @@ Knows resources and actors; nothing of plans or images."""
 import contextlib
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from ray_app.errors import Refused, one_line
 
 LOCAL_IP = "127.0.0.1"
+CONNECT_SECONDS = 10.0
 
 
 @contextlib.contextmanager
@@ -30,17 +32,33 @@ def connected(address: str | None) -> Iterator[None]:
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    # a local Ray is of no use to other machines: it listens on the loopback address alone, without a dashboard
-    local = {"_node_ip_address": LOCAL_IP, "include_dashboard": False} if address == "local" else {}
+    options: dict[str, Any] = {}
+    if address == "local":  # of no use to other machines: it listens on the loopback address alone, without a dashboard
+        options = {"_node_ip_address": LOCAL_IP, "include_dashboard": False}
+    elif _check_answers(address) == LOCAL_IP:  # or Ray would look for it at this machine's other address
+        options = {"_node_ip_address": LOCAL_IP}
     try:
         with _silent_stderr():
-            ray.init(address=address, **local, **quiet)
+            ray.init(address=address, **options, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise Refused(f"--address {address}: no Ray cluster answers there: {one_line(error, 200)}") from None
+        token = "; if it wants a token, set RAY_AUTH_MODE=token"  # all that Ray's own message leaves out
+        raise Refused(f"--address {address}: no Ray cluster answers there: {one_line(error, 200)}{token}") from None
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> str | None:
+    """The host of a cluster's address, None for "auto". Refused if nothing listens: Ray would wait for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return None
+    try:
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise Refused(f"--address {address}: no Ray cluster answers there: {one_line(error)}") from None
+    return host
 
 
 @contextlib.contextmanager

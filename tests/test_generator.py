@@ -1,5 +1,6 @@
 """ImageGenerator against diffusers' own pipelines: real tiny weights, loaded from local folders."""
 
+import dataclasses
 import io
 
 import numpy as np
@@ -32,11 +33,12 @@ def draw(generator, prompts, seeds, captures=None) -> list[dict]:
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def own_image(models, kind, prompt, seed, **call) -> np.ndarray:
+def own_image(models, kind, prompt, seed, dtype=torch.float32, variant=None, **call) -> np.ndarray:
     """What the pipeline itself draws, decoded and converted by itself."""
-    pipe = FAMILIES[kind.split("_")[0]].pipeline_class().from_pretrained(models[kind])
+    pipe = FAMILIES[kind.split("_")[0]].pipeline_class().from_pretrained(models[kind], dtype=dtype, variant=variant)
     pipe.set_progress_bar_config(disable=True)
     generator = [torch.Generator("cpu").manual_seed(seed)]
+    call |= {"max_sequence_length": 256} if kind == "flux" else {}
     image = pipe(prompt=prompt, generator=generator, num_inference_steps=6, output_type="pil", **call).images[0]
     return np.array(image)
 
@@ -50,10 +52,28 @@ def pixels(png: bytes) -> np.ndarray:
 def test_last_step_is_the_pipelines_own_image(recipe_for, models, kind, height, width):
     generator = make(recipe_for, models, kind, batch_size=1, height=height, width=width)
     (drawn,) = draw(generator, [PROMPTS[0]], [3])
-    extra = {"max_sequence_length": 256} if kind == "flux" else {}
-    own = own_image(models, kind, PROMPTS[0], 3, guidance_scale=0.0, height=height, width=width, **extra)
+    own = own_image(models, kind, PROMPTS[0], 3, guidance_scale=0.0, height=height, width=width)
     assert pixels(drawn["image"]).shape == (height, width, 3)
     assert np.array_equal(pixels(drawn["image"]), own)
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("sdxl_euler", "float16"), ("flux", "bfloat16")])
+def test_half_precision_is_the_pipelines_own_with_its_vae_kept_resident(recipe_for, models, tmp_path, kind, dtype):
+    """SDXL's pipeline casts its float16 VAE up for each decode and back; ours is loaded in float32 once."""
+    cls = FAMILIES[kind.split("_")[0]].pipeline_class()
+    cls.from_pretrained(models[kind], dtype=getattr(torch, dtype)).save_pretrained(tmp_path, variant="fp16")
+    flags = {"max_inference_steps": 6, "save_steps": ("6",), "image_format": "png", "batch_size": 1}
+    recipe = recipe_for(model_type=kind.split("_")[0], model_path=str(tmp_path), height=64, width=64, **flags)
+    vae_dtype = "float32" if kind == "sdxl_euler" else dtype
+    recipe = dataclasses.replace(recipe, dtype=dtype, vae_dtype=vae_dtype)
+    generator = ImageGenerator(recipe, LAST, threads=1)
+    vae = next(generator.family.pipe.vae.parameters())
+    (drawn,) = draw(generator, [PROMPTS[0]], [3])
+    size = {"guidance_scale": 0.0, "height": 64, "width": 64}
+    own = own_image({kind: str(tmp_path)}, kind, PROMPTS[0], 3, dtype=getattr(torch, dtype), variant="fp16", **size)
+    assert np.array_equal(pixels(drawn["image"]), own)
+    assert recipe.variant == "fp16"
+    assert vae.dtype == getattr(torch, vae_dtype)
 
 
 def test_guidance_and_negative_prompt_are_the_pipelines_own(recipe_for, models):
