@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from actors.recipe import Capture, Recipe
-from ray_app import index, layout, recipes, runs
+from ray_app import index, layout, recipes
 from ray_app.errors import Refused
 from ray_app.storage import Storage
 
@@ -31,15 +31,11 @@ def check_recipe(storage: Storage, recipe: Recipe) -> list[str]:
     Raises:
         Refused: another recipe, naming each field that differs and both values.
     """
-    is_ok = pc.field("status") == "ok"
-    rows = index.read(storage, recipe.model_type, ["recipe", "run_id"], only=is_ok)
+    rows = index.read(storage, recipe.model_type, ["recipe"], only=pc.field("status") == "ok")
     warnings = []
-    for row in rows.group_by("recipe").aggregate([("run_id", "min")]).to_pylist():
-        if row["recipe"] == recipe.fingerprint():
-            continue
-        theirs = runs.recipe_of(storage, row["run_id_min"]) or _recipe_of_rows(
-            storage, recipe.model_type, row["recipe"]
-        )
+    known = index.recipes(storage, recipe.model_type)
+    for fingerprint in rows["recipe"].unique().to_pylist():
+        theirs = known.get(fingerprint, {})
         strict, low_bits = recipes.differences(recipe, theirs)
         if strict:
             raise Refused(
@@ -82,23 +78,6 @@ def find(
             raise _other_image(storage, model_type, slots.slice(slot, 1).to_pylist()[0], rows, int(newest[slot]))
         found[:, number] = there
     return found
-
-
-def _recipe_of_rows(storage: Storage, model_type: str, fingerprint: str) -> dict:
-    """What the rows alone tell of a recipe whose run's record is gone."""
-    names = [
-        "num_inference_steps",
-        "height",
-        "width",
-        "model_path",
-        "model_revision",
-        "scheduler",
-        "dtype",
-        "batch_size",
-    ]
-    columns = {name: pc.field(name) for name in names} | {"image_format": pc.field("format")}
-    row = index.read(storage, model_type, columns, only=pc.field("recipe") == fingerprint).slice(0, 1).to_pylist()[0]
-    return {name: value for name, value in row.items() if name != "created_at"}
 
 
 def _match(slots: pa.Table, rows: pa.Table) -> np.ndarray:

@@ -95,7 +95,7 @@ def _draw(job: Job, interrupts: Interrupts) -> int:
     try:
         with cluster.connected(job.options.address):
             interrupts.install()  # Ray takes SIGTERM for itself
-            index = IndexWriter(storage, job.options.model_type, _constants(job.recipe))
+            index = IndexWriter(storage, job.recipe)
             _remove_caches(job)
             driver.run(job.plan, job.recipe, job.options, storage, index, interrupts, counts)
         outcome = {"state": "some failed" if counts["failed"] else "complete"}
@@ -142,13 +142,6 @@ def _summary_text(summary: dict[str, Any], storage: Storage) -> str:
         f"wall time        {seconds:,} s with starting Ray and loading models; {rate:g} images/s\n"
         f"record           {storage.path(layout.run_file(storage.run_id or ''))}"
     )
-
-
-def _constants(recipe: Recipe) -> dict[str, Any]:
-    """The index's columns that are the same for every row of a run."""
-    names = ("num_inference_steps", "model_path", "model_revision", "guidance_scale", "scheduler", "dtype")
-    constants = {name: getattr(recipe, name) for name in names}
-    return constants | {"format": recipe.image_format, "recipe": recipe.fingerprint()}
 
 
 def _remove_caches(job: Job) -> None:

@@ -1,7 +1,9 @@
 """The index: one pinned Parquet schema, immutable parts, one row an image.
 Knows rows and parts; nothing of how images are drawn."""
 
+import dataclasses
 import datetime
+import json
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +12,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from actors.recipe import Recipe
 from ray_app import layout
 from ray_app.errors import Refused, one_line
 from ray_app.storage import Storage
@@ -58,9 +61,14 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
 }
 """Every column but `model`, which is the hive partition: type and meaning."""
 
-SCHEMA = pa.schema([pa.field(name, kind) for name, (kind, _) in COLUMNS.items()]).with_metadata(
-    {"proxyqueue.schema_version": SCHEMA_VERSION}
-)
+VERSION_KEY = b"proxyqueue.schema_version"
+RECIPES_KEY = b"proxyqueue.recipes"
+SCHEMA = pa.schema([pa.field(name, kind) for name, (kind, _) in COLUMNS.items()], {VERSION_KEY: SCHEMA_VERSION})
+
+
+def with_recipes(recipes: dict[str, dict[str, Any]]) -> pa.Schema:
+    """The schema of a part whose rows were drawn by these recipes, by fingerprint."""
+    return SCHEMA.with_metadata({**(SCHEMA.metadata or {}), RECIPES_KEY: json.dumps(recipes)})
 
 
 class IndexWriter:
@@ -68,15 +76,20 @@ class IndexWriter:
 
     Args:
         storage: where; its run id names the parts.
-        model_type: the partition.
-        constants: values of the columns that are the same for all rows of the run.
+        recipe: what the run's images are drawn by; in full in each part's metadata, so that rows can be redrawn.
     """
 
-    def __init__(self, storage: Storage, model_type: str, constants: dict[str, Any]):
+    def __init__(self, storage: Storage, recipe: Recipe):
         if storage.run_id is None:
             raise ValueError("a reader's storage can't write an index")
-        self.storage, self.model_type, self.run_id = storage, model_type, storage.run_id
-        self.constants = {**constants, "run_id": storage.run_id}
+        self.storage, self.model_type, self.run_id = storage, recipe.model_type, storage.run_id
+        names = ("num_inference_steps", "model_path", "model_revision", "guidance_scale", "scheduler", "dtype")
+        self.constants = {name: getattr(recipe, name) for name in names} | {
+            "format": recipe.image_format,
+            "recipe": recipe.fingerprint(),
+            "run_id": storage.run_id,
+        }
+        self.schema = with_recipes({recipe.fingerprint(): dataclasses.asdict(recipe)})
         self._tables: list[pa.Table] = []
         self._rows = 0
         self._sequence = 0
@@ -96,7 +109,7 @@ class IndexWriter:
                 columns.append(pa.repeat(pa.scalar(value, field.type), rows.num_rows))
         if not self._tables:
             self._oldest = time.monotonic()
-        self._tables.append(pa.table(columns, schema=SCHEMA))
+        self._tables.append(pa.table(columns, schema=self.schema))
         self._rows += rows.num_rows
 
     def commit_if_due(self) -> None:
@@ -137,6 +150,14 @@ def read(
         if broken is None:
             raise
         raise Refused(f"{storage.path(broken)}: not a readable part of the index: {one_line(error, 200)}") from error
+
+
+def recipes(storage: Storage, model_type: str) -> dict[str, dict[str, Any]]:
+    """Every recipe of a model's partition in full, by fingerprint, from the parts' own metadata."""
+    found: dict[str, dict[str, Any]] = {}
+    for part in storage.list_names(layout.index_folder(model_type), "*.parquet"):
+        found |= json.loads((pq.read_schema(storage.path(part)).metadata or {}).get(RECIPES_KEY, b"{}"))
+    return found
 
 
 def _readable(storage: Storage, part: str) -> bool:

@@ -55,13 +55,5 @@ def write(storage: Storage, record: dict[str, Any], **changes: Any) -> dict[str,
     return record
 
 
-def recipe_of(storage: Storage, run_id: str) -> dict[str, Any] | None:
-    """The recipe of an earlier run; None if its record is gone or can't be read."""
-    try:
-        return json.loads(storage.path(layout.run_file(run_id)).read_text())["recipe"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,5 +1,6 @@
 """The index: the pinned schema, parts that are whole or absent, what cannot be read."""
 
+import dataclasses
 import datetime
 import time
 
@@ -7,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from actors.recipe import Recipe
 from ray_app import index
 from ray_app.errors import Refused
 from ray_app.index import IndexWriter
@@ -22,13 +24,19 @@ def storage(tmp_path):
     return Storage(str(tmp_path), "run-1")
 
 
+@pytest.fixture
+def recipe(recipe_for):
+    return recipe_for(model_path="tiny")
+
+
 def parts(storage):
     return sorted(path.name for path in storage.root.rglob("*.parquet"))
 
 
-def test_a_part_has_the_pinned_schema_and_the_runs_constants(storage):
+def test_a_part_has_the_pinned_schema_and_the_runs_constants(storage, recipe):
     before = datetime.datetime.now(datetime.UTC)
-    writer = IndexWriter(storage, "sdxl", {"model_path": "tiny", "guidance_scale": 0.5})
+    recipe = dataclasses.replace(recipe, guidance_scale=0.5)
+    writer = IndexWriter(storage, recipe)
     writer.append(rows(3, status="ok"))
     writer.commit()
     writer.commit()
@@ -36,6 +44,8 @@ def test_a_part_has_the_pinned_schema_and_the_runs_constants(storage):
     file = pq.ParquetFile(storage.path("index/model=sdxl/part-run-1-000000.parquet"))
     assert file.schema_arrow.equals(index.SCHEMA)
     assert file.schema_arrow.metadata[b"proxyqueue.schema_version"] == b"1"
+    (full,) = index.recipes(storage, "sdxl").values()
+    assert Recipe(**full) == recipe
     assert file.metadata.row_group(0).column(0).compression == "ZSTD"
     row = file.read().to_pylist()[2]
     assert (row["query_id"], row["status"], row["model_path"], row["guidance_scale"]) == (2, "ok", "tiny", 0.5)
@@ -43,8 +53,8 @@ def test_a_part_has_the_pinned_schema_and_the_runs_constants(storage):
     assert before <= row["created_at"] <= datetime.datetime.now(datetime.UTC)
 
 
-def test_parts_are_committed_by_rows_and_by_time(storage, monkeypatch):
-    writer = IndexWriter(storage, "sdxl", {})
+def test_parts_are_committed_by_rows_and_by_time(storage, recipe, monkeypatch):
+    writer = IndexWriter(storage, recipe)
     writer.append(rows(index.COMMIT_ROWS - 1))
     writer.commit_if_due()
     assert parts(storage) == []
@@ -58,9 +68,9 @@ def test_parts_are_committed_by_rows_and_by_time(storage, monkeypatch):
     assert len(parts(storage)) == 2
 
 
-def test_rows_come_back_oldest_first_with_the_columns_asked_for(storage):
+def test_rows_come_back_oldest_first_with_the_columns_asked_for(storage, recipe):
     for run_id, status in (("run-2", "failed"), ("run-1", "ok")):
-        writer = IndexWriter(Storage(str(storage.root), run_id), "sdxl", {})
+        writer = IndexWriter(Storage(str(storage.root), run_id), recipe)
         writer.append(rows(2, status=status))
         writer.commit()
     table = index.read(storage, "sdxl", ["query_id", "status"])
@@ -70,8 +80,8 @@ def test_rows_come_back_oldest_first_with_the_columns_asked_for(storage):
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"not parquet at all"])
-def test_a_part_that_cannot_be_read_is_named(storage, content):
-    writer = IndexWriter(storage, "sdxl", {})
+def test_a_part_that_cannot_be_read_is_named(storage, recipe, content):
+    writer = IndexWriter(storage, recipe)
     writer.append(rows(1))
     writer.commit()
     storage.path("index/model=sdxl/part-cut.parquet").write_bytes(content)
@@ -79,8 +89,8 @@ def test_a_part_that_cannot_be_read_is_named(storage, content):
         index.read(storage, "sdxl", ["query_id"])
 
 
-def test_rows_stay_in_hand_while_a_part_cannot_be_written(storage):
-    writer = IndexWriter(storage, "sdxl", {})
+def test_rows_stay_in_hand_while_a_part_cannot_be_written(storage, recipe):
+    writer = IndexWriter(storage, recipe)
     writer.append(rows(2))
     (storage.root / "index").write_text("a file where the folder should be")
     with pytest.raises(OSError, match="index"):

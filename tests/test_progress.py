@@ -1,0 +1,51 @@
+"""Progress: what a line says, when lines come, the bar on a real terminal."""
+
+import os
+import pty
+import sys
+
+from ray_app import progress
+from ray_app.progress import Progress
+from tests.conftest import ROOT
+
+
+def test_a_line_tells_done_rate_time_left_failures_and_actors(monkeypatch):
+    clock = iter([0.0, 10.0, 30.0, 30.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    shown = Progress(total=10_000, done=2_000, actors_up=lambda: 3)
+    assert "0.0 images/s, ? left" in shown.describe()
+    shown.add(ok=100, failed=0)
+    shown.add(ok=290, failed=10)
+    assert shown.describe() == "2,390 of 10,000 images, 15.0 images/s, 8:26 left, 10 failed, 3 actors up"
+
+
+def test_lines_come_every_ten_seconds_where_there_is_no_terminal(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    shown = Progress(total=10, done=0, actors_up=lambda: 1)
+    for now[0] in (1.0, 9.9, 10.0, 10.5, 19.0, 20.0):
+        shown.tick()
+    shown.close()
+    assert capsys.readouterr().err.count(" images, ") == 2
+
+
+def test_a_terminal_gets_a_bar():
+    code = (
+        "import time; from ray_app.progress import Progress\n"
+        "shown = Progress(200, 50, lambda: 2); shown.add(50, 0)\n"
+        "shown._next_line = 0; shown.tick(); time.sleep(0.3); shown.close()"
+    )
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(ROOT)
+        os.environ.update(COLUMNS="140", TERM="xterm")
+        os.execv(sys.executable, [sys.executable, "-c", code])
+    seen = b""
+    try:
+        while chunk := os.read(terminal, 4096):
+            seen += chunk
+    except OSError:  # the child is gone
+        pass
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert "━" in seen.decode()
+    assert "100 of 200 images" in seen.decode()
