@@ -18,7 +18,8 @@ class StepCapture:
 
     Afterwards `latents[capture]` holds a copy of the batch's latents (same shape and dtype as the pipeline's) of each
     wanted capture; `timesteps[step]`, `sigmas[step]` (the noise left after the step; NaN where the scheduler has no
-    sigmas) and `seconds[step]` (since the denoise began) describe the step.
+    sigmas) and `seconds[step]` (since the denoise began) describe the step. Every step's largest value is kept, so that
+    `first_bad_steps` can tell when a sample went wrong.
     """
 
     def __init__(self, wanted: Iterable[Capture]):
@@ -28,6 +29,7 @@ class StepCapture:
         self.timesteps: dict[int, float] = {}
         self.sigmas: dict[int, float] = {}
         self.seconds: dict[int, float] = {}
+        self._largest: list[torch.Tensor] = []
         self._x0: torch.Tensor | None = None
         self._calls = 0
         self._started = 0.0
@@ -48,8 +50,9 @@ class StepCapture:
 
     def __call__(self, pipe: Any, step_index: int, timestep: Any, callback_kwargs: dict[str, Any]) -> dict[str, Any]:
         step = step_index + 1
+        latents = callback_kwargs["latents"]
+        self._largest.append(latents.flatten(1).abs().amax(1))  # read at the end: until then no GPU has to wait
         if step in self.steps:
-            latents = callback_kwargs["latents"]
             if Capture(step, "xt") in self.wanted:
                 self.latents[Capture(step, "xt")] = latents.clone()
             if Capture(step, "x0") in self.wanted:
@@ -59,6 +62,11 @@ class StepCapture:
             if step == max(self.steps):
                 pipe._interrupt = True  # the pipeline skips what is left and returns these latents
         return callback_kwargs
+
+    def first_bad_steps(self) -> list[int | None]:
+        """For each sample of the batch the first step whose latents are not finite, None if all are."""
+        finite = torch.isfinite(torch.stack(self._largest)).cpu()  # (steps, samples)
+        return [None if sample.all() else int(sample.int().argmin()) + 1 for sample in finite.T]
 
     def _describe(self, scheduler: Any, step: int, timestep: Any, latents: torch.Tensor) -> None:
         if latents.is_cuda:

@@ -1,6 +1,8 @@
 """ImageGenerator: the persistent actor's work; rows of prompts in, step-tagged encoded images out.
 A plain class that needs no Ray: call it from a test, a benchmark or a notebook."""
 
+import dataclasses
+import gc
 import io
 import time
 from collections import OrderedDict
@@ -23,6 +25,23 @@ class ModelError(Exception):
     """The model can't be loaded or can't draw what the recipe asks; the message is one line."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One prompt to draw and the captures wanted of it."""
+
+    prompt: str
+    seed: int
+    captures: list[Capture]
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """Why an image could not be drawn, as it stands in the index."""
+
+    error_type: str
+    message: str
+
+
 class ImageGenerator:
     """Holds one loaded pipeline and draws batches of prompts with it.
 
@@ -40,6 +59,7 @@ class ImageGenerator:
             torch.set_num_threads(threads)
         self.recipe = recipe
         self.captures = list(captures)
+        self.batch_size = recipe.batch_size  # halved whenever memory runs out, and never raised again
         try:
             self.family = pipelines.load(recipe)
         except Exception as error:
@@ -48,7 +68,7 @@ class ImageGenerator:
         self._embeddings: OrderedDict[str, pipelines.Embeddings] = OrderedDict()
 
     def __call__(self, batch: dict[str, Sequence[Any]]) -> dict[str, list[Any]]:
-        """Draw up to `batch_size` prompts.
+        """Draw up to `recipe.batch_size` prompts.
 
         Args:
             batch: columns `prompt` (str), `seed` (int) and `captures` (indices into the generator's captures).
@@ -60,13 +80,16 @@ class ImageGenerator:
             its prompts, so at the last step it is what one image costs.
         """
         requests = [
-            (prompt, int(seed), [int(index) for index in wanted])
+            Request(prompt, int(seed), [self.captures[index] for index in wanted])
             for prompt, seed, wanted in zip(batch["prompt"], batch["seed"], batch["captures"], strict=True)
         ]
-        rows: list[dict[str, Any]] = []
-        for row, drawn in enumerate(self._draw_all(requests)):
-            rows += [{"row": row, **image} for image in drawn]
-        return {name: [row[name] for row in rows] for name in ("row", *OUTPUT_COLUMNS)}
+        return _columns(self._draw_all(requests))
+
+    def give_up(self, batch: dict[str, Sequence[Any]], error_type: str, message: str) -> dict[str, list[Any]]:
+        """What `__call__` would return if none of these prompts could be drawn, without trying."""
+        failure = Failure(error_type, message)
+        wanted = ([self.captures[index] for index in indices] for indices in batch["captures"])
+        return _columns([[self._failed(capture, failure) for capture in captures] for captures in wanted])
 
     def pixels(self, prompts: Sequence[str], seeds: Sequence[int], captures: Sequence[Capture]) -> dict[Capture, Any]:
         """Draw and decode without encoding: for each capture a uint8 array (n, height, width, 3).
@@ -75,56 +98,76 @@ class ImageGenerator:
         """
         capture = self._denoise(prompts, seeds, captures)
         return {
-            wanted: pipelines.decode_to_uint8(self.family, latents)[: len(prompts)].numpy()
+            wanted: pipelines.decode_to_uint8(self.family, latents)[0][: len(prompts)]
             for wanted, latents in capture.latents.items()
         }
 
-    def _draw_all(self, requests: list[tuple[str, int, list[int]]]) -> list[list[dict[str, Any]]]:
-        """Each request's images. If the batch fails, its prompts are drawn one by one and only the guilty one fails."""
+    def _draw_all(self, requests: list[Request]) -> list[list[dict[str, Any]]]:
+        """Each request's images, in batches that fit; a prompt that fails costs no other."""
+        if len(requests) > self.batch_size:
+            first, rest = requests[: self.batch_size], requests[self.batch_size :]
+            return self._draw_all(first) + self._draw_all(rest)
         try:
             return self._draw(requests)
         except Exception as error:
-            if len(requests) > 1:
-                return [self._draw_all([request])[0] for request in requests]
-            return [[self._failed(self.captures[index], error) for index in requests[0][2]]]
+            # not the error itself: its frames would hold the batch's tensors while it is drawn again
+            failure, no_memory = (
+                Failure(type(error).__name__, " ".join(str(error).split())[:500]),
+                _is_out_of_memory(error),
+            )
+        if no_memory:
+            _release_memory(self.recipe.device)
+            if self.batch_size > 1:
+                self.batch_size //= 2
+                return self._draw_all(requests)
+        if len(requests) > 1:
+            return [self._draw_all([request])[0] for request in requests]
+        return [[self._failed(capture, failure) for capture in requests[0].captures]]
 
-    def _draw(self, requests: list[tuple[str, int, list[int]]]) -> list[list[dict[str, Any]]]:
-        prompts, seeds = [prompt for prompt, _, _ in requests], [seed for _, seed, _ in requests]
-        asked = sorted({self.captures[index] for _, _, wanted in requests for index in wanted})
-        capture = self._denoise(prompts, seeds, asked)
+    def _draw(self, requests: list[Request]) -> list[list[dict[str, Any]]]:
+        asked = sorted({capture for request in requests for capture in request.captures})
+        steps = self._denoise([request.prompt for request in requests], [request.seed for request in requests], asked)
+        bad_steps = steps.first_bad_steps()
         images: dict[tuple[int, Capture], dict[str, Any]] = {}
-        for wanted in asked:
-            latents = capture.latents[wanted]
-            finite = torch.isfinite(latents).flatten(1).all(1).tolist()
+        for capture in asked:
             started = time.perf_counter()
-            pixels = pipelines.decode_to_uint8(self.family, latents).numpy()
-            decode_seconds = (time.perf_counter() - started) / len(latents)
-            for row, (prompt, _, indices) in enumerate(requests):
-                if self.captures.index(wanted) not in indices:
+            pixels, finite = pipelines.decode_to_uint8(self.family, steps.latents[capture])
+            decode_seconds = (time.perf_counter() - started) / len(pixels)
+            for row, request in enumerate(requests):
+                if capture not in request.captures:
                     continue
-                if not finite[row]:
-                    bad = FloatingPointError(f"the latents of step {wanted.step} are not finite")
-                    images[row, wanted] = self._failed(wanted, bad)
-                    continue
-                images[row, wanted] = {
-                    **self._blank(wanted),
-                    "image": encode(pixels[row], self.recipe.image_format, self.recipe.image_quality),
-                    "status": "ok",
-                    "prompt_truncated": self.family.is_truncated(prompt),
-                    "timestep": capture.timesteps[wanted.step],
-                    "sigma": capture.sigmas[wanted.step],
-                    "denoise_seconds": capture.seconds[wanted.step] / len(requests),
-                    "decode_seconds": decode_seconds,
-                }
-        return [
-            [images[row, self.captures[index]] for index in indices] for row, (_, _, indices) in enumerate(requests)
-        ]
+                failure = self._why_bad(capture, pixels[row], bad_steps[row], finite[row])
+                images[row, capture] = (
+                    self._failed(capture, failure)
+                    if failure
+                    else {
+                        **self._blank(capture),
+                        "image": encode(pixels[row], self.recipe.image_format, self.recipe.image_quality),
+                        "status": "ok",
+                        "prompt_truncated": self.family.is_truncated(request.prompt),
+                        "timestep": steps.timesteps[capture.step],
+                        "sigma": steps.sigmas[capture.step],
+                        "denoise_seconds": steps.seconds[capture.step] / len(requests),
+                        "decode_seconds": decode_seconds,
+                    }
+                )
+        return [[images[row, capture] for capture in request.captures] for row, request in enumerate(requests)]
+
+    def _why_bad(self, capture: Capture, pixels: np.ndarray, bad_step: int | None, finite: bool) -> Failure | None:
+        """Why a picture is none, or None: diffusers would save it as black and say nothing."""
+        if bad_step is not None and bad_step <= capture.step:
+            return Failure("NonFiniteLatents", f"the latents are not finite from step {bad_step} on")
+        if not finite:
+            return Failure("NonFinitePixels", f"the decoded pixels of step {capture.step} are not finite")
+        if capture.step == self.recipe.num_inference_steps and pixels.min() == pixels.max():
+            return Failure("FlatImage", f"the picture of the last step is one flat value, {pixels.min()}")
+        return None
 
     def _denoise(self, prompts: Sequence[str], seeds: Sequence[int], captures: Sequence[Capture]) -> StepCapture:
         """Run the model up to the last wanted step. The batch is padded with its last prompt to the fixed size."""
-        if not 0 < len(prompts) <= self.recipe.batch_size:
-            raise ValueError(f"{len(prompts)} prompts in a batch of {self.recipe.batch_size}")
-        padding = self.recipe.batch_size - len(prompts)
+        if not 0 < len(prompts) <= self.batch_size:
+            raise ValueError(f"{len(prompts)} prompts in a batch of {self.batch_size}")
+        padding = self.batch_size - len(prompts)
         prompts, seeds = [*prompts, *[prompts[-1]] * padding], [*seeds, *[seeds[-1]] * padding]
         embeddings = [self._embed(prompt) for prompt in prompts]
         with StepCapture(captures).attached(self.family.pipe) as capture:
@@ -145,19 +188,12 @@ class ImageGenerator:
         return self._embeddings[prompt]
 
     def _blank(self, capture: Capture) -> dict[str, Any]:
-        recipe = self.recipe
-        known = {"snapshot": capture.snapshot, "step": capture.step, "batch_size": recipe.batch_size}
-        return {**dict.fromkeys(OUTPUT_COLUMNS), **known, "width": recipe.width, "height": recipe.height}
+        known = {"snapshot": capture.snapshot, "step": capture.step, "batch_size": self.batch_size}
+        return {**dict.fromkeys(OUTPUT_COLUMNS), **known, "width": self.recipe.width, "height": self.recipe.height}
 
-    def _failed(self, capture: Capture, error: Exception) -> dict[str, Any]:
-        message = " ".join(str(error).split())[:500]
-        return {
-            **self._blank(capture),
-            "status": "failed",
-            "error_type": type(error).__name__,
-            "error_message": message,
-            "prompt_truncated": False,
-        }
+    def _failed(self, capture: Capture, failure: Failure) -> dict[str, Any]:
+        why = {"status": "failed", "error_type": failure.error_type, "error_message": failure.message}
+        return {**self._blank(capture), **why, "prompt_truncated": False}
 
 
 OUTPUT_COLUMNS = (
@@ -185,3 +221,20 @@ def encode(pixels: np.ndarray, image_format: str, quality: int | None) -> bytes:
     options = {} if quality is None else {"quality": quality}
     Image.fromarray(pixels).save(buffer, format=pillow_format, **options)
     return buffer.getvalue()
+
+
+def _columns(drawn: list[list[dict[str, Any]]]) -> dict[str, list[Any]]:
+    """Rows of each request as columns, with `row`, the request's number."""
+    rows = [{"row": number, **image} for number, images in enumerate(drawn) for image in images]
+    return {name: [row[name] for row in rows] for name in ("row", *OUTPUT_COLUMNS)}
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Of the GPU, or of the host: torch's CPU allocator raises a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def _release_memory(device: str) -> None:
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()

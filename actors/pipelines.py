@@ -4,6 +4,7 @@ Knows how to load, encode a prompt, denoise and decode; nothing of batches' mean
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 from actors import tiny
@@ -139,20 +140,21 @@ def load(recipe: Recipe) -> SDXL | Flux:
     return family(pipe.to(recipe.device), recipe)
 
 
-def decode_to_uint8(family: SDXL | Flux, latents: torch.Tensor) -> torch.Tensor:
-    """A batch's latents to RGB pixels, uint8 (n, h, w, 3) on the CPU, with the pipelines' own rounding.
+def decode_to_uint8(family: SDXL | Flux, latents: torch.Tensor) -> tuple[np.ndarray, list[bool]]:
+    """A batch's latents to RGB pixels, uint8 (n, h, w, 3), with the pipelines' own rounding.
 
     Decoded in chunks of one fixed size that divides the batch, so that an image's place in it changes no bit.
-    A sample whose pixels are not finite becomes all zeros, as in the pipelines: check the latents.
+    Also tells which samples' pixels are all finite: the others are black or worse, as in the pipelines.
     """
     recipe = family.recipe
     fits = max(1, DECODE_PIXELS // (recipe.height * recipe.width)) if recipe.device == "cuda" else len(latents)
     chunk = max(size for size in range(1, len(latents) + 1) if len(latents) % size == 0 and size <= fits)
-    images = []
+    images, finite = [], []
     for part in latents.split(chunk):
         pixels = (family.decode(part) / 2 + 0.5).clamp(0, 1).float()
+        finite += torch.isfinite(pixels).flatten(1).all(1).tolist()
         images.append((pixels.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).cpu())
-    return torch.cat(images)
+    return torch.cat(images).numpy(), finite
 
 
 def denoise(

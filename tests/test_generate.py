@@ -207,7 +207,7 @@ def test_a_prompt_that_fails_is_a_row_and_the_rerun_tries_it_again(tmp_path, mod
         failed = {(row["query_id"], row["prompt_index"], row["step"]): row for row in rows(tmp_path / "out")}
         failed = {key: row for key, row in failed.items() if row["status"] == "failed"}
         assert set(failed) == {(query, prompt, step) for query, prompt in ((1, 1), (3, 2)) for step in (1, 2, 4)}
-        assert failed[1, 1, 4]["error_type"] == "FloatingPointError"
+        assert failed[1, 1, 4]["error_type"] == "NonFiniteLatents"
         assert (failed[3, 2, 1]["error_type"], failed[3, 2, 1]["sha256"]) == ("IndexError", None)
         assert len(read_tree(tmp_path / "out")) == 66
     assert last_record(tmp_path / "out")["summary"]["images_failed"] == 6

@@ -157,7 +157,7 @@ def test_one_prompt_that_cannot_be_drawn_costs_no_other(recipe_for, models):
     assert [row["image"] for row in by_prompt[0]] == good
     assert [row["image"] for row in by_prompt[3]] == good
     assert {(row["status"], row["error_type"], row["image"]) for row in by_prompt[1]} == {
-        ("failed", "FloatingPointError", None)
+        ("failed", "NonFiniteLatents", None)
     }
     assert {(row["status"], row["error_type"]) for row in by_prompt[2]} == {("failed", "IndexError")}
     assert "index out of range" in by_prompt[2][0]["error_message"]
