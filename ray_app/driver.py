@@ -5,6 +5,7 @@ import collections
 import functools
 import logging
 import queue
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -17,10 +18,13 @@ from ray_app import cluster
 from ray_app.errors import Refused, one_line
 from ray_app.index import IndexWriter
 from ray_app.interrupts import Interrupts
+from ray_app.ledger import start as start_ledger
 from ray_app.options import Generate
 from ray_app.plan import Plan
 from ray_app.progress import Progress
+from ray_app.runs import Record
 from ray_app.storage import Storage
+from ray_app.watchdog import Watchdog
 from ray_app.worker import Worker
 from ray_app.writer import UNWRITTEN, write_images
 
@@ -36,97 +40,130 @@ WRITERS = 2
 POLL_SECONDS = 0.2
 
 
-def run(
-    plan: Plan,
-    recipe: Recipe,
-    options: Generate,
-    storage: Storage,
-    index: IndexWriter,
-    interrupts: Interrupts,
-    counts: collections.Counter[str],
-) -> None:
-    """Draw what the plan says and index it; Ray must be connected.
+class Driver:
+    """One run of a plan. Ray must be connected.
 
-    Every row that reached the driver is committed on every way out, and counted in `counts`: images "ok", "failed" and
-    "truncated", "denoises" and their "steps".
-
-    Raises:
-        KeyboardInterrupt: a signal came; the index is true.
-        Refused: the model can't be loaded, or the output not be written.
+    Args:
+        plan, recipe, options: what to draw, and how.
+        storage: the output.
+        record: beaten while the run goes on.
+        interrupts: tells when to stop.
+        worker: what the actors run; a `Worker` whose generator may be another.
     """
-    low, high = cluster.actor_bounds(
-        options.workers(), recipe.device, options.gpus_per_actor, -(-plan.denoises.num_rows // recipe.batch_size)
-    )
-    results = _Results(_dataset(plan, recipe, options, storage, low, high))
-    progress = Progress(plan.images_wanted, plan.images_there, lambda: cluster.actors_up(Worker.__name__))
-    with interrupts.deferred():
-        try:
-            for rows in results:
-                if interrupts.requested:
-                    raise KeyboardInterrupt
-                if rows is not None:
-                    _take(rows, index, counts, progress)
-                index.commit_if_due()
-                progress.tick()
-        finally:
-            progress.close()
-            index.commit()
 
+    def __init__(
+        self,
+        plan: Plan,
+        recipe: Recipe,
+        options: Generate,
+        storage: Storage,
+        record: Record,
+        interrupts: Interrupts,
+        worker: type[Worker] = Worker,
+    ):
+        self.plan, self.recipe, self.options, self.storage = plan, recipe, options, storage
+        self.record, self.interrupts, self.worker = record, interrupts, worker
+        self.counts: collections.Counter[str] = collections.Counter()
+        """Images "ok", "failed" and "truncated", "denoises" and their "steps", batches "replayed" after a death."""
+        self.index = IndexWriter(storage, recipe)
+        self._shrunk: set[str] = set()
 
-def _take(rows: pa.Table, index: IndexWriter, counts: collections.Counter[str], progress: Progress) -> None:
-    unwritten = rows.filter(pc.equal(rows["status"], UNWRITTEN))
-    rows = rows.filter(pc.not_equal(rows["status"], UNWRITTEN))
-    ok = pc.sum(pc.equal(rows["status"], "ok")).as_py() or 0
-    index.append(rows)
-    counts["ok"] += ok
-    counts["failed"] += rows.num_rows - ok
-    counts["truncated"] += pc.sum(rows["prompt_truncated"]).as_py() or 0
-    last_steps = rows.group_by("denoise_id").aggregate([("step", "max")])["step_max"]  # a table is a whole batch
-    counts["denoises"] += len(last_steps)
-    counts["steps"] += pc.sum(last_steps).as_py() or 0
-    progress.add(ok, rows.num_rows - ok)
-    if unwritten.num_rows:
-        first = unwritten.slice(0, 1).to_pylist()[0]
-        raise Refused(
-            f"{index.storage.path(first['path'])}: can't be written: {first['error_message']};"
-            " what was written before is indexed; the same command goes on"
+    def run(self) -> None:
+        """Draw and index. Every row that reached the driver is committed and counted on every way out.
+
+        Raises:
+            KeyboardInterrupt: a signal came; the index is true.
+            Refused: the model can't be loaded, or the output not be written.
+        """
+        here = cluster.node_id()
+        ledger = start_ledger(here)
+        watchdog = Watchdog(ledger, self.options.denoise_timeout, self.recipe.model_path)
+        results = _Results(self._dataset(ledger, here))
+        actors_up = functools.partial(cluster.actors_up, self.worker.__name__)
+        progress = Progress(self.plan.images_wanted, self.plan.images_there, actors_up)
+        with self.interrupts.deferred():
+            try:
+                for rows in results:
+                    if self.interrupts.requested:
+                        raise KeyboardInterrupt
+                    if rows is not None:
+                        self._take(rows, progress)
+                    self.index.commit_if_due()
+                    self.record.beat(counts=dict(self.counts))
+                    watchdog.tick()
+                    progress.tick()
+            finally:
+                self.counts["replayed"] = watchdog.replays
+                progress.close()
+                self.index.commit()
+
+    def _take(self, rows: pa.Table, progress: Progress) -> None:
+        unwritten = rows.filter(pc.equal(rows["status"], UNWRITTEN))
+        rows = rows.filter(pc.not_equal(rows["status"], UNWRITTEN))
+        ok = pc.sum(pc.equal(rows["status"], "ok")).as_py() or 0
+        self.index.append(rows)
+        last_steps = rows.group_by("denoise_id").aggregate([("step", "max")])["step_max"]  # a table is a whole batch
+        self.counts += collections.Counter(
+            ok=ok,
+            failed=rows.num_rows - ok,
+            truncated=pc.sum(rows["prompt_truncated"]).as_py() or 0,
+            denoises=len(last_steps),
+            steps=pc.sum(last_steps).as_py() or 0,
         )
+        progress.add(ok, rows.num_rows - ok)
+        self._report_shrunk(rows)
+        if unwritten.num_rows:
+            first = unwritten.slice(0, 1).to_pylist()[0]
+            raise Refused(
+                f"{self.storage.path(first['path'])}: can't be written: {first['error_message']};"
+                " what was written before is indexed; the same command goes on"
+            )
 
+    def _report_shrunk(self, rows: pa.Table) -> None:
+        """Say once an actor that it ran out of memory and draws smaller batches since."""
+        smaller = rows.filter(pc.less(rows["batch_size"], self.recipe.batch_size))
+        for actor, size in zip(smaller["actor_id"].to_pylist(), smaller["batch_size"].to_pylist(), strict=True):
+            if actor not in self._shrunk:
+                self._shrunk.add(actor)
+                print(
+                    f"proxyqueue: worker {actor[:8]} ran out of memory at {self.recipe.batch_size} prompts; it draws"
+                    f" {size} at a time from now on (low bits may differ); give a smaller --batch_size",
+                    file=sys.stderr,
+                )
 
-def _dataset(plan: Plan, recipe: Recipe, options: Generate, storage: Storage, low: int, high: int) -> Any:
-    """One block a batch: a task that a killed actor leaves is replayed whole and gives the same rows again."""
-    import ray.data
-    from ray.data import ActorPoolStrategy, TaskPoolStrategy
+    def _dataset(self, ledger: Any, here: str) -> Any:
+        """One block a batch: a task that a killed actor leaves is replayed whole and gives the same rows again."""
+        import ray.data
+        from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
-    _configure()
-    batches = list(plan.batches(recipe.batch_size))
-    dataset = ray.data.from_arrow(batches)
-    # a GPU actor asks for no CPU: nodes have fewer CPUs than such actors would want, and it needs one only briefly
-    resources: dict[str, Any] = {"num_cpus": 1}
-    if recipe.device == "cuda":
-        resources = {"num_gpus": options.gpus_per_actor, "num_cpus": 0}
-    drawn = dataset.map_batches(
-        Worker,
-        fn_constructor_args=(recipe, plan.captures, 1 if recipe.device == "cpu" else None),
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=ActorPoolStrategy(
-            min_size=low, max_size=high, initial_size=high, max_tasks_in_flight_per_actor=TASKS_IN_FLIGHT
-        ),
-        **resources,
-    )
-    # no CPU for writers either, or on a laptop they would wait for the actors that wait for them
-    nodes = cluster.nodes() if options.shared_filesystem else 1
-    writers = min(WRITERS * nodes, len(batches))
-    here = None if options.shared_filesystem else {"ray.io/node-id": cluster.node_id()}
-    return drawn.map_batches(
-        functools.partial(write_images, storage=storage, model_type=recipe.model_type),
-        batch_size=None,
-        batch_format="pyarrow",
-        num_cpus=0,
-        compute=TaskPoolStrategy(size=writers),
-        label_selector=here,
-    )
+        _configure()
+        recipe, options = self.recipe, self.options
+        batches = list(self.plan.batches(recipe.batch_size))
+        low, high = cluster.actor_bounds(options.workers(), recipe.device, options.gpus_per_actor, len(batches))
+        # a GPU actor asks for no CPU: nodes have fewer CPUs than such actors would want, and it needs one only briefly
+        resources: dict[str, Any] = {"num_cpus": 1}
+        if recipe.device == "cuda":
+            resources = {"num_gpus": options.gpus_per_actor, "num_cpus": 0}
+        drawn = ray.data.from_arrow(batches).map_batches(
+            self.worker,
+            fn_constructor_args=(ledger, recipe, self.plan.captures, 1 if recipe.device == "cpu" else None),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(
+                min_size=low, max_size=high, initial_size=high, max_tasks_in_flight_per_actor=TASKS_IN_FLIGHT
+            ),
+            **resources,
+        )
+        # no CPU for writers either, or on a laptop they would wait for the actors that wait for them
+        nodes = cluster.nodes() if options.shared_filesystem else 1
+        return drawn.map_batches(
+            functools.partial(write_images, storage=self.storage, model_type=recipe.model_type),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=0,
+            compute=TaskPoolStrategy(size=min(WRITERS * nodes, len(batches))),
+            label_selector=None if options.shared_filesystem else {"ray.io/node-id": here},
+        )
 
 
 def _configure() -> None:

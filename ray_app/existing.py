@@ -48,16 +48,19 @@ def check_recipe(storage: Storage, recipe: Recipe) -> list[str]:
 
 def find(
     storage: Storage, model_type: str, slots: pa.Table, captures: Sequence[Capture], img_per_prompt: int
-) -> np.ndarray:
-    """Which images are there: bool, (slots, captures). There means a row that says so and a file of that size.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which images are there, and which failed when they were last tried: two arrays of bool, (slots, captures).
+
+    There means that the newest row says so and that a file of that size is there.
 
     Raises:
         Refused: an image is there under the same name, but of another prompt, seed, numbering or annotations.
     """
     found = np.zeros((slots.num_rows, len(captures)), bool)
+    failed = np.zeros_like(found)
     rows = index.read(storage, model_type, _COLUMNS)
     if not rows.num_rows:
-        return found
+        return found, failed
     slot_of_row = _match(slots, rows)
     ok = np.asarray(pc.equal(rows["status"], "ok"))
     _check_neighbours(storage, slots, rows.filter(pa.array(ok)), img_per_prompt)
@@ -77,7 +80,8 @@ def find(
             slot = int(other[0])
             raise _other_image(storage, model_type, slots.slice(slot, 1).to_pylist()[0], rows, int(newest[slot]))
         found[:, number] = there
-    return found
+        failed[:, number] = (newest >= 0) & ~ok[newest]
+    return found, failed
 
 
 def _match(slots: pa.Table, rows: pa.Table) -> np.ndarray:

@@ -10,11 +10,11 @@ from typing import Any
 from actors import tiny
 from actors.recipe import Recipe
 from ray_app import circo, cluster, driver, existing, layout, plan, recipes, runs
-from ray_app.errors import OK, SOME_FAILED
-from ray_app.index import IndexWriter
+from ray_app.errors import OK, SOME_FAILED, Refused
 from ray_app.interrupts import Interrupts
 from ray_app.options import Generate
 from ray_app.storage import Storage
+from ray_app.worker import Worker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Job:
     queries_skipped: int
 
 
-def generate(options: Generate) -> int:
-    """Draw what these options ask for and is not there yet; the exit code.
+def generate(options: Generate, worker: type[Worker] = Worker) -> int:
+    """Draw what these options ask for and is not there yet; the exit code. `worker` is what the actors run.
 
     Raises:
         Refused: bad input, before any model is loaded; or a model or an output that fails on the way.
@@ -39,11 +39,14 @@ def generate(options: Generate) -> int:
     with Interrupts() as interrupts:
         job = prepare(options)
         print(describe(job), flush=True)
-        if not job.plan.images_to_draw:
-            print(f"nothing to draw: all {job.plan.images_wanted:,} images are there")
-        if options.dry_run or not job.plan.images_to_draw:
+        if options.dry_run:
             return OK
-        return _draw(job, interrupts)
+        if not job.plan.images_to_draw:
+            given_up = job.plan.images_given_up
+            failed = f", but for {given_up:,} that failed before (--skip_failed)" if given_up else ""
+            print(f"nothing to draw: all {job.plan.images_wanted:,} images are there{failed}")
+            return SOME_FAILED if given_up else OK
+        return _draw(job, interrupts, worker)
 
 
 def prepare(options: Generate) -> Job:
@@ -63,8 +66,8 @@ def prepare(options: Generate) -> Job:
     _report(_odd_options(options))
     _report(existing.check_recipe(storage, recipe))
     captures = options.captures()
-    there = existing.find(storage, options.model_type, slots, captures, options.img_per_prompt)
-    todo = plan.make(slots, there, captures)
+    there, failed = existing.find(storage, options.model_type, slots, captures, options.img_per_prompt)
+    todo = plan.make(slots, there, captures, given_up=failed if options.skip_failed else None)
     return Job(options, recipe, todo, storage, len(queries), len(annotations.skipped))
 
 
@@ -83,22 +86,20 @@ def describe(job: Job) -> str:
     )
 
 
-def _draw(job: Job, interrupts: Interrupts) -> int:
+def _draw(job: Job, interrupts: Interrupts, worker: type[Worker]) -> int:
     """Run the plan on Ray; whatever happens, the index is true and the run's record says how it ended."""
     started = time.monotonic()
-    storage = job.storage
+    storage, options = job.storage, job.options
     storage.check_writable(create=True)
-    record = runs.begin(job.options.model_type, dataclasses.asdict(job.recipe), dataclasses.asdict(job.options))
-    record = runs.write(storage, record)
-    counts: collections.Counter[str] = collections.Counter()
+    record = _begin(job)
+    run = driver.Driver(job.plan, job.recipe, options, storage, record, interrupts, worker)
     outcome = {"state": "failed"}
     try:
-        with cluster.connected(job.options.address):
+        _remove_caches(job)
+        with cluster.connected(options.address):
             interrupts.install()  # Ray takes SIGTERM for itself
-            index = IndexWriter(storage, job.recipe)
-            _remove_caches(job)
-            driver.run(job.plan, job.recipe, job.options, storage, index, interrupts, counts)
-        outcome = {"state": "some failed" if counts["failed"] else "complete"}
+            run.run()
+        outcome = {"state": "some failed" if run.counts["failed"] else "complete"}
     except KeyboardInterrupt:
         outcome = {"state": "interrupted"}
         raise
@@ -107,12 +108,30 @@ def _draw(job: Job, interrupts: Interrupts) -> int:
         raise
     finally:
         _remove_caches(job)
-        summary = _summary(job, counts, time.monotonic() - started)
-        runs.write(storage, record, **outcome, summary=summary)
+        summary = _summary(job, run.counts, time.monotonic() - started)
+        record.end(**outcome, summary=summary)
         storage.remove_staging()
-        if counts:
+        if run.counts["denoises"]:
             print(_summary_text(summary, storage), flush=True)
-    return SOME_FAILED if counts["failed"] else OK
+    return SOME_FAILED if run.counts["failed"] or job.plan.images_given_up else OK
+
+
+def _begin(job: Job) -> runs.Record:
+    """Write the run's record, and see that nobody else is at the same work."""
+    captures = [(c.snapshot, c.step) for number, c in enumerate(job.plan.captures) if job.plan.draws(number)]
+    work = runs.work(job.recipe.model_type, job.plan.query_ids(), captures)
+    flags, recipe = dataclasses.asdict(job.options), dataclasses.asdict(job.recipe)
+    record = runs.Record(job.storage, model_type=job.recipe.model_type, recipe=recipe, options=flags, work=work)
+    record.beat()
+    runs.bury_the_dead(job.storage)
+    try:
+        if not job.options.force:
+            runs.check_alone(job.storage, work)
+    except Refused:
+        record.drop()
+        job.storage.remove_staging()
+        raise
+    return record
 
 
 def _summary(job: Job, counts: collections.Counter[str], seconds: float) -> dict[str, Any]:
@@ -126,6 +145,8 @@ def _summary(job: Job, counts: collections.Counter[str], seconds: float) -> dict
         "images_skipped": job.plan.images_there,
         "images_failed": counts["failed"],
         "images_truncated": counts["truncated"],
+        "images_given_up": job.plan.images_given_up,
+        "batches_replayed": counts["replayed"],
         "steps_run": counts["steps"],
         "wall_seconds": round(seconds, 1),
         "images_per_second": round(counts["ok"] / seconds, 2),

@@ -80,6 +80,13 @@ class Generate:
     image_quality: int = 95
     """1 to 100, for jpg and webp."""
 
+    denoise_timeout: float | None = None
+    """Seconds until a batch counts as hung and its actor is replaced. Default: 20 times the median, at least 600."""
+    skip_failed: bool = False
+    """Leave prompts alone that failed in an earlier run, instead of trying them again."""
+    force: bool = False
+    """Draw even if another run that is going on draws the same into this output."""
+
     limit: int | None = None
     """Draw the first N queries only."""
     query_ids: tuple[int, ...] = ()
@@ -143,6 +150,8 @@ class Generate:
             raise Refused(f"--guidance_scale {self.guidance_scale}: must be 0 or more")
         if not self.gpus_per_actor > 0 or (self.gpus_per_actor > 1 and self.gpus_per_actor % 1):
             raise Refused(f"--gpus_per_actor {self.gpus_per_actor}: must be a fraction of one GPU, or whole GPUs")
+        if self.denoise_timeout is not None and not self.denoise_timeout > 0:
+            raise Refused(f"--denoise_timeout {self.denoise_timeout:g}: must be above 0")
         if self.negative_prompt is not None and self.model_type == "flux":
             raise Refused("--negative_prompt: Flux takes none; leave it out")
         self.workers()

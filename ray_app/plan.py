@@ -29,6 +29,7 @@ class Plan:
     slots: int
     different_denoises: int
     images_there: int
+    images_given_up: int  # failed in an earlier run, and not to be tried again
     denoises: pa.Table
     images_to_draw: int
     slots_to_do: int
@@ -46,6 +47,11 @@ class Plan:
     def draws(self, capture: int) -> bool:
         """Whether any image of this capture (its number) is to be drawn."""
         return bool(pc.any(pc.equal(pc.list_flatten(self.denoises["captures"]), capture)).as_py())
+
+    def query_ids(self) -> list[int]:
+        """The queries that any image is drawn for."""
+        slots = pc.list_flatten(self.denoises["slots"])
+        return pc.struct_field(slots, "query_id").unique().to_pylist()
 
     def last_steps(self) -> np.ndarray:
         """For each denoise the step after which it stops."""
@@ -66,15 +72,17 @@ class Plan:
             yield self.denoises.slice(start, batch_size)
 
 
-def make(slots: pa.Table, there: np.ndarray, captures: Sequence[Capture]) -> Plan:
+def make(slots: pa.Table, there: np.ndarray, captures: Sequence[Capture], given_up: np.ndarray | None = None) -> Plan:
     """Plan what is missing.
 
     Args:
         slots: the table of `circo.slots`.
         there: bool, (slots, captures): which images exist.
         captures: the images wanted of each slot.
+        given_up: bool, (slots, captures): which are to be left alone though they are missing.
     """
-    missing = ~there
+    given_up = np.zeros_like(there) if given_up is None else given_up
+    missing = ~there & ~given_up
     to_do = np.nonzero(missing.any(1))[0]
     work = slots.take(pa.array(to_do))
     code, first = _codes(work["denoise_id"])
@@ -105,6 +113,7 @@ def make(slots: pa.Table, there: np.ndarray, captures: Sequence[Capture]) -> Pla
         slots=slots.num_rows,
         different_denoises=pc.count_distinct(slots["denoise_id"]).as_py(),
         images_there=int(there.sum()),
+        images_given_up=int(given_up.sum()),
         denoises=denoises,
         images_to_draw=int(missing.sum()),
         slots_to_do=len(to_do),

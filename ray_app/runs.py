@@ -1,4 +1,4 @@
-"""A run's record, runs/{run_id}.json: recipe, versions, counts, outcome.
+"""A run's record, runs/{run_id}.json: recipe, versions, counts, heartbeat, outcome; and what other runs' records say.
 Knows what a run leaves behind for people and for the next run; nothing of how it is done."""
 
 import datetime
@@ -8,12 +8,19 @@ import os
 import platform
 import secrets
 import sys
+import time
+from collections.abc import Iterable
 from typing import Any
 
 from ray_app import __version__, layout
+from ray_app.errors import Refused
 from ray_app.storage import Storage
 
 PACKAGES = ("ray", "torch", "diffusers", "transformers", "pillow", "numpy", "pyarrow")
+BEAT_SECONDS = 10.0
+DEAD_SECONDS = 120.0
+"""Without a heartbeat for so long, a run of another host counts as dead; one of this host, once its process is gone."""
+RUNNING, DIED = "running", "died"
 
 
 def new_id() -> str:
@@ -28,31 +35,131 @@ def versions() -> dict[str, str]:
     return {"proxyqueue": __version__, "python": platform.python_version(), **installed}
 
 
-def begin(model_type: str, recipe: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
-    """The record of a run that starts now. `asked` are the flags it was started with."""
-    return {
-        "state": "running",
-        "started_at": _now(),
-        "ended_at": None,
-        "command": [os.path.basename(sys.argv[0]), *sys.argv[1:]],
-        "host": platform.node(),
-        "pid": os.getpid(),
-        "model_type": model_type,
-        "recipe": recipe,
-        "options": asked,
-        "versions": versions(),
-    }
+class Record:
+    """The record of this run; what it says of the run is true at every heartbeat and at the end.
+
+    Args:
+        storage: where; its run id names the file.
+        facts: what is known at the start: model_type, recipe, options, work.
+    """
+
+    def __init__(self, storage: Storage, **facts: Any):
+        self.storage = storage
+        self._next = 0.0
+        self._record = {
+            "run_id": storage.run_id,
+            "state": RUNNING,
+            "started_at": _now(),
+            "heartbeat_at": _now(),
+            "ended_at": None,
+            "command": [os.path.basename(sys.argv[0]), *sys.argv[1:]],
+            "host": platform.node(),
+            "pid": os.getpid(),
+            "versions": versions(),
+            **facts,
+        }
+
+    def beat(self, **changes: Any) -> None:
+        """Write that the run lives, if the last time is long enough ago."""
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + BEAT_SECONDS
+            self._write(heartbeat_at=_now(), **changes)
+
+    def end(self, state: str, **changes: Any) -> None:
+        """Write how the run ended."""
+        self._write(state=state, ended_at=_now(), **changes)
+
+    def drop(self) -> None:
+        """Take the record back: the run did not begin."""
+        self.storage.path(layout.run_file(str(self.storage.run_id))).unlink(missing_ok=True)
+
+    def _write(self, **changes: Any) -> None:
+        self._record |= changes
+        _write(self.storage, self._record)
 
 
-def write(storage: Storage, record: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """Write the record with these changes over the one that is there; returns it."""
-    assert storage.run_id is not None
-    record = {"run_id": storage.run_id, **record, **changes}
-    if record["state"] != "running":
-        record["ended_at"] = _now()
+def work(model_type: str, query_ids: Iterable[int], captures: Iterable[tuple[str, int]]) -> dict[str, Any]:
+    """What a run draws, short enough for its record: query ids as [first, last] ranges of consecutive ones."""
+    ranges: list[list[int]] = []
+    for query_id in sorted(set(query_ids)):
+        if ranges and ranges[-1][1] == query_id - 1:
+            ranges[-1][1] = query_id
+        else:
+            ranges.append([query_id, query_id])
+    return {"model_type": model_type, "query_ids": ranges, "captures": sorted(map(list, captures))}
+
+
+def check_alone(storage: Storage, mine: dict[str, Any]) -> None:
+    """Raise Refused if an older run that is going on draws some of the same; call it after one's own record is written.
+
+    Of two that begin at once, both see each other, and the older goes on.
+    """
+    for record in read_all(storage):
+        theirs = record.get("work")
+        older = str(record.get("run_id")) < str(storage.run_id)
+        if not older or not theirs or not is_alive(record) or theirs["model_type"] != mine["model_type"]:
+            continue
+        shared = _overlap(mine["query_ids"], theirs["query_ids"])
+        if shared is not None and any(capture in theirs["captures"] for capture in mine["captures"]):
+            raise Refused(
+                f"{storage.path(layout.run_file(record['run_id']))}: this run is going on (process {record['pid']} on"
+                f" {record['host']}) and draws query {shared} too; wait for it, take other --idx or --query_ids,"
+                " or say --force"
+            )
+
+
+def bury_the_dead(storage: Storage) -> list[str]:
+    """Mark runs that ended without a word as died, remove what they left unfinished; their ids."""
+    records = {str(record.get("run_id")): record for record in read_all(storage)}
+    dead = [run_id for run_id, record in records.items() if record.get("state") == RUNNING and not is_alive(record)]
+    for run_id in dead:
+        _write(Storage(str(storage.root), run_id), {**records[run_id], "state": DIED})
+    living = {run_id for run_id, record in records.items() if is_alive(record)} | {storage.run_id}
+    for run_id in storage.staging_folders():
+        if run_id not in living:
+            Storage(str(storage.root), run_id).remove_staging()
+    return dead
+
+
+def read_all(storage: Storage) -> list[dict[str, Any]]:
+    """Every run's record, oldest first; files that are no records are passed over."""
+    records = []
+    for name in storage.list_names(layout.RUNS, "*.json"):
+        try:
+            record = json.loads(storage.path(name).read_text())
+        except (OSError, ValueError):
+            continue
+        if isinstance(record, dict) and "run_id" in record:
+            records.append(record)
+    return records
+
+
+def is_alive(record: dict[str, Any]) -> bool:
+    """Whether a run is going on: its process is there, or, from another host, its heart has beaten lately."""
+    if record.get("state") != RUNNING:
+        return False
+    try:
+        if record["host"] == platform.node():
+            os.kill(int(record["pid"]), 0)
+        beat = datetime.datetime.fromisoformat(record["heartbeat_at"])
+        return (datetime.datetime.now(datetime.UTC) - beat).total_seconds() < DEAD_SECONDS
+    except PermissionError:
+        return True
+    except (KeyError, TypeError, ValueError, OSError):
+        return False
+
+
+def _overlap(mine: list[list[int]], theirs: list[list[int]]) -> int | None:
+    for first, last in mine:
+        for low, high in theirs:
+            if first <= high and low <= last:
+                return max(first, low)
+    return None
+
+
+def _write(storage: Storage, record: dict[str, Any]) -> None:
     text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-    storage.write(layout.run_file(storage.run_id), text.encode())
-    return record
+    storage.write(layout.run_file(str(record["run_id"])), text.encode())
 
 
 def _now() -> str:

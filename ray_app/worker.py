@@ -1,7 +1,9 @@
-"""Worker: what a Ray actor of the pool runs, the image generator between Arrow tables.
+"""Worker: what a Ray actor of the pool runs, the image generator between Arrow tables, with its ledger kept.
 Knows which actor and node it is on; nothing of files. torch and Ray come in with the first worker."""
 
+import os
 from collections.abc import Sequence
+from typing import Any
 
 import pyarrow as pa
 
@@ -26,23 +28,37 @@ SCHEMA = pa.schema(
 
 
 class Worker:
-    """One actor of the pool; loads the model once and draws batches until the run ends."""
+    """One actor of the pool; loads the model once and draws batches until the run ends.
 
-    def __init__(self, recipe: Recipe, captures: Sequence[Capture], threads: int | None):
+    A batch that a worker died with comes here again: then its prompts are drawn one by one, each padded to the full
+    batch, and one that kills again is given up.
+    """
+
+    def __init__(self, ledger: Any, recipe: Recipe, captures: Sequence[Capture], threads: int | None):
         import ray
-
-        from actors.generator import ImageGenerator
 
         context = ray.get_runtime_context()
         self.ids = {"actor_id": context.get_actor_id(), "node_id": context.get_node_id()}
-        self.generator = ImageGenerator(recipe, captures, threads)
+        self.ledger = ledger
+        self._tell("loading", self.ids["actor_id"], self.ids["node_id"], os.getpid())
+        self.generator = self.load(recipe, captures, threads)
+        self._tell("loaded", self.ids["actor_id"])
+
+    def load(self, recipe: Recipe, captures: Sequence[Capture], threads: int | None) -> Any:
+        """The image generator."""
+        from actors.generator import ImageGenerator
+
+        return ImageGenerator(recipe, captures, threads)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Rows of `Plan.denoises` in; one row an image out, always the same number in the same order."""
         batch = table.to_pydict()
-        drawn = self.generator(batch)
+        number = batch["denoise_id"][0]
+        first_time = self._tell("begin", number, self.ids["actor_id"])
+        drawn = self.generator(batch) if first_time else self._one_by_one(number, batch)
+        self._tell("end", number)
         rows = drawn.pop("row")
-        asked = [index for captures in batch["captures"] for index in captures]
+        asked = [capture for captures in batch["captures"] for capture in captures]
         drawn |= {name: [batch[name][row] for row in rows] for name in ("denoise_id", "prompt", "seed")}
         drawn |= {name: [value] * len(rows) for name, value in self.ids.items()}
         drawn["slots"] = [
@@ -50,3 +66,22 @@ class Worker:
             for row, capture in zip(rows, asked, strict=True)
         ]
         return pa.table({field.name: pa.array(drawn[field.name], field.type) for field in SCHEMA}, schema=SCHEMA)
+
+    def _one_by_one(self, number: str, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        drawn: dict[str, list[Any]] = {}
+        for row, prompt in enumerate(batch["denoise_id"]):
+            alone = {name: values[row : row + 1] for name, values in batch.items()}
+            given_up = self._tell("begin_alone", number, prompt, self.ids["actor_id"])
+            images = self.generator.give_up(alone, *given_up) if given_up else self.generator(alone)
+            if not given_up:
+                self._tell("end_alone", prompt)
+            images["row"] = [row] * len(images["row"])
+            for name, values in images.items():
+                drawn.setdefault(name, []).extend(values)
+        return drawn
+
+    def _tell(self, what: str, *arguments: Any) -> Any:
+        """Tell the ledger and wait: what it has not noted before a death is lost."""
+        import ray
+
+        return ray.get(getattr(self.ledger, what).remote(*arguments))

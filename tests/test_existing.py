@@ -56,7 +56,7 @@ class Output:
         self.index.commit()
 
     def find(self, slots, img_per_prompt=1):
-        return existing.find(self.storage, "sdxl", slots, CAPTURES, img_per_prompt)
+        return existing.find(self.storage, "sdxl", slots, CAPTURES, img_per_prompt)[0]
 
 
 def test_an_empty_output_has_nothing(output):

@@ -1,0 +1,122 @@
+"""The ledger: an actor beside the workers that remembers what was in flight when one of them died.
+Knows ids and clocks; nothing of images. Ray replays a dead actor's batch for ever: this is what ends it."""
+
+import dataclasses
+import statistics
+import time
+from collections import deque
+from typing import Any
+
+ALONE_TRIES = 2
+"""Deaths of a worker with one and the same prompt, drawn alone, before the prompt is given up."""
+MEDIAN_OF = 1_000
+
+
+@dataclasses.dataclass
+class _Unit:
+    """Something a worker is drawing: a batch, or one prompt of a batch that a worker died with."""
+
+    worker: str
+    started: float
+    timed_out: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Status:
+    """What the driver asks for now and then."""
+
+    loads: int
+    deaths_while_loading: int
+    replays: int
+    median_seconds: float | None
+    in_flight: list[tuple[str, float]]  # worker and seconds since it began
+
+
+class Ledger:
+    """Workers report what they begin and finish, in calls that return before they go on."""
+
+    def __init__(self) -> None:
+        self._places: dict[str, tuple[str, int]] = {}
+        self._loading: set[str] = set()
+        self._loads = self._deaths_while_loading = self._replays = 0
+        self._batches: dict[str, _Unit] = {}
+        self._alone: dict[str, _Unit] = {}
+        self._tries: dict[str, int] = {}
+        self._causes: dict[str, str] = {}
+        self._seconds: deque[float] = deque(maxlen=MEDIAN_OF)
+
+    def loading(self, worker: str, node_id: str, pid: int) -> None:
+        """A worker begins to load the model; if it had begun before, it died of it."""
+        self._deaths_while_loading += worker in self._loading
+        self._loading.add(worker)
+        self._places[worker] = (node_id, pid)
+
+    def loaded(self, worker: str) -> None:
+        """It has loaded the model."""
+        self._loading.discard(worker)
+        self._loads += 1
+
+    def begin(self, batch: str, worker: str) -> bool:
+        """A worker begins a batch. False: another died with it, so its prompts are to be drawn one by one."""
+        first = batch not in self._batches
+        self._replays += not first
+        self._batches[batch] = _Unit(worker, time.monotonic())
+        return first
+
+    def begin_alone(self, batch: str, prompt: str, worker: str) -> tuple[str, str] | None:
+        """A worker begins one prompt of such a batch. If it killed often enough: why it is given up, type and words."""
+        self._batches.pop(batch, None)  # from here on the prompt is watched, not the batch
+        before = self._alone.get(prompt)
+        if before is not None and before.timed_out:
+            self._causes[prompt] = "DenoiseTimeout"
+        tries = self._tries.get(prompt, 0)
+        if tries >= ALONE_TRIES:
+            self._alone.pop(prompt, None)
+            self._batches[batch] = _Unit(worker, time.monotonic())
+            return _why(self._causes.get(prompt, "WorkerDied"), tries)
+        self._tries[prompt] = tries + 1
+        self._alone[prompt] = _Unit(worker, time.monotonic())
+        self._batches[batch] = self._alone[prompt]
+        return None
+
+    def end_alone(self, prompt: str) -> None:
+        """The prompt came out, or failed without killing anybody."""
+        self._alone.pop(prompt, None)
+        self._tries.pop(prompt, None)
+
+    def end(self, batch: str) -> None:
+        """The batch came out."""
+        unit = self._batches.pop(batch, None)
+        if unit is not None:
+            self._seconds.append(time.monotonic() - unit.started)
+
+    def status(self) -> Status:
+        """Counts, and how long what is in flight has been."""
+        now = time.monotonic()
+        return Status(
+            loads=self._loads,
+            deaths_while_loading=self._deaths_while_loading,
+            replays=self._replays,
+            median_seconds=statistics.median(self._seconds) if self._seconds else None,
+            in_flight=[(unit.worker, now - unit.started) for unit in self._batches.values() if not unit.timed_out],
+        )
+
+    def time_out(self, worker: str) -> tuple[str, int]:
+        """A worker has been at one thing for too long; its node and process id, to be killed."""
+        for unit in self._batches.values():
+            if unit.worker == worker:
+                unit.timed_out = True
+        return self._places[worker]
+
+
+def _why(cause: str, tries: int) -> tuple[str, str]:
+    if cause == "DenoiseTimeout":
+        return cause, f"drawn alone, this prompt did not end in time, {tries} times"
+    return cause, f"drawn alone, this prompt ended the worker's process, {tries} times (a crash, or memory)"
+
+
+def start(node_id: str) -> Any:
+    """A ledger on the driver's node; its handle."""
+    import ray
+
+    return ray.remote(num_cpus=0)(Ledger).options(label_selector={"ray.io/node-id": node_id}).remote()

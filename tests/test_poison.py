@@ -1,0 +1,165 @@
+"""One prompt never costs another: real segfaults, real SIGKILLs, a real hang, real lack of memory."""
+
+import dataclasses
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from actors.generator import ImageGenerator
+from actors.recipe import Capture
+from ray_app import index
+from ray_app.errors import OK, SOME_FAILED, Refused
+from ray_app.generate import generate
+from ray_app.options import Generate
+from ray_app.storage import Storage
+from tests.conftest import ROOT, read_tree
+from tests.poison import DyingLoader, PoisonedWorker
+
+PROMPTS = [f"a dog number {number}" for number in range(10)]
+
+
+def asked(folder: Path, prompts: list[str], **flags) -> Generate:
+    entries = [{"id": 0, "reference_img_id": 1, "multi_gpt-3.5_opt": prompts}]
+    (folder / "test.json").write_text(json.dumps(entries))
+    fixed = {"model_path": "tiny", "max_inference_steps": 2, "save_steps": ("1", "2"), "num_prompts": 20}
+    output = str(folder / "out")
+    return Generate(
+        json_file=str(folder / "test.json"), output_base_path=output, **{**fixed, "num_workers": "2", **flags}
+    )
+
+
+def failed(folder: Path) -> dict[int, tuple[str, str]]:
+    rows = index.read(Storage(str(folder / "out")), "sdxl", ["prompt_index", "status", "error_type", "error_message"])
+    newest = {row["prompt_index"]: row for row in rows.to_pylist()}
+    return {n: (row["error_type"], row["error_message"]) for n, row in newest.items() if row["status"] == "failed"}
+
+
+@pytest.fixture(scope="module")
+def clean_tree(ray_local, tmp_path_factory) -> dict[str, bytes]:
+    """What the harmless prompts give in a run without poison."""
+    folder = tmp_path_factory.mktemp("clean")
+    assert generate(asked(folder, PROMPTS)) == OK
+    return read_tree(folder / "out")
+
+
+def test_prompts_that_kill_the_process_are_given_up_and_no_other(clean_tree, tmp_path, capsys):
+    """A segfault and a SIGKILL in two batches of four; batches are drawn again one by one, with the same bytes."""
+    prompts = [*PROMPTS]
+    prompts[2], prompts[5] = "SEGFAULT", "SIGKILL"
+    assert generate(asked(tmp_path, prompts), worker=PoisonedWorker) == SOME_FAILED
+    tree = read_tree(tmp_path / "out")
+    harmless = {name: data for name, data in clean_tree.items() if not name.endswith(("_2.jpg", "_5.jpg"))}
+    assert tree == harmless
+    assert {number: kind for number, (kind, _) in failed(tmp_path).items()} == {2: "WorkerDied", 5: "WorkerDied"}
+    assert failed(tmp_path)[2][1] == "drawn alone, this prompt ended the worker's process, 2 times (a crash, or memory)"
+    record = json.loads(next((tmp_path / "out" / "runs").iterdir()).read_text())
+    assert record["state"] == "some failed"
+    assert record["summary"]["batches_replayed"] >= 4
+
+    assert generate(asked(tmp_path, prompts, skip_failed=True), worker=PoisonedWorker) == SOME_FAILED
+    assert (
+        "nothing to draw: all 20 images are there, but for 4 that failed before (--skip_failed)"
+        in capsys.readouterr().out
+    )
+    assert generate(asked(tmp_path, prompts)) == OK  # the rerun tries them again, and now nothing kills
+    assert set(read_tree(tmp_path / "out")) == set(clean_tree)
+    assert failed(tmp_path) == {}
+
+
+def test_a_prompt_that_hangs_is_given_up_after_the_timeout(clean_tree, tmp_path, capsys):
+    prompts = [*PROMPTS]
+    prompts[4] = "HANG"
+    hanging = asked(tmp_path, prompts, denoise_timeout=4.0)
+    assert generate(hanging, worker=PoisonedWorker) == SOME_FAILED
+    assert failed(tmp_path) == {4: ("DenoiseTimeout", "drawn alone, this prompt did not end in time, 2 times")}
+    harmless = {name: data for name, data in clean_tree.items() if not name.endswith("_4.jpg")}
+    assert read_tree(tmp_path / "out") == harmless
+    assert "(limit 4 s, --denoise_timeout); it is replaced" in capsys.readouterr().err
+
+
+def test_a_model_that_kills_every_worker_while_loading_ends_the_run(ray_local, tmp_path):
+    with pytest.raises(Refused, match=r"tiny: \d+ workers died while loading it \(out of memory\?\)"):
+        generate(asked(tmp_path, PROMPTS), worker=DyingLoader)
+    assert read_tree(tmp_path / "out") == {}
+
+
+def test_latents_that_go_bad_on_the_way_keep_the_good_steps(recipe_for):
+    """From the UNet's third call on, the second sample's output is infinite."""
+    recipe = recipe_for(model_path="tiny", max_inference_steps=6)
+    captures = [Capture(step, snapshot) for snapshot in ("xt", "x0") for step in (1, 2, 3, 6)]
+    generator = ImageGenerator(recipe, captures, threads=1)
+    batch = {"prompt": PROMPTS[:3], "seed": [0, 0, 0], "captures": [list(range(8))] * 3}
+    good = generator(batch)
+    calls = []
+
+    def spoil(module, arguments, output):
+        calls.append(1)
+        if len(calls) >= 3:
+            output[0][1] = float("inf")
+        return output
+
+    generator.family.pipe.unet.register_forward_hook(spoil)
+    spoiled = generator(batch)
+    for number in range(len(good["row"])):
+        row, step = good["row"][number], good["step"][number]
+        if row == 1 and step >= 3:
+            assert (spoiled["status"][number], spoiled["error_type"][number]) == ("failed", "NonFiniteLatents")
+            assert spoiled["error_message"][number] == "the latents are not finite from step 3 on"
+            assert spoiled["image"][number] is None
+        else:
+            assert spoiled["image"][number] == good["image"][number]
+
+
+@pytest.mark.parametrize(
+    ("value", "error_type", "steps"), [(float("nan"), "NonFinitePixels", (1, 2)), (0.5, "FlatImage", (2,))]
+)
+def test_pixels_that_are_no_picture_are_failures(recipe_for, value, error_type, steps):
+    recipe = recipe_for(model_path="tiny", max_inference_steps=2, save_steps=("1", "2"))
+    generator = ImageGenerator(recipe, [Capture(1), Capture(2)], threads=1)
+
+    def spoil(module, arguments, output):
+        output[0] = value
+        return output
+
+    generator.family.pipe.vae.decoder.conv_out.register_forward_hook(spoil)
+    drawn = generator({"prompt": PROMPTS[:2], "seed": [0, 0], "captures": [[0, 1]] * 2})
+    bad = [drawn["row"][i] == 0 and drawn["step"][i] in steps for i in range(4)]
+    assert [kind == error_type for kind in drawn["error_type"]] == bad
+    assert [status == "failed" for status in drawn["status"]] == bad
+
+
+def draw_with_little_memory(megabytes: int) -> None:
+    """In a process of its own: what a batch of eight at 512 px needs more than `megabytes` on top of the model."""
+    from ray_app import recipes
+
+    flags = {"model_path": "tiny", "max_inference_steps": 1, "save_steps": ("1",), "height": 512, "width": 512}
+    recipe = recipes.resolve(Generate(batch_size=8, **flags))
+    generator = ImageGenerator(recipe, [Capture(1)], threads=1)
+    small = ImageGenerator(dataclasses.replace(recipe, height=64, width=64), [Capture(1)], threads=1)
+    batch = {"prompt": PROMPTS[:8], "seed": [0] * 8, "captures": [[0]] * 8}
+    small(batch)  # threads, lazily loaded code and caches take their address space now
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + megabytes * 2**20, resource.RLIM_INFINITY))
+    drawn = generator(batch)
+    print(json.dumps([drawn["status"], drawn["batch_size"], drawn["error_type"], generator.batch_size]))
+
+
+@pytest.mark.parametrize(("megabytes", "succeeds"), [(350, True), (20, False)])
+def test_lack_of_memory_makes_batches_smaller_and_then_failures(megabytes, succeeds):
+    code = f"from tests.test_poison import draw_with_little_memory; draw_with_little_memory({megabytes})"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+    )
+    statuses, sizes, errors, size = json.loads(result.stdout)
+    if succeeds:
+        assert statuses == ["ok"] * 8
+        assert 1 <= size < 8
+    else:
+        assert statuses == ["failed"] * 8
+        assert size == 1
+        assert all("Error" in error for error in errors)
+    assert set(sizes) == {size}
