@@ -1,5 +1,6 @@
 """Shared parts of the tests: real tiny pipelines in local folders, one local Ray, the command as a subprocess."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -9,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from actors.recipe import Recipe
-from ray_app import cluster, recipes, runs
+from ray_app import cluster, index, recipes, runs
 from ray_app.options import Generate
+from ray_app.storage import Storage
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "ray_app" / "sample.json"
@@ -85,6 +87,30 @@ def run_cli(*arguments: str, cwd: Path | None = None, **environment: str) -> sub
         text=True,
         timeout=300,
     )
+
+
+def start_cli(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.Popen[str]:
+    """The same, going on in the background."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "ray_app", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def check_index_is_true(output: Path, model_type: str = "sdxl") -> int:
+    """Every key's newest row is ok and its file is there with that size and sha256; how many keys there are."""
+    names = ["query_id", "prompt_index", "image_index", "snapshot", "step", "path", "bytes", "sha256", "status"]
+    rows = index.read(Storage(str(output)), model_type, names).to_pylist()
+    newest = {tuple(row[name] for name in names[:5]): row for row in rows}
+    for row in newest.values():
+        data = (output / row["path"]).read_bytes()
+        assert (row["status"], row["bytes"]) == ("ok", len(data))
+        assert row["sha256"] == hashlib.sha256(data).hexdigest()
+    return len(newest)
 
 
 def read_tree(root: Path) -> dict[str, bytes]:

@@ -1,20 +1,16 @@
 """The command as a user runs it: a process of its own, the scripts' flags, exit codes, interruption."""
 
-import hashlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from ray_app import index
 from ray_app.cli import VERBS
-from ray_app.storage import Storage
-from tests.conftest import ROOT, SAMPLE, read_tree, run_cli
+from tests.conftest import ROOT, SAMPLE, check_index_is_true, read_tree, run_cli, start_cli
 
 
 def test_the_scripts_own_spelling_works_from_a_folder_with_their_defaults(tmp_path):
@@ -92,29 +88,13 @@ def test_wrong_arguments_get_one_line(arguments, message, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def check_index_is_true(output: Path) -> int:
-    """Every row's file is there with its sha256; how many rows there are."""
-    rows = index.read(Storage(str(output)), "sdxl", ["path", "sha256", "status"]).to_pylist()
-    for row in rows:
-        assert row["status"] == "ok"
-        assert hashlib.sha256((output / row["path"]).read_bytes()).hexdigest() == row["sha256"]
-    return len(rows)
-
-
 def test_an_interrupted_run_leaves_a_true_index_and_goes_on(tmp_path):
     """Ctrl-C, then SIGTERM, each as soon as the run has committed a part; then to the end."""
     flags = "--model_path tiny --max_inference_steps 4 --save_steps 1 4 --img_per_prompt 60 --output_base_path out"
     command = ["generate", "--json_file", str(SAMPLE), *flags.split()]
     committed = 0
     for number in (signal.SIGINT, signal.SIGTERM):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ray_app", *command],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        process = start_cli(*command, cwd=tmp_path)
         before = len(list(tmp_path.rglob("*.parquet")))
         deadline = time.monotonic() + 120
         while len(list(tmp_path.rglob("*.parquet"))) == before and time.monotonic() < deadline:

@@ -1,0 +1,122 @@
+"""Runs beside and after one another: records, heartbeats, the dead and what they leave."""
+
+import json
+import os
+import subprocess
+import time
+
+import pytest
+
+from ray_app import runs
+from ray_app.errors import Refused
+from ray_app.storage import Storage
+from tests.conftest import SAMPLE, check_index_is_true, read_tree, run_cli, start_cli
+
+WORK = runs.work("sdxl", [1, 2, 3, 7], [("xt", 1), ("xt", 4)])
+
+
+def record_of(root, run_id, work=WORK, **changes):
+    """A record that says its run is going on."""
+    storage = Storage(str(root), run_id)
+    record = runs.Record(storage, work=work, **changes)
+    record.beat()
+    return storage, record
+
+
+def test_a_record_tells_how_the_run_goes(tmp_path):
+    storage, record = record_of(tmp_path, "run-1")
+    (there,) = runs.read_all(storage)
+    assert (there["state"], there["ended_at"], there["pid"]) == ("running", None, os.getpid())
+    assert runs.is_alive(there)
+    record.beat(counts={"ok": 1})
+    assert "counts" not in runs.read_all(storage)[0]  # the last beat was just now
+    record.end("complete", summary={"images_written": 5})
+    (there,) = runs.read_all(storage)
+    assert (there["state"], there["summary"]) == ("complete", {"images_written": 5})
+    assert there["ended_at"] >= there["started_at"]
+    assert not runs.is_alive(there)
+
+
+def test_work_is_short_for_consecutive_queries():
+    assert WORK == {"model_type": "sdxl", "query_ids": [[1, 3], [7, 7]], "captures": [["xt", 1], ["xt", 4]]}
+
+
+@pytest.mark.parametrize(
+    ("other", "query"),
+    [
+        (("sdxl", [3, 9], [("xt", 4)]), 3),
+        (("sdxl", range(100), [("xt", 1), ("x0", 1)]), 1),
+        (("sdxl", [4, 5, 6, 8], [("xt", 1)]), None),
+        (("sdxl", [1], [("xt", 8), ("x0", 1)]), None),
+        (("flux", [1], [("xt", 1)]), None),
+    ],
+)
+def test_the_same_work_twice_is_refused_and_other_work_is_not(tmp_path, other, query):
+    record_of(tmp_path, "run-1", runs.work(*other))
+    storage, _ = record_of(tmp_path, "run-2")
+    if query is None:
+        runs.check_alone(storage, WORK)
+    else:
+        with pytest.raises(Refused, match=rf"runs/run-1\.json: this run is going on .* draws query {query} too; wait"):
+            runs.check_alone(storage, WORK)
+
+
+def test_of_two_that_begin_at_once_the_older_goes_on(tmp_path):
+    older, _ = record_of(tmp_path, "run-1")
+    younger, _ = record_of(tmp_path, "run-2")
+    runs.check_alone(older, WORK)
+    with pytest.raises(Refused):
+        runs.check_alone(younger, WORK)
+
+
+def test_a_run_is_dead_when_its_process_is_or_its_heart_has_stopped(tmp_path):
+    storage, _ = record_of(tmp_path, "run-1")
+    (record,) = runs.read_all(storage)
+    process = subprocess.Popen(["sleep", "60"])
+    record["pid"] = process.pid
+    assert runs.is_alive(record)
+    process.kill()
+    process.wait()
+    assert not runs.is_alive(record)
+    elsewhere = {**record, "host": "another"}
+    assert runs.is_alive(elsewhere)
+    assert not runs.is_alive({**elsewhere, "heartbeat_at": "2020-01-01T00:00:00+00:00"})
+    assert not runs.is_alive({"run_id": "x", "state": "running"})
+
+
+def test_the_dead_are_marked_and_their_staging_removed(tmp_path):
+    ghost = subprocess.Popen(["true"])
+    ghost.wait()
+    for run_id, pid in (("run-1", ghost.pid), ("run-2", os.getpid())):
+        storage, _ = record_of(tmp_path, run_id)
+        record = json.loads((tmp_path / "runs" / f"{run_id}.json").read_text())
+        (tmp_path / "runs" / f"{run_id}.json").write_text(json.dumps({**record, "pid": pid}))
+        (storage.staging() / "unfinished").write_bytes(b"half")
+    (tmp_path / ".staging" / "run-0").mkdir()
+    (tmp_path / "runs" / "notes.json").write_text("not a record")
+    mine, _ = record_of(tmp_path, "run-3")
+    assert runs.bury_the_dead(mine) == ["run-1"]
+    assert mine.staging_folders() == ["run-2", "run-3"]
+    assert [record["state"] for record in runs.read_all(mine)] == ["died", "running", "running"]
+
+
+def test_two_drivers_on_one_output(tmp_path):
+    """The same work is refused while it goes on, another share works beside it, --force ends with one row a key."""
+    flags = "--model_path tiny --max_inference_steps 4 --save_steps 1 4 --img_per_prompt 20 --num_workers 1 --gpu_num 2"
+    command = ["generate", "--json_file", str(SAMPLE), *flags.split(), "--output_base_path", "out"]
+    first = start_cli(*command, "--idx", "0", cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while not read_tree(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    second = run_cli(*command, "--idx", "0", cwd=tmp_path)
+    assert second.returncode == 2
+    assert f"this run is going on (process {first.pid} on " in second.stderr
+    assert " and draws query 0 too; wait for it, take other --idx or --query_ids, or say --force\n" in second.stderr
+    other_share = start_cli(*command, "--idx", "1", cwd=tmp_path)
+    forced = run_cli(*command, "--idx", "0", "--force", cwd=tmp_path)
+    for process in (first, other_share):
+        process.communicate(timeout=120)
+    assert (first.returncode, other_share.returncode, forced.returncode) == (0, 0, 0)
+    assert check_index_is_true(tmp_path / "out") == 6 * 5 * 20 * 2 == len(read_tree(tmp_path / "out"))
+    assert not (tmp_path / "out" / ".staging").exists()
+    assert sorted(record["state"] for record in runs.read_all(Storage(str(tmp_path / "out")))) == ["complete"] * 3
