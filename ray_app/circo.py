@@ -3,6 +3,7 @@ Knows the file's fields; nothing of what has been drawn already."""
 
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,10 @@ class Annotations:
         A share is contiguous, floor(n / gpu_num) entries, the last takes the rest; n counts unusable entries too, so
         that the shares of one file always meet.
 
+        A share can be empty: there are more shares than entries, or none of its entries can be used.
+
         Raises:
-            Refused: a query id that the file doesn't have, or a selection without a query.
+            Refused: a query id that the file doesn't have.
         """
         entries = self.entries
         if query_ids:
@@ -96,7 +99,9 @@ def slots(queries: Sequence[Query], img_per_prompt: int, seed: int, seed_mode: S
     within every step's folder.
     """
     if seed + img_per_prompt - 1 > MAX_SEED:
-        raise Refused(f"--seed {seed}: with {img_per_prompt} images a prompt seeds would pass {MAX_SEED}")
+        raise Refused(
+            f"--seed {seed}: with {img_per_prompt} images a prompt seeds would pass {MAX_SEED}; take a smaller one"
+        )
     rows: dict[str, list[Any]] = {field.name: [] for field in SLOT_SCHEMA}
     for query in queries:
         for prompt_index, prompt in enumerate(query.prompts):
@@ -135,8 +140,10 @@ class _Unusable(Exception):
 
 
 def _read(path: str) -> list[dict[str, Any]]:
+    if not path.strip():
+        raise Refused(f"--json_file {path!r}: not the name of a file")
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+        text = Path(os.path.expanduser(path)).read_text(encoding="utf-8-sig")
         entries = json.loads(text)
     except FileNotFoundError:
         raise Refused(f"{path}: no such file; name the annotations with --json_file") from None
@@ -146,8 +153,10 @@ def _read(path: str) -> list[dict[str, Any]]:
         raise Refused(f"{path}: not UTF-8 text at byte {error.start}") from None
     except json.JSONDecodeError as error:
         raise Refused(f"{path}: not JSON: line {error.lineno} column {error.colno}: {error.msg}") from None
-    except (ValueError, RecursionError) as error:
-        raise Refused(f"{path}: not JSON that can be read: {error}") from None
+    except RecursionError:
+        raise Refused(f"{path}: not JSON that can be read: nested too deeply") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise Refused(f"{path}: not JSON that can be read: {str(error).split(';')[0]}") from None
     if not isinstance(entries, list):
         raise Refused(f"{path}: {_kind(entries)}, not a list of queries")
     if not entries:
@@ -190,7 +199,9 @@ def _query_id(path: str, position: int, entry: dict[str, Any], ids: set[int]) ->
         if why := layout.why_not_plain(value):
             raise Refused(f"{where}: 'id' {value[:80]!r} {why}; it must be a whole number")
         value = int(value) if value.isdecimal() and len(value) < 20 else value
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= INT64_MAX:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise _Unusable(f"{where}: 'id' is {_kind(value)}, not a whole number from 0 to 2^63-1")
+    if isinstance(value, str) or not 0 <= value <= INT64_MAX:
         raise _Unusable(f"{where}: 'id' {_text(value)[:80]!r} is not a whole number from 0 to 2^63-1")
     if value in ids:
         raise _Unusable(f"{where}: 'id' {value} stands twice in the file")
@@ -203,8 +214,8 @@ def _kind(value: Any) -> str:
     return "null" if value is None else names.get(type(value), "an object")
 
 
-def _text(value: Any) -> str:
-    """A JSON value as text; `str` alone refuses whole numbers of thousands of digits."""
+def _text(value: int | str) -> str:
+    """A number or string as text; `str` alone refuses whole numbers of thousands of digits."""
     return hex(value) if isinstance(value, int) and abs(value) > 10**100 else str(value)
 
 

@@ -4,6 +4,7 @@ Knows folders and the hub; imports neither torch nor diffusers."""
 import dataclasses
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ WEIGHT_FOLDERS = {
     "sdxl": ("unet", "vae", "text_encoder", "text_encoder_2"),
     "flux": ("transformer", "vae", "text_encoder", "text_encoder_2"),
 }
+SCHEDULER = "scheduler/scheduler_config.json"
 SIZE_MULTIPLE = {"sdxl": 8, "flux": 16}
 """What height and width must be divisible by; diffusers refuses other sizes of SDXL and silently rounds Flux's."""
 FLUX_SAMPLE_SIZE = 128
@@ -77,7 +79,7 @@ def read_card(model_type: str, path: str, revision: str | None, half: bool) -> M
         scheduler = dict(tiny.CONFIGS[model_type]["scheduler"])
         size = tiny.default_size(model_type)
         return ModelCard(model_type, path, tiny.REVISION, None, scheduler.pop("_class_name"), scheduler, size)
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     if path and folder.is_dir():
         _no_revision(path, revision)
         names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
@@ -85,7 +87,7 @@ def read_card(model_type: str, path: str, revision: str | None, half: bool) -> M
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", path) and not path.startswith("."):
         folder, names, found_revision = _from_hub(path, revision)
     else:
-        raise Refused(f"{path}: no such folder, and no hub id (owner/name); set --model_path")
+        raise Refused(f"{path or repr(path)}: no such folder, and no hub id (owner/name); set --model_path")
     index = _read_json(path, folder, "model_index.json")
     found = index.get("_class_name")
     if found != PIPELINE_CLASSES[model_type]:
@@ -93,13 +95,16 @@ def read_card(model_type: str, path: str, revision: str | None, half: bool) -> M
         advice = f"; use --model_type {other}" if other else ""
         raise Refused(f"{path}: holds a {found}, but --model_type {model_type} draws with a"
                       f" {PIPELINE_CLASSES[model_type]}{advice}")  # fmt: skip
-    scheduler = _read_json(path, folder, "scheduler/scheduler_config.json")
+    scheduler = _read_json(path, folder, SCHEDULER)
+    if not isinstance(scheduler.get("_class_name"), str):
+        raise Refused(f"{path}: {SCHEDULER} names no scheduler ('_class_name')")
+    _whole(path, SCHEDULER, scheduler, "num_train_timesteps", 1000)  # `check_steps` relies on it
     return ModelCard(
         model_type=model_type,
         path=path,
         revision=found_revision,
         variant=_variant(path, names, WEIGHT_FOLDERS[model_type], half),
-        scheduler=str(scheduler.get("_class_name")),
+        scheduler=scheduler["_class_name"],
         scheduler_config=scheduler,
         default_size=_default_size(model_type, path, folder),
     )
@@ -111,10 +116,22 @@ def _no_revision(path: str, revision: str | None) -> None:
 
 
 def _default_size(model_type: str, path: str, folder: Path) -> int:
-    vae_factor = 2 ** (len(_read_json(path, folder, "vae/config.json").get("block_out_channels", [0] * 4)) - 1)
+    blocks = _read_json(path, folder, "vae/config.json").get("block_out_channels", [0] * 4)
+    if not isinstance(blocks, list) or not 1 <= len(blocks) <= 10:
+        raise Refused(f"{path}: vae/config.json: 'block_out_channels' is no list of 1 to 10 blocks")
+    vae_factor = 2 ** (len(blocks) - 1)
     if model_type == "flux":
         return FLUX_SAMPLE_SIZE * vae_factor
-    return int(_read_json(path, folder, "unet/config.json").get("sample_size", 128)) * vae_factor
+    unet = _read_json(path, folder, "unet/config.json")
+    return _whole(path, "unet/config.json", unet, "sample_size", 128) * vae_factor
+
+
+def _whole(path: str, name: str, config: dict[str, Any], key: str, default: int) -> int:
+    """A number from 1 of a model's config."""
+    value = config.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise Refused(f"{path}: {name}: '{key}' is {str(value)[:80]!r}, not a whole number from 1")
+    return value
 
 
 def _variant(path: str, names: list[str], weight_folders: tuple[str, ...], half: bool) -> str | None:
@@ -177,6 +194,8 @@ def _read_json(path: str, folder: Path, name: str) -> dict[str, Any]:
         value = json.loads((folder / name).read_text())
     except FileNotFoundError:
         raise Refused(f"{path}: no {name}; this is not a folder of a diffusers pipeline") from None
+    except RecursionError:
+        raise Refused(f"{path}: {name} can't be read: nested too deeply") from None
     except (OSError, ValueError) as error:
         raise Refused(f"{path}: {name} can't be read: {one_line(error)}") from None
     if not isinstance(value, dict):

@@ -1,15 +1,17 @@
-"""The flags of every verb, each with why it is there, and the checks that need no file.
+"""The flags of the verbs that draw, each with why it is there, and the checks that need no file.
 Knows names and defaults; nothing of models, annotations or Ray."""
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from actors import tiny
 from actors.recipe import MAX_SEED, Capture
 from ray_app.errors import Refused
 
 DEFAULT_STEPS = ("1", "4", "8", "16", "32")
+MAX_PIXELS = 16_383
+"""Of height and width: no webp can have more, and no model comes near it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +131,7 @@ class Generate:
 
     def check(self) -> None:
         """Raise Refused for the first flag whose value makes no sense whatever the model and the file are."""
+        check_text(self)
         at_least_one = ("num_prompts", "img_per_prompt", "max_inference_steps", "gpu_num", "batch_size", "limit")
         for name in at_least_one:
             value = getattr(self, name)
@@ -142,6 +145,9 @@ class Generate:
             ("num_prompts", 1, 2**15),  # prompt and image indices are int16 in the index
             ("img_per_prompt", 1, 2**15),
             ("batch_size", 1, 2**15 - 1),
+            ("max_inference_steps", 1, 2**15 - 1),  # and so are steps
+            ("height", 1, MAX_PIXELS),
+            ("width", 1, MAX_PIXELS),
         ):
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
@@ -208,6 +214,14 @@ class Demo:
 
     output_base_path: str = "./proxyqueue_demo"
     """OUTPUT of the demo; a second demo there finds everything done."""
+
+
+def check_text(options: Any) -> None:
+    """Raise Refused for a flag's text that can't be a name or be recorded: bytes that are no UTF-8, or a NUL."""
+    for name, value in vars(options).items():
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str) and ("\0" in text or any("\ud800" <= character <= "\udfff" for character in text)):
+                raise Refused(f"--{name} {text!r}: has a NUL, or bytes that are not UTF-8")
 
 
 def parse_steps(texts: tuple[str, ...], num_inference_steps: int) -> list[int]:

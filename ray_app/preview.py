@@ -6,7 +6,7 @@ from pathlib import Path
 from actors.recipe import Capture
 from ray_app import recipes
 from ray_app.errors import OK, Refused, one_line
-from ray_app.options import Generate, Preview, parse_steps
+from ray_app.options import Generate, Preview, check_text, parse_steps
 
 
 def preview(options: Preview) -> int:
@@ -15,6 +15,7 @@ def preview(options: Preview) -> int:
     Raises:
         Refused: bad options, a model that can't be loaded, a folder that can't be written.
     """
+    check_text(options)
     models = ("sdxl", "flux") if options.model == "both" else (options.model,)
     for model in models:
         _preview(options, model)
@@ -49,5 +50,5 @@ def _preview(options: Preview, model: str) -> None:
     except ModelError as error:
         raise Refused(str(error)) from error
     except OSError as error:
-        raise Refused(f"--output_dir {folder}: can't be written: {one_line(error)}") from error
+        raise Refused(f"--output_dir {folder}: can't be written: {error.strerror or one_line(error)}") from error
     print(f"{folder}: {', '.join(f'step_{step:02}.png' for step in steps)}, final.png", file=sys.stdout)
