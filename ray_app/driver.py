@@ -15,7 +15,7 @@ import pyarrow.compute
 
 from actors.recipe import Recipe
 from ray_app import cluster
-from ray_app.errors import Refused, one_line
+from ray_app.errors import GOES_ON, Refused, one_line
 from ray_app.index import IndexWriter
 from ray_app.interrupts import Interrupts
 from ray_app.ledger import start as start_ledger
@@ -81,7 +81,7 @@ class Driver:
         results = _Results(self._dataset(ledger, here))
         actors_up = functools.partial(cluster.actors_up, self.worker.__name__)
         progress = Progress(self.plan.images_wanted, self.plan.images_there, actors_up)
-        with self.interrupts.deferred():
+        with self.interrupts.deferred(), self.index:
             try:
                 for rows in results:
                     if self.interrupts.requested:
@@ -95,7 +95,6 @@ class Driver:
             finally:
                 self.counts["replayed"] = watchdog.replays
                 progress.close()
-                self.index.commit()
 
     def _take(self, rows: pa.Table, progress: Progress) -> None:
         unwritten = rows.filter(pc.equal(rows["status"], UNWRITTEN))
@@ -114,10 +113,7 @@ class Driver:
         self._report_shrunk(rows)
         if unwritten.num_rows:
             first = unwritten.slice(0, 1).to_pylist()[0]
-            raise Refused(
-                f"{self.storage.path(first['path'])}: can't be written: {first['error_message']};"
-                " what was written before is indexed; the same command goes on"
-            )
+            raise Refused(f"{self.storage.path(first['path'])}: {first['error_message']}; {GOES_ON}")
 
     def _report_shrunk(self, rows: pa.Table) -> None:
         """Say once an actor that it ran out of memory and draws smaller batches since."""

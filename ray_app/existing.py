@@ -59,7 +59,7 @@ def find(
     found = np.zeros((slots.num_rows, len(captures)), bool)
     failed = np.zeros_like(found)
     rows = index.read(storage, model_type, _COLUMNS)
-    if not rows.num_rows:
+    if not rows.num_rows or not slots.num_rows:
         return found, failed
     slot_of_row = _match(slots, rows)
     ok = np.asarray(pc.equal(rows["status"], "ok"))

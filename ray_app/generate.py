@@ -11,6 +11,7 @@ from actors import tiny
 from actors.recipe import Recipe
 from ray_app import circo, cluster, driver, existing, layout, plan, recipes, runs
 from ray_app.errors import OK, SOME_FAILED, Refused
+from ray_app.index import set_aside_damaged
 from ray_app.interrupts import Interrupts
 from ray_app.options import Generate
 from ray_app.storage import Storage
@@ -41,6 +42,7 @@ def generate(options: Generate, worker: type[Worker] = Worker) -> int:
         print(describe(job), flush=True)
         if options.dry_run:
             return OK
+        set_aside_damaged(job.storage, options.model_type)
         if not job.plan.images_to_draw:
             given_up = job.plan.images_given_up
             failed = f", but for {given_up:,} that failed before (--skip_failed)" if given_up else ""
@@ -107,12 +109,18 @@ def _draw(job: Job, interrupts: Interrupts, worker: type[Worker]) -> int:
         outcome = {"state": "failed", "error": str(error)}
         raise
     finally:
-        _remove_caches(job)
         summary = _summary(job, run.counts, time.monotonic() - started)
-        record.end(**outcome, summary=summary)
-        storage.remove_staging()
-        if run.counts["denoises"]:
-            print(_summary_text(summary, storage), flush=True)
+        try:
+            _remove_caches(job)
+            record.end(**outcome, summary=summary)
+            runs.bury_the_dead(storage)
+            if run.counts["denoises"]:
+                print(_summary_text(summary, storage), flush=True)
+        except OSError:
+            if outcome["state"] in ("complete", "some failed"):
+                raise  # else the error that is on its way out already is the one to tell
+        finally:
+            storage.remove_staging()
     return SOME_FAILED if run.counts["failed"] or job.plan.images_given_up else OK
 
 

@@ -3,23 +3,35 @@ Knows rows and parts; nothing of how images are drawn."""
 
 import dataclasses
 import datetime
+import functools
 import json
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from actors.recipe import Recipe
-from ray_app import layout
-from ray_app.errors import Refused, one_line
+from ray_app import layout, parts
+from ray_app.errors import GOES_ON, Refused, one_line
+from ray_app.parts import RECIPES_KEY, VERSION_KEY
 from ray_app.storage import Storage
+
+# its functions are made when it is imported: type checkers don't see them
+pc: Any = pyarrow.compute
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 SCHEMA_VERSION = "1"
 COMMIT_SECONDS = 5.0
 COMMIT_ROWS = 5_000
+LISTINGS = 6
+"""How often a reader lists the parts before it gives up: they go one by one while an index is compacted."""
 
 COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "query_id": (pa.int64(), "id of the query in the annotations"),
@@ -61,8 +73,9 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
 }
 """Every column but `model`, which is the hive partition: type and meaning."""
 
-VERSION_KEY = b"proxyqueue.schema_version"
-RECIPES_KEY = b"proxyqueue.recipes"
+KEY = ("query_id", "prompt_index", "image_index", "snapshot", "step")
+"""What tells one image of a model from another; the newest row of a key counts."""
+
 SCHEMA = pa.schema([pa.field(name, kind) for name, (kind, _) in COLUMNS.items()], {VERSION_KEY: SCHEMA_VERSION})
 
 
@@ -71,8 +84,18 @@ def with_recipes(recipes: dict[str, dict[str, Any]]) -> pa.Schema:
     return SCHEMA.with_metadata({**(SCHEMA.metadata or {}), RECIPES_KEY: json.dumps(recipes)})
 
 
+def to_parquet(table: pa.Table) -> bytes:
+    """A part's bytes. Pages carry checksums: a flipped bit is found, where zstd alone would give other values."""
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    return buffer.getvalue().to_pybytes()
+
+
 class IndexWriter:
     """Collects the rows of a run and commits them as parts, each whole or not at all.
+
+    As a context manager it commits on every way out. An error that is on its way out already is the one to tell: a
+    last part that can't be written then doesn't hide it, and its images are drawn again by the same command.
 
     Args:
         storage: where; its run id names the parts.
@@ -94,6 +117,16 @@ class IndexWriter:
         self._rows = 0
         self._sequence = 0
         self._oldest = 0.0
+
+    def __enter__(self) -> "IndexWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            self.commit()
+        except Refused:
+            if error is None:
+                raise
 
     def append(self, rows: pa.Table) -> None:
         """Take rows into the next part. Columns that are neither here nor constant are null."""
@@ -118,16 +151,56 @@ class IndexWriter:
             self.commit()
 
     def commit(self) -> None:
-        """Write what is waiting as one part; nothing if nothing waits. Rows stay in hand if it can't be written."""
+        """Write what is waiting as one part; nothing if nothing waits.
+
+        Raises:
+            Refused: it can't be written; the rows stay in hand for another try.
+        """
         if not self._tables:
             return
         table = pa.concat_tables(self._tables)
         part = layout.index_part(self.model_type, self.run_id, self._sequence)
-        self.storage.write_with(part, lambda path: pq.write_table(table, path, compression="zstd"))
+        try:
+            self.storage.write(part, to_parquet(table))
+        except OSError as error:
+            raise Refused(f"{error.filename}: {error.strerror}; {GOES_ON}") from error
         self._sequence += 1
         self._tables, self._rows = [], 0
 
 
+def relisted(read: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """A reader that begins anew with a fresh listing if a part is gone that it had listed.
+
+    That is compaction: the part's rows stand in another by then.
+    """
+
+    @functools.wraps(read)
+    def reader(*arguments: Arguments.args, **named: Arguments.kwargs) -> Result:
+        for listing in range(1, LISTINGS):
+            try:
+                return read(*arguments, **named)
+            except FileNotFoundError:
+                time.sleep(0.05 * 2**listing)
+        return read(*arguments, **named)
+
+    return reader
+
+
+def part_names(storage: Storage, model_type: str) -> list[str]:
+    """The parts of a model's partition, by path under OUTPUT.
+
+    Listed until two listings agree: a single one of a big folder can miss a part that comes meanwhile, and just as well
+    the old ones that go because of it.
+    """
+    names: list[str] | None = None
+    for _ in range(LISTINGS**2):
+        before, names = names, storage.list_names(layout.index_folder(model_type), "*.parquet")
+        if names == before:
+            break
+    return names or []
+
+
+@relisted
 def read(
     storage: Storage,
     model_type: str,
@@ -136,33 +209,62 @@ def read(
 ) -> pa.Table:
     """Rows of a model's partition, oldest first, so that the last of a key is the one that counts.
 
+    Rows of damaged parts are left out, and each such part is named on stderr, once a process.
+
     Raises:
-        Refused: a part that can't be read; the message names it.
+        Refused: a part that can't be opened, though it may be whole; the message names it.
     """
-    parts = storage.list_names(layout.index_folder(model_type), "*.parquet")
     wanted = columns if isinstance(columns, dict) else {name: ds.field(name) for name in columns}
     wanted = {**wanted, "created_at": ds.field("created_at")}
-    try:
-        dataset = ds.dataset([str(storage.path(part)) for part in parts], schema=SCHEMA, format="parquet")
-        return dataset.to_table(columns=wanted, filter=only).sort_by("created_at")
-    except (pa.ArrowException, OSError) as error:
-        broken = next((part for part in parts if not _readable(storage, part)), None)
-        if broken is None:
+    while True:
+        names = list(_parts(storage, model_type))
+        try:
+            dataset = ds.dataset([str(storage.path(name)) for name in names], schema=SCHEMA, format=_CHECKED)
+            return dataset.to_table(columns=wanted, filter=only).sort_by("created_at")
+        except FileNotFoundError:
             raise
-        raise Refused(f"{storage.path(broken)}: not a readable part of the index: {one_line(error, 200)}") from error
+        except (pa.ArrowException, OSError) as error:
+            if not parts.find_damaged_data(storage, names):
+                where = storage.path(layout.index_folder(model_type))
+                raise Refused(f"{where}: can't be read: {one_line(error, 200)}") from error
 
 
+def newest(rows: pa.Table) -> np.ndarray:
+    """Where in a table the newest row of each key stands, in the order of the keys; of equally old ones the last.
+
+    Args:
+        rows: has the columns of `KEY`, and `created_at`.
+    """
+    keys = [
+        np.asarray(pc.rank(rows[name], tiebreaker="dense") if name == "snapshot" else rows[name].fill_null(-1))
+        for name in KEY
+    ]
+    order = np.lexsort((np.asarray(rows["created_at"].cast(pa.int64())), *reversed(keys)))
+    last = np.ones(len(order), bool)
+    if len(order):
+        last[:-1] = np.logical_or.reduce([key[order[1:]] != key[order[:-1]] for key in keys])
+    return order[last]
+
+
+@relisted
 def recipes(storage: Storage, model_type: str) -> dict[str, dict[str, Any]]:
     """Every recipe of a model's partition in full, by fingerprint, from the parts' own metadata."""
     found: dict[str, dict[str, Any]] = {}
-    for part in storage.list_names(layout.index_folder(model_type), "*.parquet"):
-        found |= json.loads((pq.read_schema(storage.path(part)).metadata or {}).get(RECIPES_KEY, b"{}"))
+    for of_part in _parts(storage, model_type).values():
+        found |= of_part
     return found
 
 
-def _readable(storage: Storage, part: str) -> bool:
-    try:
-        pq.read_table(storage.path(part))
-    except (pa.ArrowException, OSError):
-        return False
-    return True
+def set_aside_damaged(storage: Storage, model_type: str) -> None:
+    """Move the parts that reading found damaged to OUTPUT/.set_aside, so that no pattern of `index/` finds them."""
+    for part in parts.damaged(storage, layout.index_folder(model_type)):
+        storage.set_aside(part)
+
+
+_CHECKED = ds.ParquetFileFormat(
+    default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+)
+
+
+def _parts(storage: Storage, model_type: str) -> dict[str, dict[str, Any]]:
+    return parts.readable(storage, part_names(storage, model_type), SCHEMA)

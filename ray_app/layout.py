@@ -1,8 +1,14 @@
 """Every name and path under OUTPUT, in one place. Paths are relative to it, with forward slashes."""
 
+import fnmatch
+import re
 import unicodedata
+from typing import NamedTuple
 
+MODEL_TYPES = ("sdxl", "flux")
 STAGING = ".staging"
+SET_ASIDE = ".set_aside"
+"""What is taken out of the tree, each file under the path that it had; hidden, so that no reader's pattern finds it."""
 RUNS = "runs"
 INDEX = "index"
 COMBINED = "combined"
@@ -10,6 +16,20 @@ FEATURE_CACHES = ("aug_features_*.npz", "source_features_*.npz")
 """What retrieval scripts cache beside the images; stale as soon as an image is written or removed."""
 
 MAX_NAME_BYTES = 200
+
+_STEP_FOLDER = re.compile(r"proxy_images_(sdxl|flux)_(x0_)?step([1-9][0-9]*)")
+_IMAGE = re.compile(rf"{COMBINED}(_query[0-9]+)?/combined_.+_[0-9]+\.(jpg|png|webp)")
+_PART = re.compile(rf"{INDEX}/model=(sdxl|flux)/part-[^/]+\.parquet")
+_RUN = re.compile(rf"{RUNS}/[^/]+\.json")
+
+
+class StepFolder(NamedTuple):
+    """A step's folder, read back from its name."""
+
+    name: str
+    model_type: str
+    snapshot: str
+    step: int
 
 
 def why_not_plain(name: str) -> str | None:
@@ -33,6 +53,12 @@ def step_folder(model_type: str, snapshot: str, step: int) -> str:
     return f"proxy_images_{model_type}_{kind}step{step}"
 
 
+def parse_step_folder(name: str) -> StepFolder | None:
+    """What `step_folder` made the name of; None if it made no such name."""
+    found = _STEP_FOLDER.fullmatch(name)
+    return StepFolder(name, found[1], "x0" if found[2] else "xt", int(found[3])) if found else None
+
+
 def query_folder(query_id: int, owns_reference: bool) -> str:
     """`combined` for the first query of a reference, a folder of its own for a later one that shares it."""
     return COMBINED if owns_reference else f"{COMBINED}_query{query_id}"
@@ -41,6 +67,16 @@ def query_folder(query_id: int, owns_reference: bool) -> str:
 def image_file(folder: str, reference_img_id: str, k: int, image_format: str) -> str:
     """A slot's file within every step folder: `combined/combined_281438_0.jpg`."""
     return f"{folder}/combined_{reference_img_id}_{k}.{image_format}"
+
+
+def is_image_file(file: str) -> bool:
+    """Whether a path within a step's folder is one that `image_file` makes."""
+    return _IMAGE.fullmatch(file) is not None
+
+
+def is_feature_cache(file: str) -> bool:
+    """Whether a path's last part is a name that retrieval scripts give their caches."""
+    return any(fnmatch.fnmatchcase(file.rsplit("/", 1)[-1], kind) for kind in FEATURE_CACHES)
 
 
 def index_folder(model_type: str) -> str:
@@ -53,6 +89,16 @@ def index_part(model_type: str, run_id: str, sequence: int) -> str:
     return f"{index_folder(model_type)}/part-{run_id}-{sequence:06d}.parquet"
 
 
+def is_index_part(path: str) -> bool:
+    """Whether a path under OUTPUT is one that `index_part` makes."""
+    return _PART.fullmatch(path) is not None
+
+
 def run_file(run_id: str) -> str:
     """A run's record."""
     return f"{RUNS}/{run_id}.json"
+
+
+def is_run_file(path: str) -> bool:
+    """Whether a path under OUTPUT is one that `run_file` makes."""
+    return _RUN.fullmatch(path) is not None

@@ -20,6 +20,8 @@ PACKAGES = ("ray", "torch", "diffusers", "transformers", "pillow", "numpy", "pya
 BEAT_SECONDS = 10.0
 DEAD_SECONDS = 120.0
 """Without a heartbeat for so long, a run of another host counts as dead; one of this host, once its process is gone."""
+ORPHAN_SECONDS = 10.0
+"""An unfinished file that belongs to no run is somebody's for so long after it was last written to."""
 RUNNING, DIED = "running", "died"
 
 
@@ -116,7 +118,8 @@ def bury_the_dead(storage: Storage) -> list[str]:
         _write(Storage(str(storage.root), run_id), {**records[run_id], "state": DIED})
     living = {run_id for run_id, record in records.items() if is_alive(record)} | {storage.run_id}
     for run_id in storage.staging_folders():
-        if run_id not in living:
+        # one without a record may be of a run that begins just now, or of a compaction
+        if run_id not in living and (run_id in records or storage.staging_age(run_id) > ORPHAN_SECONDS):
             Storage(str(storage.root), run_id).remove_staging()
     return dead
 
@@ -132,6 +135,11 @@ def read_all(storage: Storage) -> list[dict[str, Any]]:
         if isinstance(record, dict) and "run_id" in record:
             records.append(record)
     return records
+
+
+def going_on(storage: Storage) -> list[dict[str, Any]]:
+    """Records of the runs that are going on."""
+    return [record for record in read_all(storage) if is_alive(record)]
 
 
 def is_alive(record: dict[str, Any]) -> bool:

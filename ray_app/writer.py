@@ -46,5 +46,9 @@ def _write(storage: Storage, path: str, data: bytes) -> dict[str, str]:
     try:
         storage.write(path, data)
     except OSError as error:
-        return {"status": UNWRITTEN, "error_type": type(error).__name__, "error_message": one_line(error)}
+        return {
+            "status": UNWRITTEN,
+            "error_type": type(error).__name__,
+            "error_message": error.strerror or one_line(error),
+        }
     return {}

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -27,6 +28,23 @@ def ray_local() -> Iterator[None]:
     """One local Ray for all tests that run `generate` in this process; it finds it and leaves it running."""
     with cluster.connected("local"):
         yield
+
+
+@pytest.fixture(scope="session")
+def drawn(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run of the sample, two prompts a query at steps 1 and 4; copied by tests that change it."""
+    from ray_app.generate import generate
+
+    output = tmp_path_factory.mktemp("drawn") / "out"
+    flags = {"model_path": "tiny", "max_inference_steps": 4, "save_steps": ("1", "4"), "num_prompts": 2}
+    assert generate(Generate(json_file=str(SAMPLE), output_base_path=str(output), num_workers="1", **flags)) == 0
+    return output
+
+
+@pytest.fixture
+def output(drawn: Path, tmp_path: Path) -> Path:
+    """A copy of it, with the files' times."""
+    return Path(shutil.copytree(drawn, tmp_path / "out"))
 
 
 @pytest.fixture(scope="session")
@@ -77,6 +95,19 @@ def recipe_for() -> Callable[..., Recipe]:
     return resolve
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A filesystem of its own of 3 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", place], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"no filesystem can be mounted here: {mounted.stderr.strip()}")
+    yield place
+    while not subprocess.run(["umount", "--lazy", place], capture_output=True).returncode:
+        pass  # until nothing is mounted there: a test may have done it itself
+
+
 def run_cli(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     """`python -m ray_app …` to its end, as a user would run it."""
     return subprocess.run(
@@ -117,3 +148,26 @@ def read_tree(root: Path) -> dict[str, bytes]:
     """Every image of an output by its relative path."""
     files = (path for path in root.rglob("combined*/*") if path.is_file())
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
+
+
+def obeying_permissions() -> list[str]:
+    """What to put before a command so that a file's mode binds it, root or not."""
+    if os.geteuid():
+        return []
+    prefix = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+    if subprocess.run([*prefix, "true"], capture_output=True).returncode:
+        pytest.skip("root can't give up its override of permissions here")
+    return prefix
+
+
+def flip_bit_of_a_page(part: Path, column: str) -> None:
+    """Change one bit in the middle of a column's data; the footer stays as it is."""
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(part)
+    group = file.metadata.row_group(0)
+    chunk = next(chunk for chunk in map(group.column, range(group.num_columns)) if chunk.path_in_schema == column)
+    content = bytearray(part.read_bytes())
+    start = chunk.dictionary_page_offset or chunk.data_page_offset
+    content[start + chunk.total_compressed_size // 2] ^= 1
+    part.write_bytes(content)

@@ -63,6 +63,11 @@ def test_an_empty_output_has_nothing(output):
     assert not output.find(slots_of()).any()
 
 
+def test_an_empty_share_of_the_queries_asks_for_nothing(output):
+    output.add(slots_of())
+    assert output.find(slots_of(queries=())).shape == (0, 2)
+
+
 def test_rows_with_their_files_are_there_in_any_selection(output):
     output.add(slots_of())
     assert output.find(slots_of()).all()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from ray_app.errors import OK, SOME_FAILED, Refused
 from ray_app.generate import generate, prepare
 from ray_app.options import Generate
 from ray_app.storage import Storage
-from tests.conftest import SAMPLE, read_tree
+from tests.conftest import SAMPLE, check_index_is_true, flip_bit_of_a_page, read_tree
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -237,6 +238,34 @@ def test_another_recipe_in_the_output_is_refused(output):
         generate(options(output, guidance_scale=5.0))
     with pytest.raises(Refused, match="--image_format is 'jpg' there and 'png' here"):
         generate(options(output, image_format="png"))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda part: os.truncate(part, part.stat().st_size // 2),
+        lambda part: part.write_text("not a part of an index"),
+        lambda part: flip_bit_of_a_page(part, "denoise_id"),
+    ],
+    ids=["cut short", "text", "a bit flipped"],
+)
+def test_a_damaged_part_is_set_aside_and_its_images_are_drawn_again(output, finished, damage, capsys):
+    part = min((output / "index").rglob("*.parquet"))
+    lost = pa.parquet.read_metadata(part).num_rows
+    damage(part)
+    damaged = part.read_bytes()
+    assert generate(options(output, dry_run=True)) == OK
+    assert part.read_bytes() == damaged
+    assert generate(options(output)) == OK
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("proxyqueue: ")]
+    assert len(said) == 1
+    assert said[0].startswith(f"proxyqueue: {part}: a damaged part of the index (")
+    assert (output / ".set_aside" / part.relative_to(output)).read_bytes() == damaged
+    assert read_tree(output) == read_tree(finished)
+    assert check_index_is_true(output) == 72
+    assert last_record(output)["summary"]["images_written"] == lost
+    sql = f"SELECT count(*) FROM read_parquet('{output}/index/**/*.parquet', hive_partitioning = true)"
+    assert duckdb.sql(sql).fetchall() == [(72,)]
 
 
 def test_an_output_that_cannot_be_written_under_way_ends_with_its_path(output):

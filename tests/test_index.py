@@ -2,6 +2,9 @@
 
 import dataclasses
 import datetime
+import os
+import subprocess
+import sys
 import time
 
 import pyarrow as pa
@@ -13,6 +16,7 @@ from ray_app import index
 from ray_app.errors import Refused
 from ray_app.index import IndexWriter
 from ray_app.storage import Storage
+from tests.conftest import ROOT, flip_bit_of_a_page, obeying_permissions
 
 
 def rows(count, **columns):
@@ -79,21 +83,71 @@ def test_rows_come_back_oldest_first_with_the_columns_asked_for(storage, recipe)
     assert index.read(storage, "flux", ["query_id"]).num_rows == 0
 
 
-@pytest.mark.parametrize("content", [b"", b"PAR1", b"not parquet at all"])
-def test_a_part_that_cannot_be_read_is_named(storage, recipe, content):
+def other_schema(path):
+    pq.write_table(pa.table({"query_id": ["one"], "created_at": [None]}), path)
+
+
+DAMAGES = {
+    "empty": lambda path: path.write_bytes(b""),
+    "cut short": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "its last byte gone": lambda path: os.truncate(path, path.stat().st_size - 1),
+    "text": lambda path: path.write_text("not parquet at all" * 100),
+    "a footer that is noise": lambda path: path.write_bytes(b"PAR1" + b"\xff" * 100 + b"\x10\0\0\0PAR1"),
+    "another table": other_schema,
+    "one bit of a page flipped": lambda path: flip_bit_of_a_page(path, "query_id"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_damaged_part_is_named_once_left_out_and_set_aside(storage, recipe, capsys, damage):
     writer = IndexWriter(storage, recipe)
-    writer.append(rows(1))
-    writer.commit()
-    storage.path("index/model=sdxl/part-cut.parquet").write_bytes(content)
-    with pytest.raises(Refused, match=r"part-cut\.parquet: not a readable part of the index"):
+    for _ in range(2):
+        writer.append(rows(3, status="ok"))
+        writer.commit()
+    bad = storage.path("index/model=sdxl/part-run-1-000000.parquet")
+    damage(bad)
+    content = bad.read_bytes()
+    for _ in range(2):
+        assert index.read(storage, "sdxl", ["query_id"])["query_id"].to_pylist() == [0, 1, 2]
+        assert len(index.recipes(storage, "sdxl")) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"proxyqueue: {bad}: a damaged part of the index (")
+    assert bad.exists()
+    index.set_aside_damaged(storage, "sdxl")
+    assert parts(storage) == ["part-run-1-000000.parquet", "part-run-1-000001.parquet"]
+    assert (storage.root / ".set_aside/index/model=sdxl/part-run-1-000000.parquet").read_bytes() == content
+    assert index.read(storage, "sdxl", ["query_id"]).num_rows == 3
+
+
+def test_a_part_of_another_version_of_the_schema_is_refused_not_set_aside(storage):
+    storage.write("index/model=sdxl/part-a.parquet", b"")
+    newer = index.SCHEMA.with_metadata({index.VERSION_KEY: b"2"}).append(pa.field("more", pa.int8()))
+    pq.write_table(newer.empty_table(), storage.path("index/model=sdxl/part-a.parquet"))
+    with pytest.raises(Refused, match=r"part-a.parquet: version 2 of the index's schema, and this proxyqueue reads 1;"):
         index.read(storage, "sdxl", ["query_id"])
+
+
+def test_a_part_that_cannot_be_opened_is_refused_not_set_aside(storage):
+    """No permission says nothing about what is in the part."""
+    storage.write("index/model=sdxl/part-a.parquet", b"not parquet")
+    storage.path("index/model=sdxl/part-a.parquet").chmod(0)
+    code = (
+        "import sys; from ray_app import errors, index, storage\n"
+        "try: index.read(storage.Storage(sys.argv[1]), 'sdxl', ['query_id'])\n"
+        "except errors.Refused as refused: print(refused)"
+    )
+    command = [*obeying_permissions(), sys.executable, "-c", code, str(storage.root)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout.endswith("part-a.parquet: can't be read: Permission denied\n"), result.stderr
 
 
 def test_rows_stay_in_hand_while_a_part_cannot_be_written(storage, recipe):
     writer = IndexWriter(storage, recipe)
     writer.append(rows(2))
     (storage.root / "index").write_text("a file where the folder should be")
-    with pytest.raises(OSError, match="index"):
+    with pytest.raises(
+        Refused, match=r"index/model=sdxl/part-run-1-000000.parquet: can't be written: .*/index is a file;"
+    ):
         writer.commit()
     (storage.root / "index").unlink()
     writer.commit()

@@ -46,6 +46,7 @@ def clean_tree(ray_local, tmp_path_factory) -> dict[str, bytes]:
     return read_tree(folder / "out")
 
 
+@pytest.mark.slow
 def test_prompts_that_kill_the_process_are_given_up_and_no_other(clean_tree, tmp_path, capsys):
     """A segfault and a SIGKILL in two batches of four; batches are drawn again one by one, with the same bytes."""
     prompts = [*PROMPTS]
@@ -70,6 +71,7 @@ def test_prompts_that_kill_the_process_are_given_up_and_no_other(clean_tree, tmp
     assert failed(tmp_path) == {}
 
 
+@pytest.mark.slow
 def test_a_prompt_that_hangs_is_given_up_after_the_timeout(clean_tree, tmp_path, capsys):
     prompts = [*PROMPTS]
     prompts[4] = "HANG"

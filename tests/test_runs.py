@@ -92,14 +92,17 @@ def test_the_dead_are_marked_and_their_staging_removed(tmp_path):
         record = json.loads((tmp_path / "runs" / f"{run_id}.json").read_text())
         (tmp_path / "runs" / f"{run_id}.json").write_text(json.dumps({**record, "pid": pid}))
         (storage.staging() / "unfinished").write_bytes(b"half")
-    (tmp_path / ".staging" / "run-0").mkdir()
+    for orphan, age in (("run-0", 10_000), ("run-9", 0)):  # the second may be of a run that begins just now
+        (tmp_path / ".staging" / orphan).mkdir()
+        os.utime(tmp_path / ".staging" / orphan, (time.time() - age,) * 2)
     (tmp_path / "runs" / "notes.json").write_text("not a record")
     mine, _ = record_of(tmp_path, "run-3")
     assert runs.bury_the_dead(mine) == ["run-1"]
-    assert mine.staging_folders() == ["run-2", "run-3"]
+    assert mine.staging_folders() == ["run-2", "run-3", "run-9"]
     assert [record["state"] for record in runs.read_all(mine)] == ["died", "running", "running"]
 
 
+@pytest.mark.slow
 def test_two_drivers_on_one_output(tmp_path):
     """The same work is refused while it goes on, another share works beside it, --force ends with one row a key."""
     flags = "--model_path tiny --max_inference_steps 4 --save_steps 1 4 --img_per_prompt 20 --num_workers 1 --gpu_num 2"

@@ -1,12 +1,14 @@
 """Storage and layout: whole files or none, nothing outside OUTPUT, stale caches."""
 
+import subprocess
 import threading
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_app import layout
+from ray_app import layout, patience
 from ray_app.errors import Refused
 from ray_app.storage import Storage
 
@@ -45,6 +47,54 @@ def test_a_write_that_fails_leaves_nothing(storage):
     assert [path for path in storage.root.rglob("*") if path.is_file()] == []
     storage.remove_staging()
     assert not (storage.root / ".staging").exists()
+
+
+def test_a_full_disk_is_waited_for_and_said_once(small_disk, capsys):
+    storage = Storage(str(small_disk), "run-waits")
+    ballast = small_disk / "ballast"
+    for _ in range(2):
+        ballast.write_bytes(bytes(2_500_000))
+        waiting = threading.Timer(0.5, ballast.unlink)
+        waiting.start()
+        storage.write("step/combined/a.jpg", bytes(1_000_000))
+        waiting.join()
+        assert storage.sizes("step") == {"combined/a.jpg": 1_000_000}
+        storage.path("step/combined/a.jpg").unlink()
+    said = f"proxyqueue: {small_disk}/step/combined/a.jpg: No space left on device; trying again for 15 seconds\n"
+    assert capsys.readouterr().err == said
+
+
+def test_patience_ends_once_and_for_all(small_disk, monkeypatch):
+    monkeypatch.setattr(patience, "PAUSES", (0.1, 0.2))
+    storage = Storage(str(small_disk), "run-ends")
+    for seconds, low in ((0.3, True), (0.3, False)):
+        started = time.monotonic()
+        with pytest.raises(OSError, match=r"can't be written: No space left on device: '.*/disk/a'"):
+            storage.write("a", bytes(4_000_000))
+        assert (time.monotonic() - started > seconds) == low
+        storage.write("b", b"fits")  # and gives no new patience
+    assert [path.name for path in small_disk.rglob("*") if path.is_file()] == ["b"]
+
+
+def test_what_cannot_pass_is_not_waited_for(storage, capsys):
+    storage.write("a", b"")
+    started = time.monotonic()
+    with pytest.raises(OSError, match=r"can't be written: .*/out/a is a file: '.*/out/a/b/c'"):
+        storage.write("a/b/c", b"")
+    assert time.monotonic() - started < patience.PAUSES[0]
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("moment", ["before the first write", "between two writes"])
+def test_an_output_that_is_unmounted_is_not_written_beside(small_disk, moment):
+    storage = Storage(str(small_disk), "run")
+    storage.check_writable(create=True)
+    if moment == "between two writes":
+        storage.write("step/combined/a.jpg", b"1")
+    subprocess.run(["umount", small_disk], check=True)
+    with pytest.raises(OSError, match=r"/disk/.staging/run is gone since the run began: removed, renamed or unmounted"):
+        storage.write("step/combined/b.jpg", b"2")
+    assert list(small_disk.iterdir()) == []
 
 
 def test_a_folder_removed_under_way_is_made_again(storage):

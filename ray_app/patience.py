@@ -1,0 +1,49 @@
+"""Patience: which of a filesystem's errors can pass, and how long a process waits for that.
+Knows errors and seconds; nothing of what is written."""
+
+import errno
+import os
+import sys
+import time
+
+CAN_PASS = frozenset(
+    {
+        errno.ENOSPC, errno.EDQUOT,  # others may be making room
+        errno.EAGAIN, errno.EBUSY, errno.ENOLCK, errno.ENOMEM, errno.ENFILE, errno.EMFILE,  # what is short comes back
+        errno.EIO, errno.ETIMEDOUT, errno.ESTALE,  # a file server that starts anew
+        errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH,  # or its network
+        errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.ENOTCONN, errno.ESHUTDOWN,
+    }
+)  # fmt: skip
+"""All others stay until a person acts: no permission, a read-only filesystem, a file in the way, a name too long."""
+
+PAUSES = (0.2, 0.5, 1.0, 2.0, 4.0, 7.0)
+"""Seconds before each further try, 15 in all: a server's hiccup is bridged, a full disk is told before long."""
+
+
+class Patience:
+    """What is left of one process's pauses. Spent once and for all by a trouble that outlasts them."""
+
+    def __init__(self) -> None:
+        self._taken = 0
+        self._spent = False
+        self._said = False
+
+    def wait(self, error: OSError, path: object) -> bool:
+        """Pause, and say on stderr why, once; False without a pause if the error can't pass or none is left."""
+        if error.errno not in CAN_PASS:
+            return False
+        self._spent = self._spent or self._taken == len(PAUSES)
+        if self._spent:
+            return False
+        if not self._said:
+            text = f"proxyqueue: {path}: {os.strerror(error.errno)}; trying again for {round(sum(PAUSES))} seconds"
+            print(text, file=sys.stderr, flush=True)
+            self._said = True
+        time.sleep(PAUSES[self._taken])
+        self._taken += 1
+        return True
+
+    def restore(self) -> None:
+        """A write went well: the next trouble gets all pauses again."""
+        self._taken = 0
