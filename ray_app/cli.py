@@ -14,12 +14,16 @@ import tyro
 from ray_app import __version__
 from ray_app.errors import INTERRUPTED, OK, REFUSED, Refused
 from ray_app.options import Demo, Generate, Preview
+from ray_app.upkeep_options import Clean, Compact, Verify
 
 USAGE = """proxyqueue: draw text-to-image proxies for composed image retrieval, every denoising step asked for at once.
 
   proxyqueue generate --json_file test.json --output_base_path out   draw and index all images of the annotations
   proxyqueue preview --prompt "a dog on a beach"                     one prompt, its steps as png files
   proxyqueue demo                                                    the whole thing here, offline, with tiny models
+  proxyqueue verify --output_base_path out                           do index and files say the same? --repair
+  proxyqueue clean --output_base_path out --model_type sdxl          remove images with their rows and caches
+  proxyqueue compact --output_base_path out                          many small parts of the index into few
 
 Each verb has its own --help."""
 
@@ -42,15 +46,36 @@ def _demo(options: Demo) -> int:
     return demo(options)
 
 
+def _verify(options: Verify) -> int:
+    from ray_app.verify import verify
+
+    return verify(options)
+
+
+def _clean(options: Clean) -> int:
+    from ray_app.clean import clean
+
+    return clean(options)
+
+
+def _compact(options: Compact) -> int:
+    from ray_app.compact import compact
+
+    return compact(options)
+
+
 VERBS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "generate": (Generate, _generate),
     "preview": (Preview, _preview),
     "demo": (Demo, _demo),
+    "verify": (Verify, _verify),
+    "clean": (Clean, _clean),
+    "compact": (Compact, _compact),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `proxyqueue VERB …`; returns the exit code: 0, 2 refused, 3 some failed, 130 interrupted."""
+    """Run `proxyqueue VERB …`; the exit code: 0, 1 problems found, 2 refused, 3 some failed, 130 interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     verb = arguments[0] if arguments else "--help"
     if verb in ("--help", "-h", "help"):
@@ -94,15 +119,18 @@ def _parse(verb: str, options_class: type, arguments: list[str]) -> Any:
         if not end.code:
             raise
         lines = (line.strip("│╭╮╰╯─ ") for line in box.getvalue().splitlines()[1:])
-        raise Refused(f"{_shorten(' '.join(line for line in lines if line))} (see proxyqueue {verb} --help)") from None
+        text = " ".join(line for line in lines if line.strip("-"))  # dashes: the box where the terminal has ASCII only
+        raise Refused(f"{_shorten(text)} (see proxyqueue {verb} --help)") from None
 
 
 def _shorten(text: str) -> str:
     """What tyro's box says, without the help text it repeats; a value that can't be read as flag, value and type."""
     text = text.split(" For full helptext")[0].rstrip(". ")
+    if missing := re.match(r"Missing from proxyqueue \w+: (--\w+) (\S+)", text):
+        return f"{missing[1]}: is missing; it takes {missing[2]}"
     unread = re.match(r"Error parsing (--\w+): (.*) Argument helptext: --\w+ (\[.*?\]\]|\S+)", text)
     if unread is None:
         return text
     flag, reason, kind = unread.groups()
     values = ", ".join(re.findall(r"'([^']*)'", reason.rsplit(": ", 1)[-1]))
-    return f"{flag} {values}: takes {kind.removeprefix('{None}|')}"
+    return f"{flag} {values[:80]}: takes {kind.removeprefix('{None}|')}"

@@ -1,4 +1,4 @@
-"""Progress of a run: a bar on a terminal, a line every ten seconds elsewhere.
+"""Progress of a run, or of checking one: a bar on a terminal, a line every ten seconds elsewhere.
 Counts on the driver; knows nothing of Ray."""
 
 import collections
@@ -66,6 +66,37 @@ class Progress:
         """Take the bar away."""
         if self._bar:
             self._bar.show(self.done, self.describe())
+            self._bar.close()
+
+
+class Checked:
+    """Shows how many of an output's images are checked, images/s and time left, on stderr."""
+
+    def __init__(self, total: int):
+        self.total, self.done = total, 0
+        self._started = time.monotonic()
+        self._next_line = self._started + LINE_SECONDS
+        self._bar = _Bar(total, 0) if sys.stderr.isatty() else None
+
+    def add(self, images: int) -> None:
+        """Count images, and show what is due."""
+        self.done += images
+        now = time.monotonic()
+        if self._bar:
+            self._bar.show(self.done, self.describe())
+        elif now >= self._next_line:
+            self._next_line = now + LINE_SECONDS
+            print(self.describe(), file=sys.stderr, flush=True)
+
+    def describe(self) -> str:
+        """One line."""
+        rate = self.done / max(time.monotonic() - self._started, 1e-9)
+        eta = _duration((self.total - self.done) / rate) if rate else "?"
+        return f"{self.done:,} of {self.total:,} images checked, {rate:,.0f} images/s, {eta} left"
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar:
             self._bar.close()
 
 

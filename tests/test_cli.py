@@ -20,7 +20,8 @@ def test_the_scripts_own_spelling_works_from_a_folder_with_their_defaults(tmp_pa
         "generate", *scripts_flags.split(), "--guidance_scale", "0.0", "--idx", "1", "--gpu_num", "4",
         "--sdxl_path", "tiny", cwd=tmp_path,
     )  # fmt: skip
-    assert (result.returncode, result.stderr) == (0, "")
+    assert result.returncode == 0
+    assert all(" images/s, " in line for line in result.stderr.splitlines())
     assert result.stdout.startswith("queries          1\nslots            2, of them 2 different\n")
     assert sorted(read_tree(tmp_path / "output")) == [
         f"proxy_images_sdxl_step{step}/combined/combined_100102_{k}.jpg" for step in (1, 2, 4) for k in (0, 1)
@@ -51,41 +52,11 @@ def test_importing_the_application_imports_no_torch():
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["frobnicate"], "frobnicate: no such verb; there are generate, preview, demo"),
-        (["generate", "--bogus", "3"], "Unrecognized options: --bogus, 3 (see proxyqueue generate --help)"),
-        (["generate", "--idx", "x"], "--idx x: takes INT (see proxyqueue generate --help)"),
-        (["generate", "--limit", "x"], "--limit x: takes INT (see proxyqueue generate --help)"),
-        (
-            ["generate", "--seed"],
-            "Missing value for argument '--seed'. Expected 1 values (see proxyqueue generate --help)",
-        ),
-        (
-            ["generate", "--model_type", "sd"],
-            "invalid choice 'sd' for argument '--model_type'. Expected one of ('sdxl', 'flux')"
-            " (see proxyqueue generate --help)",
-        ),
-        (["generate", "--save-steps", "64"], "--save_steps 64: outside 1..32 (--max_inference_steps)"),
-        (["generate"], "./test1.json: no such file; name the annotations with --json_file"),
-        (
-            ["preview"],
-            "Missing from proxyqueue preview: --prompt STR What to draw. (required) (see proxyqueue preview --help)",
-        ),
-        (["preview", "--prompt", "a", "--model_path", "/none"], "/none: no such folder, and no hub id (owner/name);"),
-        (
-            ["preview", "--prompt", "a", "--model_path", "tiny", "--height", "7"],
-            "--height 7: sdxl draws multiples of 8",
-        ),
-    ],
-)
-def test_wrong_arguments_get_one_line(arguments, message, tmp_path):
-    result = run_cli(*arguments, cwd=tmp_path)
-    assert result.returncode == 2
-    assert result.stderr.startswith(f"proxyqueue: {message}")
-    assert result.stderr.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_wrong_argument_gets_one_line_on_any_terminal(encoding, tmp_path):
+    result = run_cli("generate", "--idx", "x", cwd=tmp_path, PYTHONIOENCODING=encoding)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "proxyqueue: --idx x: takes INT (see proxyqueue generate --help)\n"
 
 
 def test_an_interrupted_run_leaves_a_true_index_and_goes_on(tmp_path):

@@ -1,0 +1,219 @@
+"""What can be wrong with an output: its rows against its files, its folders against its rows, parts and staging.
+Finds and names; puts nothing right and draws nothing."""
+
+import collections
+import dataclasses
+import hashlib
+import math
+import stat
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+from PIL import Image
+
+from ray_app import index, layout, partition, runs
+from ray_app.errors import one_line
+from ray_app.storage import Storage
+
+# its functions are made when it is imported: type checkers don't see them
+pc: Any = pyarrow.compute
+
+KINDS = {
+    "unreadable part": "a part of the index that can't be read: its rows are lost",
+    "missing file": "the index has the image, the tree hasn't",
+    "wrong size": "the file has another size than its row says",
+    "wrong sha256": "the file has other bytes than its row says",
+    "unreadable file": "the file is there, but the system can't read it",
+    "bad picture": "the file can't be decoded, has another width or height, or one colour only",
+    "failed image": "the index says that it could not be drawn",
+    "missing slot": "asked for by the annotations, and not in the index",
+    "other slot": "the annotations say another prompt, reference or number than its row",
+    "uneven reference": "a reference with more or fewer images than the others of the folder",
+    "stray file": "a file in a step's folder that no ok row of the index has",
+    "stale cache": "features cached before the folder's newest image was written",
+    "leftover": "an unfinished file of a run that is over",
+    "redrawn differently": "drawn again from its row and recipe, the image has other bytes",
+    "not redrawn": "its recipe can't be had, or drawing it again failed",
+}
+"""Each kind of problem with what it means, in the order of the report."""
+
+COLUMNS = (*index.KEY, "created_at", "reference_img_id", "k", "path", "status", "bytes", "sha256", "width", "height",
+           "error_type", "error_message")  # fmt: skip
+CHUNK = 1_000
+"""Files handed to the threads at a time: their results are all that is in hand."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong. `row` is the number of its row in the model's `Parts`, where it has one."""
+
+    kind: str
+    name: str
+    detail: str
+    model_type: str | None = None
+    row: int | None = None
+
+
+class Model:
+    """The checks of one model's share of an output.
+
+    Args:
+        found: all its rows with `COLUMNS`, and `prompt` where slots are to be checked.
+        since: when the first of the runs began that may be going on, in seconds since the epoch, or None: an image
+            written since then without a row is no stray yet.
+    """
+
+    def __init__(self, storage: Storage, model_type: str, found: partition.Parts, since: float | None):
+        self.storage, self.model_type, self.found = storage, model_type, found
+        self.since_ns = math.inf if since is None else since * 1e9
+        self.newest = index.newest(found.rows)
+        self.rows = found.rows.take(pa.array(self.newest))
+        self.files = self.bytes = 0
+
+    def indexed(self) -> list[tuple[str, int]]:
+        """(snapshot, step) of every image of the index, sorted."""
+        pairs = self.rows.group_by(["snapshot", "step"]).aggregate([]).to_pylist()
+        return sorted(((pair["snapshot"], pair["step"]) for pair in pairs), key=lambda c: (c[0] != "xt", c[1]))
+
+    def folders(self) -> list[tuple[str, int]]:
+        """(snapshot, step) of the folders that the index or the tree has."""
+        there = [(folder.snapshot, folder.step) for folder in self.storage.step_folders(self.model_type)]
+        return list(dict.fromkeys([*self.indexed(), *there]))
+
+    def check_parts(self) -> Iterator[Problem]:
+        """Parts that can't be read."""
+        for name, reason in self.found.unreadable.items():
+            yield Problem("unreadable part", name, reason, self.model_type)
+
+    def check_folder(
+        self, snapshot: str, step: int, pool: ThreadPoolExecutor, deep: bool, add: Callable[[int], None]
+    ) -> Iterator[Problem]:
+        """A step's folder: each file of an ok row, failures, uneven references, strays and stale caches.
+
+        Args:
+            deep: decode the images too.
+            add: told how many images were looked at.
+        """
+        folder = layout.step_folder(self.model_type, snapshot, step)
+        here = pc.and_(pc.equal(self.rows["snapshot"], snapshot), pc.equal(self.rows["step"], step))
+        (places,) = np.nonzero(np.asarray(here))
+        rows, numbers = self.rows.take(pa.array(places)), self.newest[places]
+        files = {f"{folder}/{name}": found for name, found in self.storage.files(folder)}
+        ok = np.asarray(pc.equal(rows["status"], "ok"))
+        yield from self._failures(rows.filter(pa.array(~ok)), numbers[~ok])
+        rows, numbers = rows.filter(pa.array(ok)), numbers[ok]
+        for start in range(0, rows.num_rows, CHUNK):
+            chunk = rows.slice(start, CHUNK).to_pylist()
+            for row, number, wrong in zip(
+                chunk, numbers[start:], pool.map(lambda row: self._wrong(row, files, deep), chunk), strict=False
+            ):
+                if wrong:
+                    yield Problem(wrong[0], row["path"], wrong[1] + _of(row), self.model_type, int(number))
+            add(len(chunk))
+        yield from self._folder_problems(folder, files, set(rows["path"].to_pylist()))
+
+    def check_even(self, snapshot: str, step: int) -> Iterator[Problem]:
+        """References of `combined` with another number of rows than most.
+
+        Rows, not files: a file that is missing, a failure and a stray each have a problem of their own.
+        """
+        folder = f"{layout.step_folder(self.model_type, snapshot, step)}/{layout.COMBINED}"
+        rows = self.rows.filter(pc.starts_with(self.rows["path"], f"{folder}/"))
+        counts = rows.group_by("reference_img_id").aggregate([([], "count_all")])
+        by_reference = dict(zip(*(counts[name].to_pylist() for name in ("reference_img_id", "count_all")), strict=True))
+        frequency = collections.Counter(by_reference.values())
+        usual = max(frequency, key=lambda count: (frequency[count], count), default=0)
+        for reference, count in sorted(by_reference.items()):
+            if count != usual:
+                detail = f"{count} images in the index, most references have {usual}"
+                yield Problem("uneven reference", f"{folder}: {reference}", detail, self.model_type)
+
+    def check_slots(self, slots: pa.Table) -> Iterator[Problem]:
+        """Slots of the annotations that have no row, or that of another image, at a step that the index has."""
+        slot_key = ["query_id", "prompt_index", "image_index"]
+        compared = ("prompt", "reference_img_id", "k")
+        asked = slots.select([*slot_key, *compared])
+        for snapshot, step in self.indexed():
+            folder = layout.step_folder(self.model_type, snapshot, step)
+            here = pc.and_(pc.equal(self.rows["snapshot"], snapshot), pc.equal(self.rows["step"], step))
+            rows = self.rows.filter(here).select([*slot_key, *compared, "status"])
+            both = asked.join(rows, slot_key, right_suffix="_there").sort_by([(name, "ascending") for name in slot_key])
+            different = pc.is_null(both["status"])
+            for name in compared:
+                different = pc.or_(different, pc.not_equal(both[name], both[f"{name}_there"]).fill_null(True))
+            for slot in both.filter(different).to_pylist():
+                where = (
+                    f"{folder}: query {slot['query_id']}, prompt {slot['prompt_index']}, image {slot['image_index']}"
+                )
+                if slot["status"] is None:
+                    yield Problem("missing slot", where, "no row in the index", self.model_type)
+                    continue
+                name = next(name for name in compared if slot[name] != slot[f"{name}_there"])
+                detail = f"{name} is {slot[name + '_there']!r} there and {slot[name]!r} in the annotations"
+                yield Problem("other slot", where, detail, self.model_type)
+
+    def _failures(self, rows: pa.Table, numbers: np.ndarray) -> Iterator[Problem]:
+        for row, number in zip(rows.to_pylist(), numbers, strict=True):
+            reason = f"{row['error_type']}: {row['error_message']}"
+            yield Problem("failed image", row["path"], reason + _of(row), self.model_type, int(number))
+
+    def _wrong(self, row: dict[str, Any], files: dict[str, Any], deep: bool) -> tuple[str, str] | None:
+        """What is wrong with an ok row's file, as kind and detail; None if nothing is."""
+        if row["path"] not in files or not stat.S_ISREG(files[row["path"]].st_mode):
+            return "missing file", "not there"
+        if files[row["path"]].st_size != row["bytes"]:
+            return "wrong size", f"{files[row['path']].st_size:,} bytes instead of {row['bytes'] or 0:,}"
+        path = self.storage.path(row["path"])
+        try:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            return "missing file", "gone while it was checked"
+        except OSError as error:
+            return "unreadable file", one_line(error)
+        if digest != row["sha256"]:
+            return "wrong sha256", f"{digest[:12]}… instead of {str(row['sha256'])[:12]}…"
+        reason = _bad_picture(path, row["width"], row["height"]) if deep else None
+        return ("bad picture", reason) if reason else None
+
+    def _folder_problems(self, folder: str, files: dict[str, Any], indexed: set[str]) -> Iterator[Problem]:
+        self.files += len(files)
+        self.bytes += sum(found.st_size for found in files.values())
+        newest = max((files[path].st_mtime_ns for path in indexed & files.keys()), default=0)
+        for path in sorted(files.keys() - indexed):
+            is_image = layout.is_image_file(path.removeprefix(f"{folder}/"))
+            if layout.is_feature_cache(path):
+                if files[path].st_mtime_ns < newest:
+                    yield Problem("stale cache", path, "older than the folder's newest image", self.model_type)
+            elif not is_image or files[path].st_mtime_ns < self.since_ns:
+                detail = "no ok row of the index" if is_image else "not an image that proxyqueue wrote"
+                yield Problem("stray file", path, detail, self.model_type)
+
+
+def check_staging(storage: Storage) -> Iterator[Problem]:
+    """Unfinished files of runs that are not going on."""
+    alive = tuple(f"{record['run_id']}/" for record in runs.going_on(storage))
+    for name, _ in storage.files(layout.STAGING):
+        if not name.startswith(alive):
+            yield Problem("leftover", f"{layout.STAGING}/{name}", "its run is over")
+
+
+def _of(row: dict[str, Any]) -> str:
+    return f" (query {row['query_id']}, prompt {row['prompt_index']}, image {row['image_index']})"
+
+
+def _bad_picture(path: Path, width: int, height: int) -> str | None:
+    """Why a file is not the picture that its row says, None if it is."""
+    try:
+        with Image.open(path) as image:
+            if image.size != (width, height):
+                return f"{image.width} x {image.height} pixels instead of {width} x {height}"
+            extremes = image.convert("RGB").getextrema()
+    except Exception as error:  # a damaged file can make Pillow raise nearly anything
+        return f"can't be decoded: {one_line(error, 200)}"
+    return "one colour only" if all(low == high for low, high in extremes) else None  # type: ignore[misc]

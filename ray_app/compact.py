@@ -1,0 +1,127 @@
+"""The verb `compact`, and what it shares with `clean` and `verify --repair`: a partition's parts written anew.
+Knows parts and the order in which they may come and go; nothing of the images."""
+
+import dataclasses
+import functools
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ray_app import index, layout, partition, runs
+from ray_app.errors import OK, Refused
+from ray_app.storage import Storage
+from ray_app.upkeep_options import Compact
+
+ROWS_A_PART = 1_000_000
+ROWS_A_GROUP = 100_000
+"""Sorted row groups of this size let a reader skip most of a part."""
+
+COLUMNS = (*index.KEY, "created_at")
+
+Drop = Callable[[pa.Table], np.ndarray]
+"""Says of rows with `COLUMNS` which are dropped: bool, one a row."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rewritten:
+    """What a partition was and is. Unreadable parts were left alone and are not counted."""
+
+    parts_before: int
+    parts: int
+    rows_before: int
+    rows: int
+    dropped: int
+    unreadable: dict[str, str]
+
+
+def compact(options: Compact) -> int:
+    """Write the parts of each model anew as few sorted ones; the exit code.
+
+    Raises:
+        Refused: no index there, or another process is rewriting it.
+    """
+    storage = Storage(options.output_base_path, runs.new_id())
+    model_types = [name for name in layout.MODEL_TYPES if options.model_type in (None, name)]
+    model_types = [name for name in model_types if storage.list_names(layout.index_folder(name), "*.parquet")]
+    if not model_types:
+        raise Refused(f"{storage.path(layout.INDEX)}: no part of an index there; set --output_base_path")
+    storage.check_writable(create=False)
+    try:
+        for model_type in model_types:
+            done = rewrite(storage, model_type)
+            for name, reason in done.unreadable.items():
+                print(f"proxyqueue: {storage.path(name)}: left alone, can't be read: {reason}", file=sys.stderr)
+            print(
+                f"{model_type:<16} {done.rows_before:,} rows in {done.parts_before:,} parts are now"
+                f" {done.rows:,} in {done.parts:,}",
+                flush=True,
+            )
+    finally:
+        storage.remove_staging()
+    return OK
+
+
+def rewrite(storage: Storage, model_type: str, drop: Drop | None = None) -> Rewritten:
+    """Replace a partition's parts by few sorted ones with the newest row of each key, but for those that are dropped.
+
+    Whenever it is killed, a reader sees every key that is kept, and of a dropped one its newest row or none. Parts that
+    appear meanwhile are left alone. Nothing is written if nothing would change, or nothing is to be dropped.
+
+    Raises:
+        Refused: another process is rewriting this partition.
+    """
+    if not storage.path(layout.index_folder(model_type)).is_dir():
+        return Rewritten(0, 0, 0, 0, 0, {})
+    with storage.locked(layout.index_folder(model_type)):
+        sequence = itertools.count()
+        old = partition.read(storage, model_type, COLUMNS)
+        parts_before, rows_before = len(old.names), old.rows.num_rows
+        newest, dropped = _newest(old, drop)
+        if dropped.any() and len(newest) < rows_before:
+            # old parts go one by one: a dropped key's older row must not be the last that is left of it
+            _replace(storage, model_type, old, newest, sequence)
+            old = partition.read(storage, model_type, COLUMNS)
+            newest, dropped = _newest(old, drop)
+        kept, parts_now = newest[~dropped], len(old.names)
+        if dropped.any() or (drop is None and not _is_compact(old, newest)):
+            parts_now = _replace(storage, model_type, old, kept, sequence)
+        return Rewritten(parts_before, parts_now, rows_before, len(kept), int(dropped.sum()), old.unreadable)
+
+
+def _newest(old: partition.Parts, drop: Drop | None) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of the newest rows in the order of their keys, and which of them are dropped."""
+    newest = index.newest(old.rows)
+    if drop is None:
+        return newest, np.zeros(len(newest), bool)
+    return newest, drop(old.rows.take(pa.array(newest)))
+
+
+def _is_compact(old: partition.Parts, newest: np.ndarray) -> bool:
+    """Whether these parts are what a compaction would make of them."""
+    enough = len(old.names) <= -(-old.rows.num_rows // ROWS_A_PART)
+    return enough and np.array_equal(newest, np.arange(old.rows.num_rows))
+
+
+def _replace(storage: Storage, model_type: str, old: partition.Parts, kept: np.ndarray, sequence: Iterator[int]) -> int:
+    """Write the rows of these numbers as new parts, then remove the old ones; how many new parts there are."""
+    schema = index.with_recipes(old.recipes)
+    starts = range(0, len(kept), ROWS_A_PART)
+    for start in starts:
+        name = layout.index_part(model_type, storage.run_id or "", next(sequence))
+        storage.write_with(name, functools.partial(_write, old, kept[start : start + ROWS_A_PART], schema))
+        storage.sync(name)
+        pa.default_memory_pool().release_unused()  # a part's worth of rows, more than once
+    storage.sync(layout.index_folder(model_type))  # or a power cut could take the new parts when the old are gone
+    for name in old.names:
+        storage.remove(name)
+    return len(starts)
+
+
+def _write(old: partition.Parts, numbers: np.ndarray, schema: pa.Schema, path: Path) -> None:
+    table = old.take(numbers, schema)
+    pq.write_table(table, path, compression="zstd", row_group_size=ROWS_A_GROUP, write_page_checksum=True)

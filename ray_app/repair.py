@@ -1,0 +1,92 @@
+"""What needs no GPU to be put right: rows without their files, files without rows, stale caches, leftovers, parts.
+Knows the kinds of problems and the order that keeps the index true; removes no file that could be missed."""
+
+import collections
+import contextlib
+from collections.abc import Iterable
+
+import numpy as np
+import pyarrow as pa
+
+from ray_app import index, layout
+from ray_app.checks import Model, Problem
+from ray_app.compact import rewrite
+from ray_app.storage import Storage
+
+ROW_DROPPED = ("missing file", "wrong size", "wrong sha256", "bad picture")
+SET_ASIDE = ("wrong size", "wrong sha256", "bad picture", "stray file")
+REDRAWN = (*ROW_DROPPED, "failed image", "missing slot")
+"""Problems that the next `generate` puts right."""
+
+
+def repair(storage: Storage, models: Iterable[Model], problems: list[Problem]) -> dict[str, int]:
+    """Put right what can be: rows first, so that the index is true whenever this is stopped; how much was done.
+
+    Raises:
+        Refused: another process is rewriting the index.
+    """
+    done: collections.Counter[str] = collections.Counter()
+    done["parts set aside"] += _set_aside(storage, problems, ("unreadable part",))
+    # before what makes them stale: a repair that is killed after it leaves nothing that would tell
+    done["feature caches removed"] += _remove_caches(storage, problems)
+    for model in models:
+        mine = [problem for problem in problems if problem.model_type == model.model_type]
+        bad = [problem.row for problem in mine if problem.kind in ROW_DROPPED]
+        if bad:
+            rows = model.found.rows.select([*index.KEY, "created_at"]).take(pa.array(bad))
+            done["rows dropped"] += rewrite(storage, model.model_type, _Exactly(rows)).dropped
+    done["files set aside"] += _set_aside(storage, problems, SET_ASIDE)
+    done["leftovers removed"] += _remove_leftovers(storage, problems)
+    storage.remove_staging()
+    return {what: count for what, count in done.items() if count}
+
+
+def to_redraw(problems: list[Problem]) -> dict[str, int]:
+    """How many images of each step's folder the next `generate` draws, as far as the problems tell."""
+    folders = (problem.name.split("/")[0].split(":")[0] for problem in problems if problem.kind in REDRAWN)
+    return dict(sorted(collections.Counter(folders).items()))
+
+
+class _Exactly:
+    """A `compact.Drop` of these very rows: one that was drawn anew meanwhile is younger, and stays."""
+
+    def __init__(self, rows: pa.Table):
+        self.rows = {tuple(row.values()) for row in rows.to_pylist()}
+        self.query_ids = rows["query_id"].unique().to_pylist()
+
+    def __call__(self, rows: pa.Table) -> np.ndarray:
+        dropped = np.isin(np.asarray(rows["query_id"]), self.query_ids)
+        (candidates,) = np.nonzero(dropped)
+        for place, row in zip(candidates, rows.take(pa.array(candidates)).to_pylist(), strict=True):
+            dropped[place] = tuple(row.values()) in self.rows
+        return dropped
+
+
+def _set_aside(storage: Storage, problems: list[Problem], kinds: tuple[str, ...]) -> int:
+    count = 0
+    for problem in problems:
+        if problem.kind in kinds:
+            with contextlib.suppress(FileNotFoundError):  # somebody was quicker
+                storage.set_aside(problem.name)
+                count += 1
+    return count
+
+
+def _remove_caches(storage: Storage, problems: list[Problem]) -> int:
+    """Caches that are stale, and those of folders that lose an image now."""
+    kinds = (*ROW_DROPPED, *SET_ASIDE, "stale cache")
+    folders = {problem.name.split("/")[0] for problem in problems if problem.kind in kinds}
+    return sum(storage.remove_feature_caches(folder) for folder in sorted(folders))
+
+
+def _remove_leftovers(storage: Storage, problems: list[Problem]) -> int:
+    leftovers = [problem.name for problem in problems if problem.kind == "leftover"]
+    with contextlib.ExitStack() as locks:  # what a compact or clean has staged, which keep no record, is not over
+        for model_type in layout.MODEL_TYPES:
+            if storage.path(layout.index_folder(model_type)).is_dir():
+                locks.enter_context(storage.locked(layout.index_folder(model_type)))
+        for name in leftovers:
+            storage.remove(name)
+        for folder in {name.split("/")[1] for name in leftovers if name.count("/") > 1}:
+            storage.remove_empty(f"{layout.STAGING}/{folder}")
+    return len(leftovers)

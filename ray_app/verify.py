@@ -1,0 +1,166 @@
+"""The verb `verify`: every check on every model of an output, the report, and the repair.
+Knows the order of things and how they are said; the checks are in `checks`, `redraw` and `repair`."""
+
+import collections
+import datetime
+import json
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ray_app import checks, circo, layout, partition, runs
+from ray_app.checks import Model, Problem
+from ray_app.errors import OK, PROBLEMS, Refused
+from ray_app.progress import Checked
+from ray_app.redraw import redraw
+from ray_app.repair import repair, to_redraw
+from ray_app.storage import Storage
+from ray_app.upkeep_options import Verify
+
+MOST_NAMED = 20
+"""Problems of a kind that the text report names; json names all."""
+
+
+def verify(options: Verify) -> int:
+    """Check, report and repair; the exit code.
+
+    Raises:
+        Refused: no output there, annotations that can't be read, or --repair while a run is going on.
+    """
+    options.check()
+    storage = Storage(options.output_base_path, runs.new_id())
+    slots = _slots(options)
+    models = _models(storage, options)
+    if options.repair:
+        _check_repairable(storage)
+    progress = Checked(sum(int((np.asarray(model.rows["status"]) == "ok").sum()) for model in models))
+    try:
+        problems = list(_problems(storage, models, slots, options, progress))
+    finally:
+        progress.close()
+    order = list(checks.KINDS)
+    problems.sort(key=lambda problem: order.index(problem.kind))
+    report = _report(storage, models, problems)
+    if options.repair and problems:
+        report["repaired"] = repair(storage, models, problems)
+        report["to_redraw"] = to_redraw(problems)
+    print(json.dumps(report, ensure_ascii=False, indent=1) if options.format == "json" else _text(report), flush=True)
+    return PROBLEMS if problems else OK
+
+
+def _slots(options: Verify) -> pa.Table | None:
+    """The slots of the annotations, if they are to be checked; of their seeds and formats nothing is asked."""
+    if options.json_file is None:
+        return None
+    annotations = circo.load(options.json_file, options.prompt_field, options.num_prompts)
+    for line in annotations.skipped[:MOST_NAMED]:
+        print(f"proxyqueue: {line}", file=sys.stderr)
+    return circo.slots(annotations.queries(), options.img_per_prompt, 0, "image", "jpg")
+
+
+def _models(storage: Storage, options: Verify) -> list[Model]:
+    if not storage.root.is_dir():
+        raise Refused(f"--output_base_path {storage.root}: no such folder")
+    model_types = [name for name in layout.MODEL_TYPES if options.model_type in (None, name)]
+    there = [
+        name
+        for name in model_types
+        if storage.list_names(layout.index_folder(name), "*.parquet") or storage.step_folders(name)
+    ]
+    if not there:
+        raise Refused(f"--output_base_path {storage.root}: holds no index and no images of {' or '.join(model_types)}")
+    columns = checks.COLUMNS if options.json_file is None else (*checks.COLUMNS, "prompt")
+    since = _running_since(storage)
+    return [Model(storage, name, partition.read(storage, name, columns, whole=True), since) for name in there]
+
+
+def _running_since(storage: Storage) -> float | None:
+    """When the first of the runs began that may be going on, in seconds since the epoch; says so."""
+    records = runs.going_on(storage)
+    for record in records:
+        print(
+            f"proxyqueue: {storage.path(layout.run_file(record['run_id']))}: says it is running on {record['host']};"
+            " images without a row that were written since its start are not called strays",
+            file=sys.stderr,
+        )
+    return min((datetime.datetime.fromisoformat(r["started_at"]).timestamp() for r in records), default=None)
+
+
+def _check_repairable(storage: Storage) -> None:
+    """Raise Refused while a run is going on: what it has in hand looks like damage."""
+    going_on = runs.going_on(storage)
+    if going_on:
+        record = storage.path(layout.run_file(going_on[0]["run_id"]))
+        raise Refused(f"{record}: this run is going on; wait for its end, or verify without --repair")
+    storage.check_writable(create=False)
+
+
+def _problems(
+    storage: Storage, models: list[Model], slots: pa.Table | None, options: Verify, progress: Checked
+) -> Iterator[Problem]:
+    with ThreadPoolExecutor(options.threads) as pool:
+        for model in models:
+            yield from model.check_parts()
+            for snapshot, step in model.folders():
+                yield from model.check_folder(snapshot, step, pool, options.deep, progress.add)
+                yield from model.check_even(snapshot, step)
+            if slots is not None:
+                yield from model.check_slots(slots)
+    yield from checks.check_staging(storage)
+    for model, numbers in _chosen(models, options):
+        yield from redraw(model.model_type, model.found, numbers)
+
+
+def _chosen(models: list[Model], options: Verify) -> Iterator[tuple[Model, np.ndarray]]:
+    """The numbers of each model's rows that are drawn again, chosen among all ok ones by --seed."""
+    ok = [model.newest[np.asarray(model.rows["status"]) == "ok"] for model in models]
+    owner = np.repeat(np.arange(len(models)), [len(numbers) for numbers in ok])
+    numbers = np.concatenate(ok)
+    chosen = np.random.default_rng(options.seed).permutation(len(numbers))[: options.redraw]
+    for place, model in enumerate(models):
+        mine = chosen[owner[chosen] == place]
+        if len(mine):
+            yield model, numbers[mine]
+
+
+def _report(storage: Storage, models: list[Model], problems: list[Problem]) -> dict[str, Any]:
+    counts = collections.Counter(problem.kind for problem in problems)
+    fields = ("kind", "name", "detail")
+    return {
+        "output": str(storage.root),
+        "models": [model.model_type for model in models],
+        "parts": sum(len(model.found.names) for model in models),
+        "rows": sum(model.rows.num_rows for model in models),
+        "files": sum(model.files for model in models),
+        "bytes": sum(model.bytes for model in models),
+        "counts": dict(counts),
+        "problems": [{name: getattr(problem, name) for name in fields} for problem in problems],
+    }
+
+
+def _text(report: dict[str, Any]) -> str:
+    lines = [
+        f"{report['output']}: {report['rows']:,} images in the index ({report['parts']:,} parts),"
+        f" {report['files']:,} files, {report['bytes']:,} bytes"
+    ]
+    lines += [f"{count:>9,}  {kind:<20} {checks.KINDS[kind]}" for kind, count in report["counts"].items()]
+    for kind in report["counts"]:
+        mine = [problem for problem in report["problems"] if problem["kind"] == kind]
+        lines += ["", f"{kind}:", *(f"  {problem['name']}: {problem['detail']}" for problem in mine[:MOST_NAMED])]
+        if len(mine) > MOST_NAMED:
+            lines.append(f"  and {len(mine) - MOST_NAMED:,} more (--format json names all)")
+    if not report["counts"]:
+        lines.append("clean")
+    if "repaired" in report:
+        done = ", ".join(f"{count:,} {what}" for what, count in report["repaired"].items()) or "nothing"
+        again = ", ".join(f"{count:,} of {folder}" for folder, count in report["to_redraw"].items()) or "none"
+        lines += [
+            "",
+            f"repaired: {done}",
+            f"images that `proxyqueue generate` with the run's flags draws again: {again}",
+        ]
+    return "\n".join(lines)

@@ -1,0 +1,154 @@
+"""Compaction: few sorted parts with the newest rows, safe against readers, writers and SIGKILL."""
+
+import dataclasses
+import threading
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from actors.recipe import Recipe
+from ray_app import compact, index
+from ray_app.cli import main
+from ray_app.storage import Storage
+from tests.outputs import RECIPE, check_index_is_true, kill_and_repeat, newest_rows, parts, write_images
+
+
+@pytest.fixture
+def output(tmp_path):
+    """Sixty images in parts of eight, twenty of them failed before, ten redrawn; the newest parts' names come first."""
+    output = tmp_path / "out"
+    write_images(output, "run-3", range(10), status="failed")
+    write_images(output, "run-2", range(30), recipe=dataclasses.replace(RECIPE, batch_size=8))
+    write_images(output, "run-1", range(5), text="redrawn")
+    return output
+
+
+def compacted(output):
+    return main(["compact", "--output_base_path", str(output)])
+
+
+def test_few_sorted_parts_hold_what_a_reader_saw_before(output, capsys):
+    before = newest_rows(output)
+    assert len(parts(output)) == 13
+    assert compacted(output) == 0
+    assert capsys.readouterr().out == "sdxl             90 rows in 13 parts are now 60 in 1\n"
+    (part,) = parts(output)
+    table = pq.read_table(part, partitioning=None)
+    assert table.to_pylist() == before
+    keys = list(zip(*(table[name].to_pylist() for name in index.KEY), strict=True))
+    assert keys == sorted(set(keys))
+    assert pq.ParquetFile(part).metadata.row_group(0).column(0).compression == "ZSTD"
+    assert pq.read_schema(part).equals(index.SCHEMA)
+    assert not (output / ".staging").exists()
+
+
+def test_the_recipes_of_all_parts_go_with_the_rows(output):
+    assert compacted(output) == 0
+    recipes = [Recipe(**recipe) for recipe in index.recipes(Storage(str(output)), "sdxl").values()]
+    assert {recipe.batch_size for recipe in recipes} == {RECIPE.batch_size, 8}
+
+
+def test_what_is_compact_already_is_not_written_again(output):
+    assert compacted(output) == 0
+    (part,) = parts(output)
+    before = part.name, part.stat().st_mtime_ns
+    assert compacted(output) == 0
+    assert [(part.name, part.stat().st_mtime_ns) for part in parts(output)] == [before]
+
+
+def test_parts_of_bounded_size_are_sorted_across(output, monkeypatch):
+    monkeypatch.setattr(compact, "ROWS_A_PART", 25)
+    before = newest_rows(output)
+    assert compacted(output) == 0
+    tables = [pq.read_table(part, partitioning=None) for part in parts(output)]
+    assert [table.num_rows for table in tables] == [25, 25, 10]
+    assert pa.concat_tables(tables).to_pylist() == before
+
+
+def test_each_model_has_its_own_parts(output, capsys):
+    write_images(output, "run-f", range(9), recipe=dataclasses.replace(RECIPE, model_type="flux"))
+    assert main(["compact", "--output_base_path", str(output), "--model_type", "flux"]) == 0
+    assert capsys.readouterr().out == "flux             18 rows in 3 parts are now 18 in 1\n"
+    assert (len(parts(output)), len(parts(output, "flux"))) == (13, 1)
+    check_index_is_true(output)
+
+
+def test_a_part_that_appears_meanwhile_is_left_alone(output):
+    """It comes after the old parts were read: while it is asked which rows are to go."""
+
+    def drop(rows):
+        write_images(output, f"run-late-{len(parts(output))}", [100], text="late")
+        return np.asarray(rows["query_id"]) == 7
+
+    done = compact.rewrite(Storage(str(output), "rewriter"), "sdxl", drop)
+    assert done.dropped == 2
+    queries = [row["query_id"] for row in newest_rows(output)]
+    assert queries == sorted([*(q for q in range(30) if q != 7), 100] * 2)
+    assert sum("late" in part.name for part in parts(output)) >= 1
+    assert check_index_is_true(output) >= {"proxy_images_sdxl_step1/combined/combined_r100_0.jpg"}
+
+
+def test_a_damaged_part_is_named_and_left_alone(output, capsys):
+    damaged = parts(output)[4]
+    data = damaged.read_bytes()
+    damaged.write_bytes(data[: len(data) // 2])
+    assert compacted(output) == 0
+    assert capsys.readouterr().err.startswith(f"proxyqueue: {damaged}: left alone, can't be read: Parquet magic bytes")
+    assert damaged in parts(output)
+    assert len(parts(output)) == 2
+
+
+def test_readers_never_miss_a_row(tmp_path):
+    """A reader in a thread, over and over, while forty parts become one again and again."""
+    output = tmp_path / "out"
+    write_images(output, "run-0", range(80), rows_a_part=4)
+    storage, seen, ended = Storage(str(output), "writer"), [], threading.Event()
+
+    def read():
+        try:
+            while not ended.is_set():
+                rows = index.read(storage, "sdxl", index.KEY)
+                seen.append((len(index.newest(rows)), len(index.recipes(storage, "sdxl"))))
+        except Exception as error:
+            seen.append(error)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    kept = {part.name: part.read_bytes() for part in parts(output)}
+    try:
+        for _ in range(6):
+            for name, data in kept.items():
+                storage.write(f"index/model=sdxl/{name}", data)
+            assert compacted(output) == 0
+    finally:
+        ended.set()
+        reader.join()
+    assert len(seen) > 3
+    assert set(seen) == {(160, 1)}
+
+
+def test_only_one_process_rewrites_an_index(output, capsys):
+    with Storage(str(output)).locked("index/model=sdxl"):
+        assert compacted(output) == 2
+    assert capsys.readouterr().err == (
+        f"proxyqueue: {output}/index/model=sdxl: another compact, clean or verify --repair is rewriting it;"
+        " wait for its end\n"
+    )
+    assert len(parts(output)) == 13
+    assert compacted(output) == 0
+
+
+def test_an_output_without_an_index_is_refused(tmp_path, capsys):
+    assert compacted(tmp_path) == 2
+    assert capsys.readouterr().err == (
+        f"proxyqueue: {tmp_path}/index: no part of an index there; set --output_base_path\n"
+    )
+
+
+def test_a_kill_at_any_moment_loses_no_row_and_the_next_run_ends_it(output, tmp_path):
+    before = newest_rows(output)
+    for copy in kill_and_repeat(output, tmp_path, "compact", "--output_base_path", "OUTPUT", times=12, seed=11):
+        assert newest_rows(copy) == before
+        assert len(parts(copy)) == 1
