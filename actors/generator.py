@@ -17,6 +17,9 @@ from actors import pipelines
 from actors.capture import StepCapture
 from actors.recipe import Capture, Recipe
 
+NO_MEMORY = ("can't allocate memory", "could not create a primitive", "out of memory", "ALLOC_FAILED")
+"""What a RuntimeError says where memory is what is missing: torch's CPU allocator, oneDNN, CUDA, cuBLAS and cuDNN."""
+
 EMBEDDINGS_KEPT = 64
 """Prompts whose embeddings stay on the device; equal prompts stand close together in a plan."""
 
@@ -111,10 +114,9 @@ class ImageGenerator:
             return self._draw(requests)
         except Exception as error:
             # not the error itself: its frames would hold the batch's tensors while it is drawn again
-            failure, no_memory = (
-                Failure(type(error).__name__, " ".join(str(error).split())[:500]),
-                _is_out_of_memory(error),
-            )
+            no_memory = _is_out_of_memory(error)
+            name = "OutOfMemory" if no_memory else type(error).__name__
+            failure = Failure(name, " ".join(str(error).split())[:500])
         if no_memory:
             _release_memory(self.recipe.device)
             if self.batch_size > 1:
@@ -230,8 +232,10 @@ def _columns(drawn: list[list[dict[str, Any]]]) -> dict[str, list[Any]]:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Of the GPU, or of the host: torch's CPU allocator raises a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    """Of the GPU, or of the host, where torch and the libraries below it raise a plain RuntimeError."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
 
 
 def _release_memory(device: str) -> None:
