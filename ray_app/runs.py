@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ray_app import __version__, layout
-from ray_app.errors import Refused
+from ray_app.errors import GOES_ON, Refused
 from ray_app.storage import Storage
 
 PACKAGES = ("ray", "torch", "diffusers", "transformers", "pillow", "numpy", "pyarrow")
@@ -62,10 +62,18 @@ class Record:
         }
 
     def beat(self, **changes: Any) -> None:
-        """Write that the run lives, if the last time is long enough ago."""
-        if time.monotonic() >= self._next:
-            self._next = time.monotonic() + BEAT_SECONDS
+        """Write that the run lives, if the last time is long enough ago.
+
+        Raises:
+            Refused: the record can't be written.
+        """
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + BEAT_SECONDS
+        try:
             self._write(heartbeat_at=_now(), **changes)
+        except OSError as error:
+            raise Refused(f"{error.filename}: {error.strerror}; {GOES_ON}") from error
 
     def end(self, state: str, **changes: Any) -> None:
         """Write how the run ended."""

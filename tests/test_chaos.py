@@ -10,6 +10,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -175,7 +176,8 @@ def raylet(tmp_path_factory) -> Iterator[Callable[..., subprocess.Popen]]:
     started = []
 
     def start(*arguments: str) -> subprocess.Popen:
-        command = ["ray", "start", "--block", "--node-ip-address=127.0.0.1", "--num-cpus=1", *arguments]
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1"]
+        command += ["--node-ip-address=127.0.0.1", *arguments]
         environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         started.append(process)
