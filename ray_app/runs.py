@@ -125,7 +125,7 @@ def bury_the_dead(storage: Storage) -> list[str]:
     for run_id in dead:
         _write(Storage(str(storage.root), run_id), {**records[run_id], "state": DIED})
     living = {run_id for run_id, record in records.items() if is_alive(record)} | {storage.run_id}
-    for run_id in storage.staging_folders():
+    for run_id in storage.folders(layout.STAGING):
         # one without a record may be of a run that begins just now, or of a compaction
         if run_id not in living and (run_id in records or storage.staging_age(run_id) > ORPHAN_SECONDS):
             Storage(str(storage.root), run_id).remove_staging()

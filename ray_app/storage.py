@@ -131,10 +131,6 @@ class Storage:
             return 0.0
         return time.time() - newest
 
-    def staging_folders(self) -> list[str]:
-        """The ids of the runs that have unfinished files here."""
-        return sorted(entry.name for entry in _scan(self.path(layout.STAGING)) if entry.is_dir())
-
     def sizes(self, folder: str) -> dict[str, int]:
         """The files two levels below a step's folder (`combined/NAME`) with their sizes in bytes."""
         found: dict[str, int] = {}

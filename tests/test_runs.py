@@ -98,7 +98,7 @@ def test_the_dead_are_marked_and_their_staging_removed(tmp_path):
     (tmp_path / "runs" / "notes.json").write_text("not a record")
     mine, _ = record_of(tmp_path, "run-3")
     assert runs.bury_the_dead(mine) == ["run-1"]
-    assert mine.staging_folders() == ["run-2", "run-3", "run-9"]
+    assert mine.folders(".staging") == ["run-2", "run-3", "run-9"]
     assert [record["state"] for record in runs.read_all(mine)] == ["died", "running", "running"]
 
 
