@@ -43,7 +43,7 @@ class Parts:
         for part, (first, last) in enumerate(itertools.pairwise(bounds)):
             if first == last:
                 continue
-            with pq.ParquetFile(self.storage.path(self.names[part])) as file:
+            with pq.ParquetFile(self.storage.path(self.names[part]), page_checksum_verification=True) as file:
                 table = _conform(file.read([name for name in schema.names if name in file.schema_arrow.names]), schema)
             here = ascending[first:last] - self.starts[part]
             pieces.append(table if len(here) == table.num_rows else table.take(pa.array(here)))
