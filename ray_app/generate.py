@@ -2,6 +2,7 @@
 Knows the order of things; each thing is done elsewhere."""
 
 import collections
+import contextlib
 import dataclasses
 import sys
 import time
@@ -47,6 +48,8 @@ def generate(options: Generate, worker: type[Worker] = Worker) -> int:
             given_up = job.plan.images_given_up
             failed = f", but for {given_up:,} that failed before (--skip_failed)" if given_up else ""
             print(f"nothing to draw: all {job.plan.images_wanted:,} images are there{failed}")
+            with contextlib.suppress(OSError):  # may be read-only by now
+                runs.bury_the_dead(job.storage)  # the last of them may have been killed after its last row
             return SOME_FAILED if given_up else OK
         return _draw(job, interrupts, worker)
 
