@@ -4,11 +4,10 @@ Finds and names; puts nothing right and draws nothing."""
 import collections
 import dataclasses
 import hashlib
+import io
 import math
-import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -103,7 +102,7 @@ class Model:
         here = pc.and_(pc.equal(self.rows["snapshot"], snapshot), pc.equal(self.rows["step"], step))
         (places,) = np.nonzero(np.asarray(here))
         rows, numbers = self.rows.take(pa.array(places)), self.newest[places]
-        files = {f"{folder}/{name}": found for name, found in self.storage.files(folder)}
+        files = {f"{folder}/{entry.name}": entry for entry in self.storage.files(folder)}
         ok = np.asarray(pc.equal(rows["status"], "ok"))
         yield from self._failures(rows.filter(pa.array(~ok)), numbers[~ok])
         rows, numbers = rows.filter(pa.array(ok)), numbers[ok]
@@ -164,33 +163,32 @@ class Model:
 
     def _wrong(self, row: dict[str, Any], files: dict[str, Any], deep: bool) -> tuple[str, str] | None:
         """What is wrong with an ok row's file, as kind and detail; None if nothing is."""
-        if row["path"] not in files or not stat.S_ISREG(files[row["path"]].st_mode):
+        if row["path"] not in files or not files[row["path"]].is_file:
             return "missing file", "not there"
-        if files[row["path"]].st_size != row["bytes"]:
-            return "wrong size", f"{files[row['path']].st_size:,} bytes instead of {row['bytes'] or 0:,}"
-        path = self.storage.path(row["path"])
+        if files[row["path"]].bytes != row["bytes"]:
+            return "wrong size", f"{files[row['path']].bytes:,} bytes instead of {row['bytes'] or 0:,}"
         try:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            data = self.storage.read(row["path"])
         except FileNotFoundError:
             return "missing file", "gone while it was checked"
         except OSError as error:
-            return "unreadable file", one_line(error)
+            return "unreadable file", self.storage.failed(error) or one_line(error)
+        digest = hashlib.sha256(data).hexdigest()
         if digest != row["sha256"]:
             return "wrong sha256", f"{digest[:12]}… instead of {str(row['sha256'])[:12]}…"
-        reason = _bad_picture(path, row["width"], row["height"]) if deep else None
+        reason = _bad_picture(data, row["width"], row["height"]) if deep else None
         return ("bad picture", reason) if reason else None
 
     def _folder_problems(self, folder: str, files: dict[str, Any], indexed: set[str]) -> Iterator[Problem]:
         self.files += len(files)
-        self.bytes += sum(found.st_size for found in files.values())
-        newest = max((files[path].st_mtime_ns for path in indexed & files.keys()), default=0)
+        self.bytes += sum(found.bytes for found in files.values())
+        newest = max((files[path].mtime_ns for path in indexed & files.keys()), default=0)
         for path in sorted(files.keys() - indexed):
             is_image = layout.is_image_file(path.removeprefix(f"{folder}/"))
             if layout.is_feature_cache(path):
-                if files[path].st_mtime_ns < newest:
+                if files[path].mtime_ns < newest:
                     yield Problem("stale cache", path, "older than the folder's newest image", self.model_type)
-            elif not is_image or files[path].st_mtime_ns < self.since_ns:
+            elif not is_image or files[path].mtime_ns < self.since_ns:
                 detail = "no ok row of the index" if is_image else "not an image that proxyqueue wrote"
                 yield Problem("stray file", path, detail, self.model_type)
 
@@ -198,19 +196,19 @@ class Model:
 def check_staging(storage: Storage) -> Iterator[Problem]:
     """Unfinished files of runs that are not going on."""
     alive = tuple(f"{record['run_id']}/" for record in runs.going_on(storage))
-    for name, _ in storage.files(layout.STAGING):
-        if not name.startswith(alive):
-            yield Problem("leftover", f"{layout.STAGING}/{name}", "its run is over")
+    for entry in storage.files(layout.STAGING):
+        if not entry.name.startswith(alive):
+            yield Problem("leftover", f"{layout.STAGING}/{entry.name}", "its run is over")
 
 
 def _of(row: dict[str, Any]) -> str:
     return f" (query {row['query_id']}, prompt {row['prompt_index']}, image {row['image_index']})"
 
 
-def _bad_picture(path: Path, width: int, height: int) -> str | None:
+def _bad_picture(data: bytes, width: int, height: int) -> str | None:
     """Why a file is not the picture that its row says, None if it is."""
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(data)) as image:
             if image.size != (width, height):
                 return f"{image.width} x {image.height} pixels instead of {width} x {height}"
             extremes = image.convert("RGB").getextrema()

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from actors.recipe import MAX_SEED, SeedMode, denoise_id, image_seed
-from ray_app import layout
+from ray_app import layout, remote
 from ray_app.errors import Refused
 
 INT64_MAX = 2**63 - 1
@@ -143,12 +143,13 @@ def _read(path: str) -> list[dict[str, Any]]:
     if not path.strip():
         raise Refused(f"--json_file {path!r}: not the name of a file")
     try:
-        text = Path(os.path.expanduser(path)).read_text(encoding="utf-8-sig")
-        entries = json.loads(text)
+        data = remote.read(path) if remote.is_remote(path) else Path(os.path.expanduser(path)).read_bytes()
+        entries = json.loads(data.decode("utf-8-sig"))
     except FileNotFoundError:
         raise Refused(f"{path}: no such file; name the annotations with --json_file") from None
     except OSError as error:
-        raise Refused(f"{path}: can't be read: {error.strerror}") from None
+        why = error.strerror if remote.is_remote(path) else f"can't be read: {error.strerror}"
+        raise Refused(f"{path}: {why}") from None
     except UnicodeDecodeError as error:
         raise Refused(f"{path}: not UTF-8 text at byte {error.start}") from None
     except json.JSONDecodeError as error:

@@ -12,7 +12,7 @@ import pyarrow.compute
 from ray_app import layout, partition, runs
 from ray_app.compact import COLUMNS, rewrite
 from ray_app.errors import OK, Refused
-from ray_app.storage import Storage
+from ray_app.storage import Storage, open_storage
 from ray_app.upkeep_options import Clean
 
 # its functions are made when it is imported: type checkers don't see them
@@ -44,17 +44,17 @@ def clean(options: Clean) -> int:
         Refused: options that don't say what, no such output, a run that is going on, nobody who agrees.
     """
     options.check()
-    storage = Storage(options.output_base_path, runs.new_id())
-    if not storage.root.is_dir():
-        raise Refused(f"--output_base_path {storage.root}: no such folder")
+    storage = open_storage(options.output_base_path, runs.new_id())
+    if not storage.exists():
+        raise Refused(f"--output_base_path {storage.url}: no such folder")
     going_on = [] if options.force else runs.going_on(storage)
     if going_on:
-        record = storage.path(layout.run_file(going_on[0]["run_id"]))
+        record = storage.at(layout.run_file(going_on[0]["run_id"]))
         raise Refused(f"{record}: this run is going on; wait for its end, stop it, or --force")
     stocks = [_take_stock(storage, folder, options) for folder in _folders(storage, options)]
     rows = {} if options.caches else {name: _count_rows(storage, name, options) for name in _model_types(options)}
     rows = {name: count for name, count in rows.items() if count}
-    others = sorted(path.name for path in storage.root.iterdir()) if options.all and not options.caches else []
+    others = sorted(entry.name for entry in storage.entries("")) if options.all and not options.caches else []
     others = [name for name in others if name not in {stock.folder for stock in stocks}]
     print(_describe(stocks, rows, others))
     if options.dry_run:
@@ -83,12 +83,12 @@ def _folders(storage: Storage, options: Clean) -> list[str]:
 def _take_stock(storage: Storage, folder: str, options: Clean) -> Stock:
     stock = Stock(folder)
     found: dict[str | None, list[str]] = {}
-    for name, stat in storage.files(folder):
-        kind = _kind(folder, name)
+    for entry in storage.files(folder):
+        name, kind = entry.name, _kind(folder, entry.name)
         if options.caches and kind != CACHE:
             continue
         found.setdefault(kind, []).append(f"{folder}/{name}")
-        stock.bytes += stat.st_size if kind else 0
+        stock.bytes += entry.bytes if kind else 0
     stock.files = {kind: found[kind] for kind in (CACHE, IMAGE, PART, RECORD, STAGED) if kind in found}
     stock.strange = found.get(None, [])
     return stock
@@ -118,7 +118,7 @@ def _count_rows(storage: Storage, model_type: str, options: Clean) -> int:
     for name, reason in found.unreadable.items():
         if not options.all:
             raise Refused(
-                f"{storage.path(name)}: not a readable part of the index: {reason};"
+                f"{storage.at(name)}: not a readable part of the index: {reason};"
                 " `proxyqueue verify --repair` sets it aside"
             )
     return int(_matching(options, found.rows).sum())
@@ -150,7 +150,7 @@ def _confirm(options: Clean, storage: Storage) -> None:
     if not sys.stdin.isatty():
         raise Refused("--yes: needed where there is no terminal to ask on; see first what would go with --dry_run")
     try:
-        answer = input(f"Remove this from {storage.root}? [y/N] ")
+        answer = input(f"Remove this from {storage.url}? [y/N] ")
     except EOFError:
         answer = ""
     if answer.strip().lower() not in ("y", "yes"):
@@ -164,8 +164,7 @@ def _remove(storage: Storage, options: Clean, stocks: list[Stock]) -> None:
                 rewrite(storage, model_type, lambda rows: _matching(options, rows))
         for stock in stocks:
             for names in stock.files.values():
-                for name in names:
-                    storage.remove(name)
+                storage.remove_all(names)
             storage.remove_empty(stock.folder)
     finally:
         storage.remove_staging()

@@ -6,7 +6,6 @@ import functools
 import itertools
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +13,7 @@ import pyarrow.parquet as pq
 
 from ray_app import index, layout, partition, runs
 from ray_app.errors import OK, Refused
-from ray_app.storage import Storage
+from ray_app.storage import Sink, Storage, open_storage
 from ray_app.upkeep_options import Compact
 
 ROWS_A_PART = 1_000_000
@@ -45,17 +44,17 @@ def compact(options: Compact) -> int:
     Raises:
         Refused: no index there, or another process is rewriting it.
     """
-    storage = Storage(options.output_base_path, runs.new_id())
+    storage = open_storage(options.output_base_path, runs.new_id())
     model_types = [name for name in layout.MODEL_TYPES if options.model_type in (None, name)]
     model_types = [name for name in model_types if storage.list_names(layout.index_folder(name), "*.parquet")]
     if not model_types:
-        raise Refused(f"{storage.path(layout.INDEX)}: no part of an index there; set --output_base_path")
+        raise Refused(f"{storage.at(layout.INDEX)}: no part of an index there; set --output_base_path")
     storage.check_writable(create=False)
     try:
         for model_type in model_types:
             done = rewrite(storage, model_type)
             for name, reason in done.unreadable.items():
-                print(f"proxyqueue: {storage.path(name)}: left alone, can't be read: {reason}", file=sys.stderr)
+                print(f"proxyqueue: {storage.at(name)}: left alone, can't be read: {reason}", file=sys.stderr)
             print(
                 f"{model_type:<16} {done.rows_before:,} rows in {done.parts_before:,} parts are now"
                 f" {done.rows:,} in {done.parts:,}",
@@ -75,7 +74,7 @@ def rewrite(storage: Storage, model_type: str, drop: Drop | None = None) -> Rewr
     Raises:
         Refused: another process is rewriting this partition.
     """
-    if not storage.path(layout.index_folder(model_type)).is_dir():
+    if not storage.list_names(layout.index_folder(model_type), "*.parquet"):
         return Rewritten(0, 0, 0, 0, 0, {})
     with storage.locked(layout.index_folder(model_type)):
         sequence = itertools.count()
@@ -117,11 +116,10 @@ def _replace(storage: Storage, model_type: str, old: partition.Parts, kept: np.n
         storage.sync(name)
         pa.default_memory_pool().release_unused()  # a part's worth of rows, more than once
     storage.sync(layout.index_folder(model_type))  # or a power cut could take the new parts when the old are gone
-    for name in old.names:
-        storage.remove(name)
+    storage.remove_all(old.names)
     return len(starts)
 
 
-def _write(old: partition.Parts, numbers: np.ndarray, schema: pa.Schema, path: Path) -> None:
+def _write(old: partition.Parts, numbers: np.ndarray, schema: pa.Schema, sink: Sink) -> None:
     table = old.take(numbers, schema)
-    pq.write_table(table, path, compression="zstd", row_group_size=ROWS_A_GROUP, write_page_checksum=True)
+    pq.write_table(table, sink, compression="zstd", row_group_size=ROWS_A_GROUP, write_page_checksum=True)

@@ -113,7 +113,7 @@ class Driver:
         self._report_shrunk(rows)
         if unwritten.num_rows:
             first = unwritten.slice(0, 1).to_pylist()[0]
-            raise Refused(f"{self.storage.path(first['path'])}: {first['error_message']}; {GOES_ON}")
+            raise Refused(f"{self.storage.at(first['path'])}: {first['error_message']}; {GOES_ON}")
 
     def _report_shrunk(self, rows: pa.Table) -> None:
         """Say once an actor that it ran out of memory and draws smaller batches since."""
@@ -151,14 +151,15 @@ class Driver:
             **resources,
         )
         # no CPU for writers either, or on a laptop they would wait for the actors that wait for them
-        nodes = cluster.nodes() if options.shared_filesystem else 1
+        anywhere = options.shared_filesystem or self.storage.everywhere
+        nodes = cluster.nodes() if anywhere else 1
         return drawn.map_batches(
             functools.partial(write_images, storage=self.storage, model_type=recipe.model_type),
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=0,
             compute=TaskPoolStrategy(size=min(WRITERS * nodes, len(batches))),
-            label_selector=None if options.shared_filesystem else {"ray.io/node-id": here},
+            label_selector=None if anywhere else {"ray.io/node-id": here},
         )
 
 

@@ -39,10 +39,10 @@ def check_recipe(storage: Storage, recipe: Recipe) -> list[str]:
         strict, low_bits = recipes.differences(recipe, theirs)
         if strict:
             raise Refused(
-                f"{storage.root}: holds {recipe.model_type} images of another recipe: {', '.join(strict)};"
+                f"{storage.url}: holds {recipe.model_type} images of another recipe: {', '.join(strict)};"
                 " take another --output_base_path"
             )
-        warnings += [f"{storage.root}: {text}: pictures may differ in their low bits" for text in low_bits]
+        warnings += [f"{storage.url}: {text}: pictures may differ in their low bits" for text in low_bits]
     return warnings
 
 
@@ -142,7 +142,7 @@ def _other_image(storage: Storage, model_type: str, slot: dict, rows: pa.Table, 
     )
     flag, name, before, now = next(found for found in differences if found[2] != found[3])
     return Refused(
-        f"{storage.root}: query {query}, prompt {there['prompt_index']}: {name} is {before!r} there and {now!r} here"
+        f"{storage.url}: query {query}, prompt {there['prompt_index']}: {name} is {before!r} there and {now!r} here"
         f" (other {flag}); take another --output_base_path"
     )
 
@@ -154,7 +154,7 @@ def _check_neighbours(storage: Storage, slots: pa.Table, rows: pa.Table, img_per
     if len(other):
         before = (k[other[0]] - image[other[0]]) // prompt[other[0]]
         raise Refused(
-            f"{storage.root}: --img_per_prompt is {before} there and {img_per_prompt} here: file numbers would"
+            f"{storage.url}: --img_per_prompt is {before} there and {img_per_prompt} here: file numbers would"
             " collide; take another --output_base_path"
         )
     ours = slots.filter(pc.starts_with(slots["file"], f"{layout.COMBINED}/"))
@@ -162,7 +162,7 @@ def _check_neighbours(storage: Storage, slots: pa.Table, rows: pa.Table, img_per
     for row in _pairs(rows.filter(pc.invert(rows["in_own_folder"]))):
         if owner.get(row["reference_img_id"], row["query_id"]) != row["query_id"]:
             raise Refused(
-                f"{storage.root}: reference {row['reference_img_id']} is query {row['query_id']}'s there and query"
+                f"{storage.url}: reference {row['reference_img_id']} is query {row['query_id']}'s there and query"
                 f" {owner[row['reference_img_id']]}'s here (other annotations); take another --output_base_path"
             )
 

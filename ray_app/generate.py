@@ -15,7 +15,7 @@ from ray_app.errors import OK, SOME_FAILED, Refused
 from ray_app.index import set_aside_damaged
 from ray_app.interrupts import Interrupts
 from ray_app.options import Generate
-from ray_app.storage import Storage
+from ray_app.storage import Storage, open_storage
 from ray_app.worker import Worker
 
 
@@ -65,7 +65,7 @@ def prepare(options: Generate) -> Job:
     queries = annotations.queries(options.query_ids, options.limit, options.idx, options.gpu_num)
     slots = circo.slots(queries, options.img_per_prompt, options.seed, options.seed_mode, options.image_format)
     _report([*annotations.skipped, *annotations.warnings])
-    storage = Storage(options.output_base_path, runs.new_id())
+    storage = open_storage(options.output_base_path, runs.new_id())
     storage.check_writable(create=False)
     recipe = recipes.resolve(options)
     _report(_odd_options(options))
@@ -172,7 +172,7 @@ def _summary_text(summary: dict[str, Any], storage: Storage) -> str:
         f"denoises         {summary['denoises']:,} in {summary['steps_run']:,} steps"
         f" ({summary['duplicates_saved']:,} duplicates saved)\n"
         f"wall time        {seconds:,} s with starting Ray and loading models; {rate:g} images/s\n"
-        f"record           {storage.path(layout.run_file(storage.run_id or ''))}"
+        f"record           {storage.at(layout.run_file(storage.run_id or ''))}"
     )
 
 

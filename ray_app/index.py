@@ -219,13 +219,13 @@ def read(
     while True:
         names = list(_parts(storage, model_type))
         try:
-            dataset = ds.dataset([str(storage.path(name)) for name in names], schema=SCHEMA, format=_CHECKED)
+            dataset = ds.dataset([storage.path(name) for name in names], SCHEMA, _CHECKED, storage.filesystem)
             return dataset.to_table(columns=wanted, filter=only).sort_by("created_at")
         except FileNotFoundError:
             raise
         except (pa.ArrowException, OSError) as error:
             if not parts.find_damaged_data(storage, names):
-                where = storage.path(layout.index_folder(model_type))
+                where = storage.at(layout.index_folder(model_type))
                 raise Refused(f"{where}: can't be read: {one_line(error, 200)}") from error
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_app import index
-from ray_app.errors import one_line
+from ray_app import index, parts
+from ray_app.errors import Refused, one_line
 from ray_app.parts import RECIPES_KEY
 from ray_app.storage import Storage
 
@@ -43,7 +43,7 @@ class Parts:
         for part, (first, last) in enumerate(itertools.pairwise(bounds)):
             if first == last:
                 continue
-            with pq.ParquetFile(self.storage.path(self.names[part]), page_checksum_verification=True) as file:
+            with parts.opened(self.storage, self.names[part]) as file:
                 table = _conform(file.read([name for name in schema.names if name in file.schema_arrow.names]), schema)
             here = ascending[first:last] - self.starts[part]
             pieces.append(table if len(here) == table.num_rows else table.take(pa.array(here)))
@@ -64,12 +64,14 @@ def read(storage: Storage, model_type: str, columns: Sequence[str], whole: bool 
     schema = pa.schema([index.SCHEMA.field(name) for name in columns])
     for name in index.part_names(storage, model_type):
         try:
-            with pq.ParquetFile(storage.path(name), page_checksum_verification=True) as file:
+            with parts.opened(storage, name) as file:
                 table = _columns(file, schema, whole)
                 recipes |= json.loads((file.schema_arrow.metadata or {}).get(RECIPES_KEY, b"{}"))
         except FileNotFoundError:
             raise
         except (pa.ArrowException, OSError, ValueError) as error:
+            if storage.everywhere and (why := storage.failed(error)):
+                raise Refused(f"{storage.at(name)}: can't be read: {why}") from error
             unreadable[name] = one_line(error, 200)
             continue
         names.append(name)

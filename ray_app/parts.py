@@ -2,9 +2,7 @@
 Knows Parquet and checksums; nothing of what the rows mean."""
 
 import json
-import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -37,13 +35,12 @@ def readable(storage: Storage, names: list[str], schema: pa.Schema) -> dict[str,
         Vanished: compaction replaced a part just now.
     """
     found = {}
-    for part in names:
-        identity = _identity(storage.path(part))
+    for part, identity in _identities(storage, names).items():
         if identity not in _recipes and identity not in _damaged:
             try:
-                _recipes[identity] = _read_footer(storage.path(part), schema)
+                _recipes[identity] = _read_footer(storage, part, schema)
             except _UNREADABLE as error:
-                _note(storage.path(part), identity, error)
+                _note(storage, part, identity, error)
         if identity not in _damaged:
             found[part] = _recipes[identity]
     return found
@@ -52,33 +49,38 @@ def readable(storage: Storage, names: list[str], schema: pa.Schema) -> dict[str,
 def damaged(storage: Storage, folder: str) -> list[str]:
     """The parts of a folder that this process found damaged."""
     known = {path for path, _, _ in _damaged}
-    return [part for part in storage.list_names(folder, "*.parquet") if str(storage.path(part)) in known]
+    return [part for part in storage.list_names(folder, "*.parquet") if storage.at(part) in known]
 
 
 def find_damaged_data(storage: Storage, names: list[str]) -> bool:
     """Read these parts whole, now that reading some of their columns has failed; whether any of them is damaged."""
     before = len(_damaged)
-    for name in names:
-        path = storage.path(name)
-        identity = _identity(path)
+    for name, identity in _identities(storage, names).items():
         try:
-            pq.ParquetFile(path, page_checksum_verification=True).read()
+            with opened(storage, name) as file:
+                file.read()
         except _UNREADABLE as error:
-            _note(path, identity, error)
+            _note(storage, name, identity, error)
     return len(_damaged) > before
+
+
+def opened(storage: Storage, name: str) -> pq.ParquetFile:
+    """A part, to be used in a `with`; its checksums are looked at wherever it is read."""
+    return pq.ParquetFile(storage.path(name), filesystem=storage.filesystem, page_checksum_verification=True)
 
 
 _UNREADABLE = (pa.ArrowException, OSError, ValueError)
 
 
-def _read_footer(path: Path, schema: pa.Schema) -> dict[str, Any]:
-    found = pq.read_schema(path)
+def _read_footer(storage: Storage, name: str, schema: pa.Schema) -> dict[str, Any]:
+    with opened(storage, name) as file:
+        found = file.schema_arrow
     metadata = found.metadata or {}
     version, ours = metadata.get(VERSION_KEY), (schema.metadata or {}).get(VERSION_KEY)
     if version is not None and version != ours:
         raise Refused(
-            f"{path}: version {version.decode(errors='replace')} of the index's schema, and this proxyqueue reads"
-            f" {(ours or b'').decode()}; take the proxyqueue that wrote it"
+            f"{storage.at(name)}: version {version.decode(errors='replace')} of the index's schema, and this proxyqueue"
+            f" reads {(ours or b'').decode()}; take the proxyqueue that wrote it"
         )
     if not found.equals(schema):
         raise ValueError("its columns are not the index's")
@@ -88,20 +90,23 @@ def _read_footer(path: Path, schema: pa.Schema) -> dict[str, Any]:
     return recipes
 
 
-def _identity(path: Path) -> Identity:
-    try:
-        stat = path.stat()
-    except FileNotFoundError:
-        raise Vanished(path) from None
-    return str(path), stat.st_size, stat.st_mtime_ns
+def _identities(storage: Storage, names: list[str]) -> dict[str, Identity]:
+    """Of one listing a folder, not of a request a part."""
+    there = {}
+    for folder in {name.rpartition("/")[0] for name in names}:
+        there |= {f"{folder}/{entry.name}": entry for entry in storage.entries(folder)}
+    if gone := next((name for name in names if name not in there), None):
+        raise Vanished(storage.at(gone))
+    return {name: (storage.at(name), there[name].bytes, there[name].mtime_ns) for name in names}
 
 
-def _note(path: Path, identity: Identity, error: Exception) -> None:
-    """Remember a damaged part and say so. An error of the system is none of the part's."""
+def _note(storage: Storage, name: str, identity: Identity, error: Exception) -> None:
+    """Remember a damaged part and say so. An error of the place is none of the part's."""
+    path = storage.at(name)
     if isinstance(error, FileNotFoundError):
         raise Vanished(path) from None
-    if isinstance(error, OSError) and error.errno is not None:
-        raise Refused(f"{path}: can't be read: {os.strerror(error.errno)}") from error
+    if why := storage.failed(error):
+        raise Refused(f"{path}: can't be read: {why}") from error
     if identity not in _damaged:
         _damaged[identity] = reason = one_line(error, 200)
         print(

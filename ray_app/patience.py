@@ -37,8 +37,8 @@ class Patience:
         if self._spent:
             return False
         if not self._said:
-            text = f"proxyqueue: {path}: {os.strerror(error.errno)}; trying again for {round(sum(PAUSES))} seconds"
-            print(text, file=sys.stderr, flush=True)
+            why, seconds = error.strerror or os.strerror(error.errno), round(sum(PAUSES))
+            print(f"proxyqueue: {path}: {why}; trying again for {seconds} seconds", file=sys.stderr, flush=True)
             self._said = True
         time.sleep(PAUSES[self._taken])
         self._taken += 1

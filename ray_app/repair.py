@@ -83,7 +83,7 @@ def _remove_leftovers(storage: Storage, problems: list[Problem]) -> int:
     leftovers = [problem.name for problem in problems if problem.kind == "leftover"]
     with contextlib.ExitStack() as locks:  # what a compact or clean has staged, which keep no record, is not over
         for model_type in layout.MODEL_TYPES:
-            if storage.path(layout.index_folder(model_type)).is_dir():
+            if storage.list_names(layout.index_folder(model_type), "*"):
                 locks.enter_context(storage.locked(layout.index_folder(model_type)))
         for name in leftovers:
             storage.remove(name)

@@ -81,7 +81,7 @@ class Record:
 
     def drop(self) -> None:
         """Take the record back: the run did not begin."""
-        self.storage.path(layout.run_file(str(self.storage.run_id))).unlink(missing_ok=True)
+        self.storage.remove(layout.run_file(str(self.storage.run_id)))
 
     def _write(self, **changes: Any) -> None:
         self._record |= changes
@@ -112,7 +112,7 @@ def check_alone(storage: Storage, mine: dict[str, Any]) -> None:
         shared = _overlap(mine["query_ids"], theirs["query_ids"])
         if shared is not None and any(capture in theirs["captures"] for capture in mine["captures"]):
             raise Refused(
-                f"{storage.path(layout.run_file(record['run_id']))}: this run is going on (process {record['pid']} on"
+                f"{storage.at(layout.run_file(record['run_id']))}: this run is going on (process {record['pid']} on"
                 f" {record['host']}) and draws query {shared} too; wait for it, take other --idx or --query_ids,"
                 " or say --force"
             )
@@ -123,12 +123,12 @@ def bury_the_dead(storage: Storage) -> list[str]:
     records = {str(record.get("run_id")): record for record in read_all(storage)}
     dead = [run_id for run_id, record in records.items() if record.get("state") == RUNNING and not is_alive(record)]
     for run_id in dead:
-        _write(Storage(str(storage.root), run_id), {**records[run_id], "state": DIED})
+        _write(storage.of_run(run_id), {**records[run_id], "state": DIED})
     living = {run_id for run_id, record in records.items() if is_alive(record)} | {storage.run_id}
     for run_id in storage.folders(layout.STAGING):
         # one without a record may be of a run that begins just now, or of a compaction
         if run_id not in living and (run_id in records or storage.staging_age(run_id) > ORPHAN_SECONDS):
-            Storage(str(storage.root), run_id).remove_staging()
+            storage.of_run(run_id).remove_staging()
     return dead
 
 
@@ -137,7 +137,7 @@ def read_all(storage: Storage) -> list[dict[str, Any]]:
     records = []
     for name in storage.list_names(layout.RUNS, "*.json"):
         try:
-            record = json.loads(storage.path(name).read_text())
+            record = json.loads(storage.read(name))
         except (OSError, ValueError):
             continue
         if isinstance(record, dict) and "run_id" in record:

@@ -1,165 +1,149 @@
-"""Storage: the files under OUTPUT on a local or shared filesystem, every write atomic.
-Knows paths and bytes, nothing of images, rows or runs."""
+"""Storage: one OUTPUT's files, on a filesystem or in an object store, whole or not at all.
+Knows paths and bytes, nothing of images, rows or runs; each kind is a module, `local_storage` and `object_storage`."""
 
-import collections
+import abc
 import contextlib
-import errno
-import fcntl
 import fnmatch
 import os
-import posixpath
-import shutil
-import time
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO, Any, NamedTuple, TypeVar
 
 from ray_app import layout
 from ray_app.errors import Refused
-from ray_app.patience import Patience
 
-_patience: collections.defaultdict[str | None, Patience] = collections.defaultdict(Patience)
-"""By run. Of the process, not of a Storage: a writer gets a new one with each batch, and can't wait anew for each."""
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
-class Storage:
-    """One output folder. Cheap to pickle: writers on other processes get their own.
+class Entry(NamedTuple):
+    """A file or a folder of a listing."""
 
-    Every OSError that leaves it names the path in OUTPUT (`filename`) and says what can't be done and why (`strerror`).
+    name: str
+    is_folder: bool
+    is_file: bool
+    """A regular file, or a link to one."""
+    bytes: int
+    mtime_ns: int
 
-    Args:
-        root: OUTPUT, a local path.
-        run_id: names the run's staging folder; None for readers.
+
+Sink = Path | IO[bytes]
+"""Where a library may write a file's content to."""
+
+
+class Storage(abc.ABC):
+    """One OUTPUT. Cheap to pickle: writers on other processes get their own. Made by `open_storage`.
+
+    Paths are relative to OUTPUT, with forward slashes. Every OSError that leaves it names the place (`filename`) and
+    says what can't be done and why (`strerror`); FileNotFoundError where something is gone.
     """
 
-    def __init__(self, root: str, run_id: str | None = None):
-        if "://" in root:
-            raise Refused(f"--output_base_path {root}: only local and shared filesystem paths can be written")
-        if not root.strip():
-            raise Refused(f"--output_base_path {root!r}: not the name of a folder")
-        self.root = Path(os.path.expanduser(root)).absolute()
+    everywhere = False
+    """Every node of a cluster reaches it by the same name."""
+    at_once = 1
+    """Files to write or remove at a time: where each is a request, waiting for one after the other is slow."""
+
+    def __init__(self, url: str, filesystem: Any, run_id: str | None):
+        self.url = url
+        """As a person names it: an absolute path, or s3://bucket/prefix."""
+        self.filesystem = filesystem
+        """The pyarrow filesystem that `path` is a path of."""
         self.run_id = run_id
-        self._began = False
-        self._made: set[Path] = set()
 
-    def path(self, relative: str) -> Path:
-        """The absolute path of something under OUTPUT."""
-        return self.root / relative
+    def at(self, relative: str) -> str:
+        """A file of OUTPUT as a person names it."""
+        return f"{self.url}/{relative}"
 
+    @abc.abstractmethod
+    def path(self, relative: str) -> str:
+        """A file of OUTPUT as `filesystem` names it."""
+
+    @abc.abstractmethod
+    def exists(self) -> bool:
+        """Whether there is anything at OUTPUT yet."""
+
+    @abc.abstractmethod
     def check_writable(self, create: bool) -> None:
-        """Raise Refused unless files can be written here; with `create`, make OUTPUT and try it with a real file.
+        """Raise Refused unless files can be written here; `create`: a run begins, try it and make what is needed."""
 
-        From then on OUTPUT is never made again: a run whose output vanishes must not go on beside it.
+    @abc.abstractmethod
+    def write_with(self, relative: str, write: Callable[[Any], object]) -> None:
+        """Write a whole file or nothing, by a function that writes its content to a `Sink`.
+
+        What can pass (a full disk, a server's hiccup) is tried again for some 15 s, see `patience`.
         """
-        try:
-            if create:
-                self._persist("probe", lambda path: path.write_bytes(b""), staged_only=True)
-                self._began = True
-                return
-            existing = next(parent for parent in (self.root, *self.root.parents) if parent.exists())
-            if not existing.is_dir():
-                raise NotADirectoryError(f"{existing} is a file")
-            if not os.access(existing, os.W_OK | os.X_OK):
-                raise PermissionError(f"no permission in {existing}")
-        except OSError as error:
-            raise Refused(f"--output_base_path {self.root}: can't be written: {_reason(error)}") from error
 
+    @abc.abstractmethod
     def write(self, relative: str, data: bytes) -> None:
-        """Write a whole file or nothing: staged beside the tree, then renamed to its place.
+        """Write a whole file or nothing; as `write_with`."""
 
-        Survives a killed process. After a power cut a file can be short; its index row tells, since it has the size.
-        What can pass (a full disk, a file server's hiccup) is tried again for some 15 s, see `patience`.
-        """
-        self.write_with(relative, lambda path: path.write_bytes(data))
+    @abc.abstractmethod
+    def entries(self, folder: str) -> Iterator[Entry]:
+        """A folder's files and folders; none if there is no such folder."""
 
-    def write_with(self, relative: str, write: Callable[[Path], object]) -> None:
-        """As `write`, for libraries that write to a path themselves."""
-        try:
-            self._persist(relative, write)
-        except OSError as error:
-            raise _named(error, self.path(relative), "written") from error
+    @abc.abstractmethod
+    def files(self, folder: str) -> Iterator[Entry]:
+        """Every file below a folder, however deep, named by its path within the folder."""
 
-    def _persist(self, relative: str, write: Callable[[Path], object], staged_only: bool = False) -> None:
-        staged = self.staging() / uuid.uuid4().hex
-        final = self.path(relative)
-        patience = _patience[self.run_id]
-        while True:
-            try:
-                self._write(staged, final, write, staged_only)
-                patience.restore()
-                return
-            except OSError as error:
-                if not patience.wait(error, final):
-                    raise
+    @abc.abstractmethod
+    def remove(self, relative: str) -> None:
+        """Remove a file; nothing if it is gone already."""
 
-    def _write(self, staged: Path, final: Path, write: Callable[[Path], object], staged_only: bool) -> None:
-        try:
-            try:
-                self._place(staged, final, write, staged_only)
-            except FileNotFoundError:  # someone removed a folder that this process had made
-                self._made.clear()
-                self._place(staged, final, write, staged_only)
-        finally:
-            with contextlib.suppress(OSError):  # half a file would keep the room that the next try needs
-                staged.unlink(missing_ok=True)
+    @abc.abstractmethod
+    def remove_empty(self, folder: str) -> None:
+        """Remove a folder and those below it, as far as they are empty."""
 
-    def _place(self, staged: Path, final: Path, write: Callable[[Path], object], staged_only: bool) -> None:
-        self._make(staged.parent)
-        write(staged)
-        if not staged_only:
-            self._make(final.parent)
-            os.replace(staged, final)
+    @abc.abstractmethod
+    def set_aside(self, relative: str) -> None:
+        """Move a file out of the tree, under the path that it had; overwrites nothing. No harm if it is gone."""
 
-    def staging(self) -> Path:
-        """The run's own folder for unfinished files, on the same filesystem as the tree."""
-        if self.run_id is None:
-            raise ValueError("a reader has no staging folder")
-        return self.root / layout.STAGING / self.run_id
+    @abc.abstractmethod
+    def sync(self, relative: str) -> None:
+        """Wait until a file, or a folder's list of names, would survive a power cut."""
 
+    @abc.abstractmethod
+    def locked(self, folder: str) -> contextlib.AbstractContextManager[None]:
+        """Keep others that lock the same folder out, where that is possible; Refused if one is in it."""
+
+    @abc.abstractmethod
     def remove_staging(self) -> None:
-        """Remove the run's staging folder, and the common one if no other run uses it."""
-        shutil.rmtree(self.staging(), ignore_errors=True)
-        with contextlib.suppress(OSError):  # another run's is in it, or it is gone
-            self.staging().parent.rmdir()
+        """Remove what the run has staged, and the place for it if no other run uses it."""
 
+    @abc.abstractmethod
     def staging_age(self, run_id: str) -> float:
-        """Seconds since something changed in a run's staging folder; 0 if it is gone."""
-        folder = self.path(f"{layout.STAGING}/{run_id}")
-        try:
-            newest = max([folder.stat().st_mtime, *(entry.stat().st_mtime for entry in _scan(folder))])
-        except FileNotFoundError:
-            return 0.0
-        return time.time() - newest
+        """Seconds since something changed in a run's staging; 0 if there is none."""
 
-    def sizes(self, folder: str) -> dict[str, int]:
-        """The files two levels below a step's folder (`combined/NAME`) with their sizes in bytes."""
-        found: dict[str, int] = {}
-        for subfolder in _scan(self.path(folder)):
-            if subfolder.is_dir():
-                for entry in _scan(subfolder.path):
-                    with contextlib.suppress(FileNotFoundError):  # removed since it was listed
-                        found[f"{subfolder.name}/{entry.name}"] = entry.stat().st_size
-        return found
+    def of_run(self, run_id: str) -> "Storage":
+        """The same OUTPUT for another run."""
+        return open_storage(self.url, run_id)
+
+    def failed(self, error: Exception) -> str | None:
+        """Why a library could not read here, if the place is to blame; None if what it read is."""
+        return os.strerror(error.errno) if isinstance(error, OSError) and error.errno is not None else None
+
+    def open(self, relative: str) -> Any:
+        """A file's content as a seekable stream of bytes, to be closed by the caller."""
+        return self.filesystem.open_input_file(self.path(relative))
+
+    def read(self, relative: str) -> bytes:
+        """A file's content."""
+        with self.open(relative) as file:
+            return file.read()
 
     def list_names(self, folder: str, pattern: str) -> list[str]:
         """Sorted relative paths of a folder's files that match; empty if there is no such folder."""
-        names = sorted(entry.name for entry in _scan(self.path(folder)) if entry.is_file())
-        return [f"{folder}/{name}" for name in fnmatch.filter(names, pattern)]
-
-    def remove_feature_caches(self, step_folder: str) -> int:
-        """Remove retrieval scripts' feature caches of a step's folder; how many there were."""
-        folders = [step_folder, *(f"{step_folder}/{e.name}" for e in _scan(self.path(step_folder)) if e.is_dir())]
-        stale = [name for folder in folders for kind in layout.FEATURE_CACHES for name in self.list_names(folder, kind)]
-        for name in stale:
-            try:
-                self.path(name).unlink(missing_ok=True)
-            except OSError as error:
-                raise _named(error, self.path(name), "removed") from error
-        return len(stale)
+        names = (entry.name for entry in self.entries(folder) if entry.is_file)
+        return [f"{folder}/{name}" for name in sorted(fnmatch.filter(names, pattern))]
 
     def folders(self, folder: str = "") -> list[str]:
         """Sorted names of a folder's folders."""
-        return sorted(entry.name for entry in _scan(self.path(folder)) if entry.is_dir())
+        return sorted(entry.name for entry in self.entries(folder) if entry.is_folder)
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """The files two levels below a step's folder (`combined/NAME`) with their sizes in bytes."""
+        pairs = ((name, entry) for name in self.folders(folder) for entry in self.entries(f"{folder}/{name}"))
+        return {f"{name}/{entry.name}": entry.bytes for name, entry in pairs}
 
     def step_folders(self, model_type: str) -> list[layout.StepFolder]:
         """The step folders of a model that are there, sorted by snapshot and step."""
@@ -167,106 +151,43 @@ class Storage:
         mine = (folder for folder in found if folder is not None and folder.model_type == model_type)
         return sorted(mine, key=lambda folder: (folder.snapshot != "xt", folder.step))
 
-    def files(self, folder: str) -> Iterator[tuple[str, os.stat_result]]:
-        """Every file below a folder, however deep: its path within the folder. What vanishes meanwhile is left out."""
-        for entry in _scan(self.path(folder)):
-            if entry.is_dir(follow_symlinks=False):
-                yield from (
-                    (f"{entry.name}/{name}", stat) for name, stat in self.files(posixpath.join(folder, entry.name))
-                )
-            else:
-                with contextlib.suppress(FileNotFoundError):
-                    yield entry.name, entry.stat()
+    def remove_feature_caches(self, step_folder: str) -> int:
+        """Remove retrieval scripts' feature caches of a step's folder; how many there were."""
+        folders = [step_folder, *(f"{step_folder}/{name}" for name in self.folders(step_folder))]
+        stale = [name for folder in folders for kind in layout.FEATURE_CACHES for name in self.list_names(folder, kind)]
+        self.remove_all(stale)
+        return len(stale)
 
-    def remove(self, relative: str) -> None:
-        """Remove a file; nothing if it is gone already."""
-        self.path(relative).unlink(missing_ok=True)
+    def remove_all(self, names: Iterable[str]) -> None:
+        """Remove files, in any order."""
+        self.for_each(self.remove, names)
 
-    def remove_empty(self, folder: str) -> None:
-        """Remove a folder and those below it, as far as they are empty."""
-        for name in self.folders(folder):
-            if not self.path(f"{folder}/{name}").is_symlink():
-                self.remove_empty(f"{folder}/{name}")
-        with contextlib.suppress(OSError):  # something is in it, or it is gone
-            self.path(folder).rmdir()
+    def for_each(self, do: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+        """The results of something that waits for files of OUTPUT, `at_once` at a time."""
+        if self.at_once == 1:
+            return list(map(do, items))
+        with ThreadPoolExecutor(self.at_once) as pool:
+            return list(pool.map(do, items))
 
-    def set_aside(self, relative: str) -> None:
-        """Move a file out of the tree, under the path that it had; overwrites nothing. No harm if it is gone."""
-        kept = aside = f"{layout.SET_ASIDE}/{relative}"
-        number = 0
-        while os.path.lexists(self.path(aside)):
-            number += 1
-            aside = f"{kept}.{number}"
+
+def open_storage(url: str, run_id: str | None = None) -> Storage:
+    """The storage of an OUTPUT: a local path, or the URL of an object store.
+
+    Args:
+        run_id: names the run that writes; None for readers.
+
+    Raises:
+        Refused: no name of a folder, or of a kind of store that isn't known.
+    """
+    if not url.strip():
+        raise Refused(f"--output_base_path {url!r}: not the name of a folder")
+    if "://" in url:
+        from ray_app.object_storage import ObjectStorage
+
         try:
-            self.path(aside).parent.mkdir(parents=True, exist_ok=True)
-            os.rename(self.path(relative), self.path(aside))
-        except FileNotFoundError:  # another run was faster
-            return
+            return ObjectStorage(url, run_id)
         except OSError as error:
-            raise _named(error, self.path(relative), "set aside") from error
+            raise Refused(f"--output_base_path {url}: {error.strerror}") from None
+    from ray_app.local_storage import LocalStorage
 
-    def sync(self, relative: str) -> None:
-        """Wait until a file, or a folder's list of names, would survive a power cut."""
-        descriptor = os.open(self.path(relative), os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-    @contextlib.contextmanager
-    def locked(self, folder: str) -> Iterator[None]:
-        """Keep other processes that lock the same folder out; a killed one leaves no lock behind.
-
-        Raises:
-            Refused: another one is in it.
-        """
-        descriptor = os.open(self.path(folder), os.O_RDONLY)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise Refused(
-                    f"{self.path(folder)}: another compact, clean or verify --repair is rewriting it; wait for its end"
-                ) from None
-            except OSError:  # filesystems that can't lock a folder (some NFS): then it is the user who takes care
-                pass
-            yield
-        finally:
-            os.close(descriptor)
-
-    def _make(self, folder: Path) -> None:
-        """Make a folder of OUTPUT; OUTPUT itself, and the run's own folder, only before the run has begun."""
-        if folder in self._made:
-            return
-        if not self._began:
-            self.root.mkdir(parents=True, exist_ok=True)
-        elif not self.staging().is_dir():
-            gone = f"{self.staging()} is gone since the run began: removed, renamed or unmounted"
-            raise FileNotFoundError(errno.ENOENT, gone)
-        made = self.root
-        for name in folder.relative_to(self.root).parts:
-            made /= name
-            try:
-                made.mkdir(exist_ok=True)
-            except FileExistsError:
-                raise NotADirectoryError(errno.ENOTDIR, f"{made} is a file") from None
-        self._made.add(folder)
-
-
-def _scan(folder: Path | str) -> Iterator[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            yield from entries
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except OSError as error:
-        raise _named(error, Path(folder), "read") from error
-
-
-def _named(error: OSError, path: Path, done: str) -> OSError:
-    """The same error about the path that a user knows, instead of a staged one or none."""
-    return OSError(error.errno or errno.EIO, f"can't be {done}: {_reason(error)}", str(path))
-
-
-def _reason(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) and error.strerror else str(error)) or type(error).__name__
+    return LocalStorage(url, run_id)

@@ -18,7 +18,7 @@ from ray_app.errors import OK, PROBLEMS, Refused
 from ray_app.progress import Checked
 from ray_app.redraw import redraw
 from ray_app.repair import repair, to_redraw
-from ray_app.storage import Storage
+from ray_app.storage import Storage, open_storage
 from ray_app.upkeep_options import Verify
 
 MOST_NAMED = 20
@@ -32,7 +32,7 @@ def verify(options: Verify) -> int:
         Refused: no output there, annotations that can't be read, or --repair while a run is going on.
     """
     options.check()
-    storage = Storage(options.output_base_path, runs.new_id())
+    storage = open_storage(options.output_base_path, runs.new_id())
     slots = _slots(options)
     models = _models(storage, options)
     if options.repair:
@@ -63,8 +63,8 @@ def _slots(options: Verify) -> pa.Table | None:
 
 
 def _models(storage: Storage, options: Verify) -> list[Model]:
-    if not storage.root.is_dir():
-        raise Refused(f"--output_base_path {storage.root}: no such folder")
+    if not storage.exists():
+        raise Refused(f"--output_base_path {storage.url}: no such folder")
     model_types = [name for name in layout.MODEL_TYPES if options.model_type in (None, name)]
     there = [
         name
@@ -72,7 +72,7 @@ def _models(storage: Storage, options: Verify) -> list[Model]:
         if storage.list_names(layout.index_folder(name), "*.parquet") or storage.step_folders(name)
     ]
     if not there:
-        raise Refused(f"--output_base_path {storage.root}: holds no index and no images of {' or '.join(model_types)}")
+        raise Refused(f"--output_base_path {storage.url}: holds no index and no images of {' or '.join(model_types)}")
     columns = checks.COLUMNS if options.json_file is None else (*checks.COLUMNS, "prompt")
     since = _running_since(storage)
     return [Model(storage, name, partition.read(storage, name, columns, whole=True), since) for name in there]
@@ -83,7 +83,7 @@ def _running_since(storage: Storage) -> float | None:
     records = runs.going_on(storage)
     for record in records:
         print(
-            f"proxyqueue: {storage.path(layout.run_file(record['run_id']))}: says it is running on {record['host']};"
+            f"proxyqueue: {storage.at(layout.run_file(record['run_id']))}: says it is running on {record['host']};"
             " images without a row that were written since its start are not called strays",
             file=sys.stderr,
         )
@@ -94,7 +94,7 @@ def _check_repairable(storage: Storage) -> None:
     """Raise Refused while a run is going on: what it has in hand looks like damage."""
     going_on = runs.going_on(storage)
     if going_on:
-        record = storage.path(layout.run_file(going_on[0]["run_id"]))
+        record = storage.at(layout.run_file(going_on[0]["run_id"]))
         raise Refused(f"{record}: this run is going on; wait for its end, or verify without --repair")
     storage.check_writable(create=False)
 
@@ -131,7 +131,7 @@ def _report(storage: Storage, models: list[Model], problems: list[Problem]) -> d
     counts = collections.Counter(problem.kind for problem in problems)
     fields = ("kind", "name", "detail")
     return {
-        "output": str(storage.root),
+        "output": str(storage.url),
         "models": [model.model_type for model in models],
         "parts": sum(len(model.found.names) for model in models),
         "rows": sum(model.rows.num_rows for model in models),

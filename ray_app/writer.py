@@ -1,6 +1,7 @@
 """The writer stage: encoded images in, index rows without bytes out.
 Writes the same bytes to the same names however often a batch is replayed; knows no Ray."""
 
+import functools
 import hashlib
 from typing import Any
 
@@ -28,6 +29,7 @@ def write_images(table: pa.Table, storage: Storage, model_type: str) -> pa.Table
     """
     from_image = [name for name in table.column_names if name in index.COLUMNS]
     rows: list[dict[str, Any]] = []
+    to_write: list[tuple[dict[str, Any], bytes]] = []
     for image in table.to_pylist():
         digest = hashlib.sha256(image["image"]).hexdigest() if image["image"] is not None else None
         for slot in image["slots"]:
@@ -36,19 +38,18 @@ def write_images(table: pa.Table, storage: Storage, model_type: str) -> pa.Table
             row |= {"path": f"{folder}/{slot['file']}", "bytes": None, "sha256": None}
             if digest is not None:
                 row |= {"bytes": len(image["image"]), "sha256": digest}
-                row |= _write(storage, row["path"], image["image"])
+                to_write.append((row, image["image"]))
             rows.append(row)
+    storage.for_each(functools.partial(_write, storage), to_write)
     schema = pa.schema([index.SCHEMA.field(name) for name in (*_FROM_SLOT, *from_image, *_FROM_WRITER)])
     return pa.Table.from_pylist(rows, schema=schema)
 
 
-def _write(storage: Storage, path: str, data: bytes) -> dict[str, str]:
+def _write(storage: Storage, image: tuple[dict[str, Any], bytes]) -> None:
+    """Write an image; what can't be is said in its row."""
+    row, data = image
     try:
-        storage.write(path, data)
+        storage.write(row["path"], data)
     except OSError as error:
-        return {
-            "status": UNWRITTEN,
-            "error_type": type(error).__name__,
-            "error_message": error.strerror or one_line(error),
-        }
-    return {}
+        why = error.strerror or one_line(error)
+        row |= {"status": UNWRITTEN, "error_type": type(error).__name__, "error_message": why}

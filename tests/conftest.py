@@ -13,7 +13,7 @@ import pytest
 from actors.recipe import Recipe
 from ray_app import cluster, index, recipes, runs
 from ray_app.options import Generate
-from ray_app.storage import Storage
+from ray_app.storage import open_storage
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "ray_app" / "sample.json"
@@ -135,7 +135,7 @@ def start_cli(*arguments: str, cwd: Path | None = None, **environment: str) -> s
 def check_index_is_true(output: Path, model_type: str = "sdxl") -> int:
     """Every key's newest row is ok and its file is there with that size and sha256; how many keys there are."""
     names = ["query_id", "prompt_index", "image_index", "snapshot", "step", "path", "bytes", "sha256", "status"]
-    rows = index.read(Storage(str(output)), model_type, names).to_pylist()
+    rows = index.read(open_storage(str(output)), model_type, names).to_pylist()
     newest = {tuple(row[name] for name in names[:5]): row for row in rows}
     for row in newest.values():
         data = (output / row["path"]).read_bytes()

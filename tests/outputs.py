@@ -18,7 +18,7 @@ from ray_app import index, layout, runs
 from ray_app.index import IndexWriter
 from ray_app.options import Generate
 from ray_app.recipes import resolve
-from ray_app.storage import Storage
+from ray_app.storage import Storage, open_storage
 from tests.conftest import ROOT
 
 RECIPE: Recipe = resolve(Generate(model_path="tiny"))
@@ -69,7 +69,7 @@ def write_images(
     rows_a_part: int = 8,
 ) -> None:
     """Write files and rows of one prompt a query, in many small parts; `text` decides the files' bytes."""
-    storage = Storage(str(output), run_id)
+    storage = open_storage(str(output), run_id)
     writer = IndexWriter(storage, recipe)
     rows = []
     for query in queries:
@@ -92,7 +92,7 @@ def write_images(
 
 def newest_rows(output: Path, model_type: str = "sdxl") -> list[dict]:
     """What a reader sees: the newest row of each image, in the order of the keys."""
-    table = index.read(Storage(str(output)), model_type, index.SCHEMA.names)
+    table = index.read(open_storage(str(output)), model_type, index.SCHEMA.names)
     newest = {tuple(row[name] for name in index.KEY): row for row in table.to_pylist()}
     return [newest[key] for key in sorted(newest)]
 
@@ -155,6 +155,6 @@ LONG_AGO = "2020-01-01T00:00:00+00:00"
 def running(storage: Storage, pid: int) -> Path:
     """The record of a run that goes on in this process; its path."""
     runs.Record(storage).beat()
-    path = storage.path(f"runs/{storage.run_id}.json")
+    path = storage.root / f"runs/{storage.run_id}.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "pid": pid}))
     return path

@@ -14,7 +14,7 @@ from ray_app import circo
 from ray_app.index import IndexWriter
 from ray_app.options import Generate
 from ray_app.recipes import resolve
-from ray_app.storage import Storage
+from ray_app.storage import open_storage
 
 FIELD = "multi_gpt-3.5_opt"
 
@@ -78,7 +78,7 @@ def output(message: str, flags: str = "", content: Any = TWO_QUERIES) -> Row:
 
 def draw(here: Path) -> None:
     """What a run of `asked()` leaves, with other bytes in the images."""
-    storage = Storage(str(here / "out"), "run-1")
+    storage = open_storage(str(here / "out"), "run-1")
     writer = IndexWriter(storage, resolve(Generate(model_path="tiny")))
     queries = circo.load(str(here / "test.json"), FIELD, 2).queries()
     for slot in circo.slots(queries, 1, 0, "image", "jpg").to_pylist():

@@ -12,7 +12,7 @@ from actors.recipe import Capture
 from ray_app import circo, existing, index, layout
 from ray_app.errors import Refused
 from ray_app.index import IndexWriter
-from ray_app.storage import Storage
+from ray_app.storage import open_storage
 
 FIELD = "multi_gpt-3.5_opt"
 unhurried = settings(deadline=None)
@@ -135,7 +135,7 @@ rows_of_images = st.lists(
 @given(commits=st.lists(rows_of_images, min_size=1, max_size=4))
 def test_rows_come_back_as_they_went_in_and_the_newest_counts(tmp_path_factory, recipe_for, commits):
     """Random images in random parts; the files of all of them are there."""
-    storage = Storage(str(tmp_path_factory.mktemp("out")), "run")
+    storage = open_storage(str(tmp_path_factory.mktemp("out")), "run")
     writer = IndexWriter(storage, recipe_for(model_path="tiny"))
     queries = [circo.Query(number, f"r{number}", ("a", "b"), "combined") for number in range(3)]
     slots = circo.slots(queries, 1, 0, "image", "jpg")

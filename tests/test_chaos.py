@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from ray_app import runs
-from ray_app.storage import Storage
+from ray_app.storage import open_storage
 from tests.conftest import SAMPLE, check_index_is_true, read_tree, run_cli, start_cli
 
 pytestmark = pytest.mark.slow
@@ -119,7 +119,7 @@ def test_twenty_actors_are_killed_in_one_run(tmp_path, undisturbed, chance):
     assert driver.returncode == 0, err
     assert kills >= 20
     check_all_is_there(output, undisturbed)
-    (record,) = runs.read_all(Storage(str(output)))
+    (record,) = runs.read_all(open_storage(str(output)))
     # repeated is at most what was in flight: a batch an actor killed
     assert record["summary"]["batches_replayed"] <= kills
     assert record["summary"]["images_written"] == IMAGES
@@ -158,7 +158,7 @@ def test_ten_drivers_are_killed_one_after_another(tmp_path, undisturbed, chance)
     result = run_cli(*COMMAND, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     check_all_is_there(output, undisturbed)
-    states = [record["state"] for record in runs.read_all(Storage(str(output)))]
+    states = [record["state"] for record in runs.read_all(open_storage(str(output)))]
     assert states[-1] == "complete"
     assert set(states[:-1]) <= {"died"}
 

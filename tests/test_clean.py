@@ -12,7 +12,7 @@ from ray_app import runs
 from ray_app.cli import main
 from ray_app.generate import prepare
 from ray_app.options import Generate
-from ray_app.storage import Storage
+from ray_app.storage import open_storage
 from tests.conftest import ROOT, SAMPLE, read_tree
 from tests.outputs import LONG_AGO, check_index_is_true, kill_and_repeat, newest_rows, parts, running, write_images
 
@@ -151,7 +151,7 @@ def test_it_asks_on_a_terminal(output, answer, code, left):
 
 
 def test_a_run_that_is_going_on_is_left_in_peace(output, capsys):
-    storage = Storage(str(output), "run-live")
+    storage = open_storage(str(output), "run-live")
     with subprocess.Popen(["sleep", "60"]) as process:
         record = running(storage, process.pid)
         assert cleaned(output, "--model_type", "sdxl", "--yes") == 2

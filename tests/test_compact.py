@@ -11,7 +11,7 @@ import pytest
 from actors.recipe import Recipe
 from ray_app import compact, index
 from ray_app.cli import main
-from ray_app.storage import Storage
+from ray_app.storage import open_storage
 from tests.outputs import RECIPE, check_index_is_true, kill_and_repeat, newest_rows, parts, write_images
 
 
@@ -46,7 +46,7 @@ def test_few_sorted_parts_hold_what_a_reader_saw_before(output, capsys):
 
 def test_the_recipes_of_all_parts_go_with_the_rows(output):
     assert compacted(output) == 0
-    recipes = [Recipe(**recipe) for recipe in index.recipes(Storage(str(output)), "sdxl").values()]
+    recipes = [Recipe(**recipe) for recipe in index.recipes(open_storage(str(output)), "sdxl").values()]
     assert {recipe.batch_size for recipe in recipes} == {RECIPE.batch_size, 8}
 
 
@@ -82,7 +82,7 @@ def test_a_part_that_appears_meanwhile_is_left_alone(output):
         write_images(output, f"run-late-{len(parts(output))}", [100], text="late")
         return np.asarray(rows["query_id"]) == 7
 
-    done = compact.rewrite(Storage(str(output), "rewriter"), "sdxl", drop)
+    done = compact.rewrite(open_storage(str(output), "rewriter"), "sdxl", drop)
     assert done.dropped == 2
     queries = [row["query_id"] for row in newest_rows(output)]
     assert queries == sorted([*(q for q in range(30) if q != 7), 100] * 2)
@@ -104,7 +104,7 @@ def test_readers_never_miss_a_row(tmp_path):
     """A reader in a thread, over and over, while forty parts become one again and again."""
     output = tmp_path / "out"
     write_images(output, "run-0", range(80), rows_a_part=4)
-    storage, seen, ended = Storage(str(output), "writer"), [], threading.Event()
+    storage, seen, ended = open_storage(str(output), "writer"), [], threading.Event()
 
     def read():
         try:
@@ -130,7 +130,7 @@ def test_readers_never_miss_a_row(tmp_path):
 
 
 def test_only_one_process_rewrites_an_index(output, capsys):
-    with Storage(str(output)).locked("index/model=sdxl"):
+    with open_storage(str(output)).locked("index/model=sdxl"):
         assert compacted(output) == 2
     assert capsys.readouterr().err == (
         f"proxyqueue: {output}/index/model=sdxl: another compact, clean or verify --repair is rewriting it;"

@@ -11,7 +11,7 @@ from actors.recipe import Capture
 from ray_app import circo, existing, layout
 from ray_app.errors import Refused
 from ray_app.index import IndexWriter
-from ray_app.storage import Storage
+from ray_app.storage import open_storage
 
 CAPTURES = [Capture(1), Capture(2, "x0")]
 
@@ -39,7 +39,7 @@ class Output:
     """An output with real files and real parts, written image by image."""
 
     def __init__(self, root, recipe):
-        self.storage = Storage(str(root), "run-1")
+        self.storage = open_storage(str(root), "run-1")
         self.index = IndexWriter(self.storage, recipe)
 
     def add(self, slots, captures=CAPTURES, status="ok"):
@@ -79,8 +79,8 @@ def test_rows_with_their_files_are_there_in_any_selection(output):
 def test_files_without_rows_rows_without_files_and_other_sizes_are_missing(output):
     slots = slots_of()
     output.add(slots.slice(1))
-    output.storage.path("proxy_images_sdxl_step1/combined/combined_r1_1.jpg").unlink()
-    output.storage.path("proxy_images_sdxl_step1/combined_query2/combined_r1_0.jpg").write_bytes(b"cut")
+    (output.storage.root / "proxy_images_sdxl_step1/combined/combined_r1_1.jpg").unlink()
+    (output.storage.root / "proxy_images_sdxl_step1/combined_query2/combined_r1_0.jpg").write_bytes(b"cut")
     output.storage.write("proxy_images_sdxl_step1/combined/combined_r1_0.jpg", b"no row")
     expected = np.ones((6, 2), bool)
     expected[0] = expected[1, 0] = expected[2, 0] = False

@@ -15,7 +15,7 @@ from ray_app import index
 from ray_app.errors import OK, SOME_FAILED, Refused
 from ray_app.generate import generate, prepare
 from ray_app.options import Generate
-from ray_app.storage import Storage
+from ray_app.storage import open_storage
 from tests.conftest import SAMPLE, check_index_is_true, flip_bit_of_a_page, read_tree
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -38,7 +38,7 @@ def last_record(output: Path) -> dict:
 
 
 def rows(output: Path, model: str = "sdxl") -> list[dict]:
-    return index.read(Storage(str(output)), model, index.SCHEMA.names).to_pylist()
+    return index.read(open_storage(str(output)), model, index.SCHEMA.names).to_pylist()
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from actors.recipe import Recipe
 from ray_app import index
 from ray_app.errors import Refused
 from ray_app.index import IndexWriter
-from ray_app.storage import Storage
+from ray_app.storage import open_storage
 from tests.conftest import ROOT, flip_bit_of_a_page, obeying_permissions
 
 
@@ -25,7 +25,7 @@ def rows(count, **columns):
 
 @pytest.fixture
 def storage(tmp_path):
-    return Storage(str(tmp_path), "run-1")
+    return open_storage(str(tmp_path), "run-1")
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_a_part_has_the_pinned_schema_and_the_runs_constants(storage, recipe):
     writer.commit()
     writer.commit()
     assert parts(storage) == ["part-run-1-000000.parquet"]
-    file = pq.ParquetFile(storage.path("index/model=sdxl/part-run-1-000000.parquet"))
+    file = pq.ParquetFile(storage.root / "index/model=sdxl/part-run-1-000000.parquet")
     assert file.schema_arrow.equals(index.SCHEMA)
     assert file.schema_arrow.metadata[b"proxyqueue.schema_version"] == b"1"
     (full,) = index.recipes(storage, "sdxl").values()
@@ -74,7 +74,7 @@ def test_parts_are_committed_by_rows_and_by_time(storage, recipe, monkeypatch):
 
 def test_rows_come_back_oldest_first_with_the_columns_asked_for(storage, recipe):
     for run_id, status in (("run-2", "failed"), ("run-1", "ok")):
-        writer = IndexWriter(Storage(str(storage.root), run_id), recipe)
+        writer = IndexWriter(open_storage(str(storage.root), run_id), recipe)
         writer.append(rows(2, status=status))
         writer.commit()
     table = index.read(storage, "sdxl", ["query_id", "status"])
@@ -104,7 +104,7 @@ def test_a_damaged_part_is_named_once_left_out_and_set_aside(storage, recipe, ca
     for _ in range(2):
         writer.append(rows(3, status="ok"))
         writer.commit()
-    bad = storage.path("index/model=sdxl/part-run-1-000000.parquet")
+    bad = storage.root / "index/model=sdxl/part-run-1-000000.parquet"
     damage(bad)
     content = bad.read_bytes()
     for _ in range(2):
@@ -122,7 +122,7 @@ def test_a_damaged_part_is_named_once_left_out_and_set_aside(storage, recipe, ca
 def test_a_part_of_another_version_of_the_schema_is_refused_not_set_aside(storage):
     storage.write("index/model=sdxl/part-a.parquet", b"")
     newer = index.SCHEMA.with_metadata({index.VERSION_KEY: b"2"}).append(pa.field("more", pa.int8()))
-    pq.write_table(newer.empty_table(), storage.path("index/model=sdxl/part-a.parquet"))
+    pq.write_table(newer.empty_table(), (storage.root / "index/model=sdxl/part-a.parquet"))
     with pytest.raises(Refused, match=r"part-a.parquet: version 2 of the index's schema, and this proxyqueue reads 1;"):
         index.read(storage, "sdxl", ["query_id"])
 
@@ -130,10 +130,10 @@ def test_a_part_of_another_version_of_the_schema_is_refused_not_set_aside(storag
 def test_a_part_that_cannot_be_opened_is_refused_not_set_aside(storage):
     """No permission says nothing about what is in the part."""
     storage.write("index/model=sdxl/part-a.parquet", b"not parquet")
-    storage.path("index/model=sdxl/part-a.parquet").chmod(0)
+    (storage.root / "index/model=sdxl/part-a.parquet").chmod(0)
     code = (
         "import sys; from ray_app import errors, index, storage\n"
-        "try: index.read(storage.Storage(sys.argv[1]), 'sdxl', ['query_id'])\n"
+        "try: index.read(storage.open_storage(sys.argv[1]), 'sdxl', ['query_id'])\n"
         "except errors.Refused as refused: print(refused)"
     )
     command = [*obeying_permissions(), sys.executable, "-c", code, str(storage.root)]

@@ -185,8 +185,8 @@ MODELS = [
 
 OUTPUTS = [
     flag(
-        "--output_base_path s3://bucket/out",
-        "--output_base_path s3://bucket/out: only local and shared filesystem paths can be written",
+        "--output_base_path ftp://host/out",
+        "ftp://host/out: ftp:// is not known; give a path, or one of s3, gs, abfs (as s3://…)",
     ),
     (
         lambda here, models: write(here),

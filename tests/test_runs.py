@@ -9,7 +9,7 @@ import pytest
 
 from ray_app import runs
 from ray_app.errors import Refused
-from ray_app.storage import Storage
+from ray_app.storage import open_storage
 from tests.conftest import SAMPLE, check_index_is_true, read_tree, run_cli, start_cli
 
 WORK = runs.work("sdxl", [1, 2, 3, 7], [("xt", 1), ("xt", 4)])
@@ -17,7 +17,7 @@ WORK = runs.work("sdxl", [1, 2, 3, 7], [("xt", 1), ("xt", 4)])
 
 def record_of(root, run_id, work=WORK, **changes):
     """A record that says its run is going on."""
-    storage = Storage(str(root), run_id)
+    storage = open_storage(str(root), run_id)
     record = runs.Record(storage, work=work, **changes)
     record.beat()
     return storage, record
@@ -122,4 +122,4 @@ def test_two_drivers_on_one_output(tmp_path):
     assert (first.returncode, other_share.returncode, forced.returncode) == (0, 0, 0)
     assert check_index_is_true(tmp_path / "out") == 6 * 5 * 20 * 2 == len(read_tree(tmp_path / "out"))
     assert not (tmp_path / "out" / ".staging").exists()
-    assert sorted(record["state"] for record in runs.read_all(Storage(str(tmp_path / "out")))) == ["complete"] * 3
+    assert sorted(record["state"] for record in runs.read_all(open_storage(str(tmp_path / "out")))) == ["complete"] * 3

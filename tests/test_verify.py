@@ -19,7 +19,7 @@ from ray_app.compact import rewrite
 from ray_app.generate import generate, prepare
 from ray_app.index import IndexWriter
 from ray_app.options import Generate
-from ray_app.storage import Storage
+from ray_app.storage import open_storage
 from tests.conftest import SAMPLE, read_tree
 from tests.outputs import RECIPE, check_index_is_true, kill_and_repeat, newest_rows, parts, running, write_images
 
@@ -55,8 +55,8 @@ def rewrite_row(output, path, **changes):
     table = pq.read_table(parts(output)[0], partitioning=None).slice(0, 0)
     row |= changes | {"created_at": None}
     table = table.from_pylist([{name: value for name, value in row.items() if value is not None}])
-    recipe = next(iter(index.recipes(Storage(str(output)), "sdxl").values()))
-    storage = Storage(str(output), runs.new_id())
+    recipe = next(iter(index.recipes(open_storage(str(output)), "sdxl").values()))
+    storage = open_storage(str(output), runs.new_id())
     writer = IndexWriter(storage, dataclasses.replace(RECIPE, **recipe))
     writer.append(table)
     writer.commit()
@@ -248,7 +248,7 @@ def test_a_reference_with_fewer_images_is_named(output, capsys):
     def drop(rows):
         return np.asarray(rows["query_id"]) * 100 + np.asarray(rows["step"]) * 10 + rows["prompt_index"] == 241
 
-    assert rewrite(Storage(str(output), "dropper"), "sdxl", drop).dropped == 1
+    assert rewrite(open_storage(str(output), "dropper"), "sdxl", drop).dropped == 1
     (output / IMAGE).unlink()
     (output / ".staging/dropper").rmdir()
     detail = "1 images in the index, most references have 2"
@@ -279,7 +279,7 @@ def test_redrawing_says_what_it_cannot_draw(tmp_path, capsys):
 
 
 def test_images_of_a_run_that_is_going_on_are_no_strays_and_not_repaired(output, capsys):
-    storage = Storage(str(output), "run-live")
+    storage = open_storage(str(output), "run-live")
     with subprocess.Popen(["sleep", "60"]) as process:
         running(storage, process.pid)
         storage.write(f"{STEP4}/combined/combined_999_0.jpg", b"its row comes later")

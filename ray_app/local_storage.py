@@ -1,0 +1,236 @@
+"""OUTPUT on a local or shared filesystem: every file is staged beside the tree, then renamed to its place.
+Knows folders, links and locks; which errors can pass is said by `patience`."""
+
+import collections
+import contextlib
+import errno
+import fcntl
+import os
+import posixpath
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ray_app import layout
+from ray_app.errors import Refused
+from ray_app.patience import Patience
+from ray_app.storage import Entry, Storage
+
+_patience: collections.defaultdict[str | None, Patience] = collections.defaultdict(Patience)
+"""By run. Of the process, not of a Storage: a writer gets a new one with each batch, and can't wait anew for each."""
+
+
+class LocalStorage(Storage):
+    """An OUTPUT that is a folder.
+
+    Args:
+        root: OUTPUT.
+        run_id: names the run's staging folder; None for readers.
+    """
+
+    def __init__(self, root: str, run_id: str | None = None):
+        from pyarrow.fs import LocalFileSystem
+
+        self.root = Path(os.path.expanduser(root)).absolute()
+        super().__init__(str(self.root), LocalFileSystem(), run_id)
+        self._began = False
+        self._made: set[Path] = set()
+
+    def at(self, relative: str) -> str:
+        return self.path(relative)
+
+    def path(self, relative: str) -> str:
+        return str(self.root / relative)
+
+    def exists(self) -> bool:
+        return self.root.is_dir()
+
+    def check_writable(self, create: bool) -> None:
+        """As the base says; after `create` OUTPUT is never made again: no run goes on beside one that vanished."""
+        try:
+            if create:
+                self._persist("probe", lambda path: path.write_bytes(b""), staged_only=True)
+                self._began = True
+                return
+            existing = next(parent for parent in (self.root, *self.root.parents) if parent.exists())
+            if not existing.is_dir():
+                raise NotADirectoryError(f"{existing} is a file")
+            if not os.access(existing, os.W_OK | os.X_OK):
+                raise PermissionError(f"no permission in {existing}")
+        except OSError as error:
+            raise Refused(f"--output_base_path {self.root}: can't be written: {_reason(error)}") from error
+
+    def write(self, relative: str, data: bytes) -> None:
+        """Survives a killed process. After a power cut a file can be short; its row tells, since it has the size."""
+        self.write_with(relative, lambda path: path.write_bytes(data))
+
+    def write_with(self, relative: str, write: Callable[[Any], object]) -> None:
+        try:
+            self._persist(relative, write)
+        except OSError as error:
+            raise _named(error, self.root / relative, "written") from error
+
+    def _persist(self, relative: str, write: Callable[[Path], object], staged_only: bool = False) -> None:
+        staged = self.staging() / uuid.uuid4().hex
+        final = self.root / relative
+        patience = _patience[self.run_id]
+        while True:
+            try:
+                self._write(staged, final, write, staged_only)
+                patience.restore()
+                return
+            except OSError as error:
+                if not patience.wait(error, final):
+                    raise
+
+    def _write(self, staged: Path, final: Path, write: Callable[[Path], object], staged_only: bool) -> None:
+        try:
+            try:
+                self._place(staged, final, write, staged_only)
+            except FileNotFoundError:  # someone removed a folder that this process had made
+                self._made.clear()
+                self._place(staged, final, write, staged_only)
+        finally:
+            with contextlib.suppress(OSError):  # half a file would keep the room that the next try needs
+                staged.unlink(missing_ok=True)
+
+    def _place(self, staged: Path, final: Path, write: Callable[[Path], object], staged_only: bool) -> None:
+        self._make(staged.parent)
+        write(staged)
+        if not staged_only:
+            self._make(final.parent)
+            os.replace(staged, final)
+
+    def staging(self) -> Path:
+        """The run's own folder for unfinished files, on the same filesystem as the tree."""
+        if self.run_id is None:
+            raise ValueError("a reader has no staging folder")
+        return self.root / layout.STAGING / self.run_id
+
+    def remove_staging(self) -> None:
+        shutil.rmtree(self.staging(), ignore_errors=True)
+        with contextlib.suppress(OSError):  # another run's is in it, or it is gone
+            self.staging().parent.rmdir()
+
+    def staging_age(self, run_id: str) -> float:
+        folder = self.root / layout.STAGING / run_id
+        try:
+            newest = max([folder.stat().st_mtime, *(entry.stat().st_mtime for entry in _scan(folder))])
+        except FileNotFoundError:
+            return 0.0
+        return time.time() - newest
+
+    def entries(self, folder: str) -> Iterator[Entry]:
+        """What vanishes meanwhile is left out."""
+        for entry in _scan(self.root / folder):
+            if found := _entry(entry, entry.name):
+                yield found
+
+    def files(self, folder: str) -> Iterator[Entry]:
+        """Links to folders are not followed. What vanishes meanwhile is left out."""
+        for entry in _scan(self.root / folder):
+            if entry.is_dir(follow_symlinks=False):
+                below = self.files(posixpath.join(folder, entry.name))
+                yield from (found._replace(name=f"{entry.name}/{found.name}") for found in below)
+            elif found := _entry(entry, entry.name):
+                yield found
+
+    def remove(self, relative: str) -> None:
+        try:
+            (self.root / relative).unlink(missing_ok=True)
+        except OSError as error:
+            raise _named(error, self.root / relative, "removed") from error
+
+    def remove_empty(self, folder: str) -> None:
+        for name in self.folders(folder):
+            if not (self.root / folder / name).is_symlink():
+                self.remove_empty(f"{folder}/{name}")
+        with contextlib.suppress(OSError):  # something is in it, or it is gone
+            (self.root / folder).rmdir()
+
+    def set_aside(self, relative: str) -> None:
+        kept = aside = f"{layout.SET_ASIDE}/{relative}"
+        number = 0
+        while os.path.lexists(self.path(aside)):
+            number += 1
+            aside = f"{kept}.{number}"
+        try:
+            (self.root / aside).parent.mkdir(parents=True, exist_ok=True)
+            os.rename(self.path(relative), self.path(aside))
+        except FileNotFoundError:  # another run was faster
+            return
+        except OSError as error:
+            raise _named(error, self.root / relative, "set aside") from error
+
+    def sync(self, relative: str) -> None:
+        descriptor = os.open(self.path(relative), os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    @contextlib.contextmanager
+    def locked(self, folder: str) -> Iterator[None]:
+        """A killed process leaves no lock behind."""
+        descriptor = os.open(self.path(folder), os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Refused(
+                    f"{self.path(folder)}: another compact, clean or verify --repair is rewriting it; wait for its end"
+                ) from None
+            except OSError:  # filesystems that can't lock a folder (some NFS): then it is the user who takes care
+                pass
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _make(self, folder: Path) -> None:
+        """Make a folder of OUTPUT; OUTPUT itself, and the run's own folder, only before the run has begun."""
+        if folder in self._made:
+            return
+        if not self._began:
+            self.root.mkdir(parents=True, exist_ok=True)
+        elif not self.staging().is_dir():
+            gone = f"{self.staging()} is gone since the run began: removed, renamed or unmounted"
+            raise FileNotFoundError(errno.ENOENT, gone)
+        made = self.root
+        for name in folder.relative_to(self.root).parts:
+            made /= name
+            try:
+                made.mkdir(exist_ok=True)
+            except FileExistsError:
+                raise NotADirectoryError(errno.ENOTDIR, f"{made} is a file") from None
+        self._made.add(folder)
+
+
+def _entry(entry: os.DirEntry[str], name: str) -> Entry | None:
+    """None if it is gone since the folder was listed."""
+    try:
+        found = entry.stat()
+    except FileNotFoundError:
+        return None
+    return Entry(name, entry.is_dir(), entry.is_file(), found.st_size, found.st_mtime_ns)
+
+
+def _scan(folder: Path | str) -> Iterator[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            yield from entries
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise _named(error, Path(folder), "read") from error
+
+
+def _named(error: OSError, path: Path, done: str) -> OSError:
+    """The same error about the path that a user knows, instead of a staged one or none."""
+    return OSError(error.errno or errno.EIO, f"can't be {done}: {_reason(error)}", str(path))
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) and error.strerror else str(error)) or type(error).__name__

@@ -1,0 +1,133 @@
+"""OUTPUT in an object store (s3://, gs://, abfs://), where a PUT is atomic: no staging, no renames, no locks.
+Knows objects and listings; which errors can pass is said by `remote` and `patience`."""
+
+import collections
+import contextlib
+import io
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ray_app import layout, remote
+from ray_app.errors import Refused
+from ray_app.patience import Patience
+from ray_app.storage import Entry, Storage
+
+_patience: collections.defaultdict[str | None, Patience] = collections.defaultdict(Patience)
+"""By run, as for local files."""
+
+
+class ObjectStorage(Storage):
+    """An OUTPUT under a URL. A file is there when its PUT has ended, whole; a killed upload leaves nothing to see.
+
+    Two processes that rewrite the same index at once are not kept apart: stores have no locks.
+    """
+
+    everywhere = True
+    at_once = 16
+
+    def __init__(self, url: str, run_id: str | None = None):
+        self._connection = url
+        filesystem, self._prefix = remote.connect(url)
+        super().__init__(url.split("?")[0].rstrip("/"), filesystem, run_id)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ObjectStorage, (self._connection, self.run_id)  # credentials stay where they are: each node has its own
+
+    def of_run(self, run_id: str) -> Storage:
+        return ObjectStorage(self._connection, run_id)
+
+    def path(self, relative: str) -> str:
+        return f"{self._prefix}/{relative}" if relative else self._prefix
+
+    def exists(self) -> bool:
+        return next(self.entries(""), None) is not None
+
+    def check_writable(self, create: bool) -> None:
+        """Raise Refused unless the bucket is there and answers. Whether it takes files, a run's first one tells."""
+        from pyarrow.fs import FileType
+
+        bucket = self._prefix.split("/")[0]
+        try:
+            with remote.translated(self.url, "reached"):
+                found = self.filesystem.get_file_info(bucket)
+        except OSError as error:
+            raise Refused(f"--output_base_path {self.url}: {error.strerror}") from error
+        if found.type == FileType.NotFound:
+            raise Refused(f"--output_base_path {self.url}: there is no bucket {bucket}; make it first")
+
+    def write(self, relative: str, data: bytes) -> None:
+        name, patience = self.at(relative), _patience[self.run_id]
+        while True:
+            try:
+                with remote.translated(name, "written"), self._put(relative) as stream:
+                    stream.write(data)  # all in one call: if it is interrupted, the stream is closed with all or none
+                patience.restore()
+                return
+            except OSError as error:
+                if not patience.wait(error, name):
+                    raise
+
+    def _put(self, relative: str) -> Any:
+        return self.filesystem.open_output_stream(self.path(relative))
+
+    def write_with(self, relative: str, write: Callable[[Any], object]) -> None:
+        content = io.BytesIO()
+        write(content)
+        self.write(relative, content.getvalue())
+
+    def failed(self, error: Exception) -> str | None:
+        return remote.reason(error) or super().failed(error)
+
+    def open(self, relative: str) -> Any:
+        with remote.translated(self.at(relative), "read"):
+            return super().open(relative)
+
+    def entries(self, folder: str) -> Iterator[Entry]:
+        return self._list(folder, recursive=False)
+
+    def files(self, folder: str) -> Iterator[Entry]:
+        return (entry for entry in self._list(folder, recursive=True) if entry.is_file)
+
+    def _list(self, folder: str, recursive: bool) -> Iterator[Entry]:
+        """One request for each thousand objects."""
+        from pyarrow.fs import FileSelector, FileType
+
+        base = self.path(folder)
+        selector = FileSelector(base, allow_not_found=True, recursive=recursive)
+        with remote.translated(self.at(folder), "listed"):
+            found = self.filesystem.get_file_info(selector)
+        for info in found:
+            name = info.path.removeprefix(f"{base}/")
+            kind = info.type
+            yield Entry(name, kind == FileType.Directory, kind == FileType.File, info.size or 0, info.mtime_ns or 0)
+
+    def remove(self, relative: str) -> None:
+        with contextlib.suppress(FileNotFoundError), remote.translated(self.at(relative), "removed"):
+            self.filesystem.delete_file(self.path(relative))
+
+    def remove_empty(self, folder: str) -> None:
+        """Folders are in the names alone, but Arrow leaves empty objects in their stead."""
+        if next(self.files(folder), None) is None:
+            with contextlib.suppress(FileNotFoundError), remote.translated(self.at(folder), "removed"):
+                self.filesystem.delete_dir(self.path(folder))
+
+    def set_aside(self, relative: str) -> None:
+        folder, _, name = f"{layout.SET_ASIDE}/{relative}".rpartition("/")
+        taken = {entry.name for entry in self.entries(folder)}
+        number = 0
+        while (aside := f"{name}.{number}" if number else name) in taken:
+            number += 1
+        with contextlib.suppress(FileNotFoundError), remote.translated(self.at(relative), "set aside"):
+            self.filesystem.move(self.path(relative), self.path(f"{folder}/{aside}"))
+
+    def sync(self, relative: str) -> None:
+        """A PUT that has ended is durable."""
+
+    def locked(self, folder: str) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def remove_staging(self) -> None:
+        """Nothing is staged."""
+
+    def staging_age(self, run_id: str) -> float:
+        return 0.0

@@ -1,0 +1,133 @@
+"""Remote files: the URL of an object store becomes a pyarrow filesystem and a path, its errors those of the system.
+Knows stores and their words; nothing of what is stored."""
+
+import contextlib
+import errno
+import functools
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+from ray_app.errors import Refused, one_line
+
+SCHEMES = ("s3", "gs", "abfs")
+CONNECT_SECONDS = 10
+ANSWER_SECONDS = 30
+"""Without a byte for so long, a request counts as lost. Arrow's own 3 s are too short for a store under load."""
+TRIES = 4
+"""Of each request, by the store's own client, before its error is told."""
+
+
+def is_remote(url: str) -> bool:
+    """Whether it names something in an object store rather than a path."""
+    return "://" in url
+
+
+@functools.lru_cache(maxsize=8)
+def connect(url: str) -> tuple[Any, str]:
+    """The filesystem of a URL, one a process, and the path in it, without a slash at its end. Connects to nothing yet.
+
+    s3:// takes `region`, `endpoint_override` and `scheme` as query parameters, else AWS_ENDPOINT_URL(_S3) and
+    AWS_REGION; a bucket on AWS itself is asked for its region. Credentials come from where each store's own client
+    looks for them.
+
+    Raises:
+        Refused: a kind of store that isn't known, no bucket, credentials in the URL.
+    """
+    import pyarrow as pa
+    from pyarrow.fs import FileSystem
+
+    parts = urlsplit(url)
+    if parts.scheme not in SCHEMES:
+        raise Refused(f"{url}: {parts.scheme}:// is not known; give a path, or one of {', '.join(SCHEMES)} (as s3://…)")
+    if parts.password or (parts.username and parts.scheme != "abfs"):
+        raise Refused(
+            f"{parts.scheme}://…@{parts.hostname}{parts.path}: no credentials in a URL, it is printed and recorded;"
+            " set them in the environment (AWS_ACCESS_KEY_ID, …)"
+        )
+    if not parts.netloc:
+        raise Refused(f"{url}: names no bucket; {parts.scheme}://bucket/prefix")
+    with translated(url, "opened"):
+        if parts.scheme == "s3":
+            return _s3(parts.netloc, dict(parse_qsl(parts.query))), f"{parts.netloc}{parts.path}".rstrip("/")
+        try:
+            filesystem, path = FileSystem.from_uri(url)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise Refused(f"{url}: {one_line(error)}") from None
+        return filesystem, path.rstrip("/")
+
+
+def read(url: str) -> bytes:
+    """A remote file's content.
+
+    Raises:
+        OSError: as `translated`.
+    """
+    filesystem, path = connect(url)
+    with translated(url, "read"), filesystem.open_input_file(path) as file:
+        return file.read()
+
+
+@contextlib.contextmanager
+def translated(name: str, done: str) -> Iterator[None]:
+    """The errors of a store as OSErrors of the system's kind, about a name that a person knows.
+
+    FileNotFoundError for what isn't there, PermissionError for credentials, EIO for what may pass.
+    """
+    try:
+        yield
+    except OSError as error:
+        text = _short(one_line(error, 500))
+        raise OSError(_number(error, text), f"can't be {done}: {text}", name) from error
+
+
+def reason(error: Exception) -> str | None:
+    """What a store says in an error that came through a library; None if it is another's word."""
+    text = one_line(error, 500)
+    return _short(text) if re.search(r"AWS Error|google::cloud|GCS|Azure", text) else None
+
+
+def _s3(bucket: str, given: dict[str, str]) -> Any:
+    from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem, resolve_s3_region
+
+    variables = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION")
+    *endpoints, region, fallback = (os.environ.get(name) for name in variables)
+    endpoint = next(filter(None, (given.get("endpoint_override"), *endpoints)), "")
+    scheme, _, host = endpoint.rpartition("://")
+    region = given.get("region") or ((region or fallback) if endpoint else resolve_s3_region(bucket))
+    return S3FileSystem(
+        region=region or "us-east-1",
+        endpoint_override=host.rstrip("/") or None,
+        scheme=given.get("scheme") or scheme or "https",
+        connect_timeout=CONNECT_SECONDS,
+        request_timeout=ANSWER_SECONDS,
+        retry_strategy=AwsStandardS3RetryStrategy(max_attempts=TRIES),
+        allow_delayed_open=True,  # a small file is one PUT instead of three requests
+    )
+
+
+_FORBIDDEN = re.compile(
+    r"ACCESS_DENIED|FORBIDDEN|INVALID_ACCESS_KEY|SIGNATURE|CREDENTIALS|TOKEN|HTTP status 40[13]|PERMISSION_DENIED|"
+    r"UNAUTHENTICATED|AuthorizationFailure|AuthenticationFailed|status: 40[13]",
+    re.IGNORECASE,
+)
+_MISSING = re.compile(r"NO_SUCH_BUCKET|Bucket .* not found|does not exist|ContainerNotFound|NOT_FOUND")
+
+
+def _number(error: OSError, text: str) -> int:
+    if isinstance(error, FileNotFoundError) or _MISSING.search(text):
+        return errno.ENOENT
+    if _FORBIDDEN.search(text):
+        return errno.EACCES
+    return error.errno or errno.EIO
+
+
+def _short(text: str) -> str:
+    """What the store said, without Arrow's account of what it was doing."""
+    text = re.sub(r"\s*\(Request ID: [^)]*\)", "", text)
+    found = re.search(r"AWS Error (.*)", text)
+    if found is None:
+        return "no such file" if "Path does not exist" in text else text
+    return found[1].split("; Details:")[0].strip().rstrip(".")

@@ -1,0 +1,226 @@
+"""OUTPUT in an object store: a real S3-speaking server over HTTP, with 503s, cut connections and slow answers."""
+
+import json
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ray_app import circo, index, patience, remote
+from ray_app.errors import Refused
+from ray_app.object_storage import ObjectStorage
+from ray_app.storage import open_storage
+from tests import object_store
+from tests.conftest import SAMPLE, read_tree, run_cli
+from tests.object_store import BUCKET, ObjectStore
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ObjectStore]:
+    with object_store.running() as store, object_store.in_environment(store):
+        yield store
+
+
+@pytest.fixture
+def store(server, monkeypatch) -> Iterator[ObjectStore]:
+    """The server without a fault, and a client that knows nothing of it yet."""
+    server.begin()
+    remote.connect.cache_clear()
+    yield server
+    remote.connect.cache_clear()
+
+
+@pytest.fixture
+def storage(store, request) -> ObjectStorage:
+    found = open_storage(f"s3://{BUCKET}/{request.node.name}", "run-1")
+    assert isinstance(found, ObjectStorage)
+    return found
+
+
+def test_files_are_written_listed_moved_and_removed(storage):
+    assert not storage.exists()
+    for name in ("step/combined/a.jpg", "step/combined_query2/b.jpg", "step/aug_features_x.npz", "index/part.parquet"):
+        storage.write(name, name.encode())
+    assert storage.exists()
+    assert storage.folders() == ["index", "step"]
+    assert storage.sizes("step") == {"combined/a.jpg": 19, "combined_query2/b.jpg": 26}
+    assert sorted(entry.name for entry in storage.files("step")) == [
+        "aug_features_x.npz", "combined/a.jpg", "combined_query2/b.jpg",
+    ]  # fmt: skip
+    assert storage.list_names("index", "*.parquet") == ["index/part.parquet"]
+    assert storage.remove_feature_caches("step") == 1
+    assert storage.read("step/combined/a.jpg") == b"step/combined/a.jpg"
+    for content in (b"first", b"second"):
+        storage.write("step/combined/a.jpg", content)
+        storage.set_aside("step/combined/a.jpg")
+    storage.set_aside("step/combined/a.jpg")  # gone: no harm
+    assert storage.read(".set_aside/step/combined/a.jpg") == b"first"
+    assert storage.read(".set_aside/step/combined/a.jpg.1") == b"second"
+    storage.remove("step/combined_query2/b.jpg")
+    storage.remove("step/combined_query2/b.jpg")
+    with pytest.raises(FileNotFoundError):
+        storage.read("step/combined_query2/b.jpg")
+    storage.remove_empty("step")
+    assert storage.folders() == [".set_aside", "index"]
+
+
+def test_an_image_is_one_request_and_a_listing_one_for_each_thousand(storage, store):
+    names = [f"step/combined/{number}.jpg" for number in range(1_050)]
+    storage.for_each(lambda name: storage.write(name, b"x" * 60_000), names)
+    assert store.counts() == {"PUT": 1_050}
+    store.begin()
+    assert len(storage.sizes("step")) == 1_050
+    assert set(store.counts()) == {"GET"}
+    assert store.counts()["GET"] <= 4
+
+
+def test_credentials_and_files_stay_where_they_are_when_a_storage_travels(storage):
+    travelled = pickle.dumps(storage)
+    assert b"secret-of-the-test" not in travelled
+    storage.write("a", b"1")
+    again = pickle.loads(travelled)
+    assert (again.read("a"), again.run_id, again.url) == (b"1", "run-1", storage.url)
+
+
+@pytest.mark.parametrize("fault", ["503", "cut", "cut after", "slow"])
+def test_what_passes_is_waited_for(storage, store, fault):
+    """An answer after 4 s is slower than Arrow itself would wait."""
+    times = 1 if fault == "slow" else 2
+    store.begin(lambda method, path, number: fault if number <= times else None)
+    storage.write("step/combined/a.jpg", b"whole")
+    assert store.faults == times
+    store.begin(lambda method, path, number: fault if number <= times else None)
+    assert storage.read("step/combined/a.jpg") == b"whole"
+    assert store.faults == times
+
+
+def test_what_lasts_is_said_once_waited_for_and_then_told(storage, store, monkeypatch, capsys):
+    monkeypatch.setattr(patience, "PAUSES", (0.1, 0.2))
+    monkeypatch.setattr(remote, "TRIES", 1)
+    remote.connect.cache_clear()
+    storage = open_storage(storage.url, "run-lasts")
+    store.begin(lambda method, path, number: "503")
+    with pytest.raises(
+        OSError, match=r"can't be written: SLOW_DOWN during PutObject operation: Please reduce your"
+    ) as told:
+        storage.write("step/a.jpg", b"1")
+    assert told.value.filename == f"{storage.url}/step/a.jpg"
+    assert store.counts() == {"PUT": 3}
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said.startswith(f"proxyqueue: {storage.url}/step/a.jpg: can't be written: SLOW_DOWN")
+    assert said.endswith("; trying again for 0 seconds\n")
+    store.begin()
+    assert not storage.exists()
+
+
+def test_a_large_file_whose_upload_breaks_is_not_there(storage, store, monkeypatch):
+    """It goes in pieces, and none of them is to be seen before the last."""
+    monkeypatch.setattr(patience, "PAUSES", ())
+    monkeypatch.setattr(remote, "TRIES", 1)
+    remote.connect.cache_clear()
+    storage = open_storage(storage.url, "run-large")
+    store.begin(lambda method, path, number: "503" if "partNumber=2" in path else None)
+    with pytest.raises(OSError, match="SLOW_DOWN"):
+        storage.write("index/large.parquet", bytes(25_000_000))
+    assert store.faults
+    store.begin()
+    assert storage.list_names("index", "*") == []
+    storage.write("index/large.parquet", bytes(25_000_000))
+    assert [entry.bytes for entry in storage.entries("index")] == [25_000_000]
+
+
+def test_a_store_that_fails_while_parts_are_read_damages_none(storage, store, monkeypatch):
+    monkeypatch.setattr(remote, "TRIES", 1)
+    remote.connect.cache_clear()
+    storage = open_storage(storage.url, "run-1")
+    storage.write("index/model=sdxl/part-a.parquet", index.to_parquet(index.SCHEMA.empty_table()))
+    store.begin(lambda method, path, number: "503" if path.endswith(".parquet") else None)
+    with pytest.raises(Refused, match=r"part-a.parquet: can't be read: "):
+        index.read(storage, "sdxl", ["query_id"])
+    store.begin()
+    assert index.read(storage, "sdxl", ["query_id"]).num_rows == 0
+    index.set_aside_damaged(storage, "sdxl")
+    assert storage.list_names("index/model=sdxl", "*") == ["index/model=sdxl/part-a.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("ftp://host/x", "ftp:// is not known"),
+        ("s3:///x", "names no bucket"),
+        ("s3://key:word@bucket/x", r"s3://…@bucket/x: no credentials in a URL"),
+        ("abfs://container", "abfs://container: "),
+    ],
+)
+def test_other_urls_are_refused(url, message):
+    with pytest.raises(Refused, match=message):
+        open_storage(url)
+
+
+def test_a_bucket_that_is_not_there_is_refused(store):
+    with pytest.raises(Refused, match="there is no bucket nobody; make it first"):
+        open_storage("s3://nobody/x", "run").check_writable(create=False)
+
+
+def test_annotations_may_be_remote(storage):
+    storage.write("test.json", SAMPLE.read_bytes())
+    loaded = circo.load(storage.at("test.json"), "multi_gpt-3.5_opt", 5)
+    assert len(loaded.entries) == 6
+    with pytest.raises(Refused, match=r"nothing.json: no such file; name the annotations with --json_file"):
+        circo.load(storage.at("nothing.json"), "multi_gpt-3.5_opt", 5)
+
+
+STEPS = ["--max_inference_steps", "4", "--save_steps", "1", "4"]
+FLAGS = ["--model_path", "tiny", *STEPS, "--img_per_prompt", "2", "--num_prompts", "2"]
+
+
+@pytest.mark.slow
+def test_a_run_into_a_store_that_has_faults(store, tmp_path):
+    """Drawn, gone on with, verified, compacted and cleaned; the same bytes as in a local run."""
+    url = f"s3://{BUCKET}/whole/run"
+    storage = open_storage(url)
+    storage.write("asked/test.json", SAMPLE.read_bytes())
+    command = ["generate", "--json_file", f"{url}/asked/test.json", *FLAGS, "--output_base_path"]
+    assert run_cli(*command[:2], str(SAMPLE), *FLAGS, "--output_base_path", "out", cwd=tmp_path).returncode == 0
+    expected = read_tree(tmp_path / "out")
+
+    faults = {3: "503", 5: "cut", 7: "cut after"}
+    store.begin(lambda method, path, number: faults.get(number % 11) if method == "PUT" else None)
+    first = run_cli(*command, url, cwd=tmp_path, **store.environment)
+    assert first.returncode == 0, first.stderr
+    assert store.faults >= 10
+    assert "secret-of-the-test" not in first.stdout + first.stderr
+    store.begin()
+    assert _images(storage) == expected
+
+    storage.remove("proxy_images_sdxl_step1/combined/combined_100102_1.jpg")
+    for name in storage.list_names("proxy_images_sdxl_step4/combined", "*_0.jpg"):
+        storage.remove(name)
+    again = run_cli(*command, url, cwd=tmp_path, **store.environment)
+    assert again.returncode == 0, again.stderr
+    assert "to draw" in again.stdout
+    assert _images(storage) == expected
+    nothing = run_cli(*command, url, cwd=tmp_path, **store.environment)
+    assert f"nothing to draw: all {len(expected)} images are there" in nothing.stdout
+
+    for verb, code in (("verify --deep", 0), ("compact", 0), ("verify", 0)):
+        result = run_cli(*verb.split(), "--output_base_path", url, cwd=tmp_path, **store.environment)
+        assert result.returncode == code, result.stdout + result.stderr
+    assert len(storage.list_names("index/model=sdxl", "*.parquet")) == 1
+
+    storage.write("proxy_images_sdxl_step4/combined/stray.jpg", b"no image")
+    bad = run_cli("verify", "--repair", "--format", "json", "--output_base_path", url, **store.environment)
+    assert (bad.returncode, json.loads(bad.stdout)["counts"]) == (1, {"stray file": 1})
+    cleaned = run_cli("clean", "--all", "--yes", "--output_base_path", url, cwd=tmp_path, **store.environment)
+    assert cleaned.returncode == 0, cleaned.stderr
+    assert sorted(entry.name for entry in storage.files("")) == [
+        ".set_aside/proxy_images_sdxl_step4/combined/stray.jpg", "asked/test.json",
+    ]  # fmt: skip
+
+
+def _images(storage) -> dict[str, bytes]:
+    """Every image by its path; nothing else is in a combined folder."""
+    names = [entry.name for entry in storage.files("") if Path(entry.name).parent.name.startswith("combined")]
+    return {name: storage.read(name) for name in names}
