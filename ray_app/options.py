@@ -26,9 +26,9 @@ class Generate:
     model_type: Literal["sdxl", "flux"] = "sdxl"
     """Family of the model; names the folders of the tree."""
     json_file: str = "./test1.json"
-    """Annotations: a JSON list of queries in the CIRCO schema."""
+    """Annotations: a JSON list of queries in the CIRCO schema; a path, or the URL of an object store."""
     output_base_path: str = "./output"
-    """OUTPUT: where the tree, the index and the runs' records are written."""
+    """OUTPUT: where the tree, the index and the runs' records are written; a path, or s3://, gs://, abfs://."""
     num_prompts: int = 5
     """Prompts drawn of each query, its first ones."""
     img_per_prompt: int = 1
