@@ -9,10 +9,13 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from ray_app.autoscaling import HEAD, Autoscaler
 from ray_app.errors import Refused, one_line
 
 LOCAL_IP = "127.0.0.1"
 CONNECT_SECONDS = 10.0
+UNKNOWN_MOST = 8
+"""Actors asked for by default where it isn't known how many an autoscaler can bring."""
 
 
 @contextlib.contextmanager
@@ -26,10 +29,12 @@ def connected(address: str | None) -> Iterator[None]:
     os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # else a thread that outlives an interrupted run starts Ray anew
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else its C++ side writes warnings into the progress
     import ray
+    import ray._private.worker
 
     if ray.is_initialized():  # somebody else's, who also ends it
         yield
         return
+    ray._private.worker.print_to_stdstream = lambda *_, **__: None  # warnings of raylets, into the plan on stdout
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     options: dict[str, Any] = {}
@@ -75,28 +80,59 @@ def _silent_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
-def actor_bounds(asked: tuple[int, int] | None, device: str, gpus_per_actor: float, tasks: int) -> tuple[int, int]:
-    """(min, max) actors of the pool: what was asked for, or all that fit; never more than there are tasks.
+def pool_size(
+    asked: tuple[int, int] | None, gpus_per_actor: float, tasks: int, autoscaler: Autoscaler | None = None
+) -> int:
+    """Actors to ask for: MAX, or all that can ever be there; never more than there are tasks.
+
+    All are asked for at once, and those without a place wait for one: the run starts with the first that comes.
+
+    Args:
+        asked: MIN and MAX.
+        gpus_per_actor: 0 for actors that take a CPU each.
 
     Raises:
-        Refused: the model wants a GPU and this cluster has none.
+        Refused: an actor wants more GPUs than any node has or could have, or fewer than MIN could ever come.
     """
     import ray
 
-    resources = ray.cluster_resources()
-    if device == "cuda":
-        gpus = resources.get("GPU", 0.0)
-        if gpus < gpus_per_actor:
-            raise Refused(
-                f"--device cuda: the cluster offers {gpus:g} GPUs and an actor wants {gpus_per_actor:g};"
-                " join one with --address, try the run with --model_path tiny, or draw on CPUs with --device cpu"
-            )
-        fit = int(gpus / gpus_per_actor)
+    if not gpus_per_actor:
+        possible: int | None = max(1, int(ray.cluster_resources().get("CPU", 1)))
     else:
-        fit = int(resources.get("CPU", 1))
-    low, high = asked or (1, max(1, fit))
-    high = max(1, min(high, tasks))
-    return min(low, high), high
+        possible = actors_that_fit(gpus_per_actor)
+        if autoscaler:
+            brought = autoscaler.can_bring(gpus_per_actor)
+            possible = None if brought is None else max(possible, brought + actors_that_fit(gpus_per_actor, head=True))
+        if possible == 0:
+            raise Refused(_no_gpu(gpus_per_actor, autoscaler))
+        if autoscaler and asked and possible is not None and asked[0] > possible:
+            raise Refused(
+                f"--num_workers {asked[0]}: the cluster and its autoscaler can have {possible} actors with"
+                f" {gpus_per_actor:g} GPUs each at most; ask for fewer, or raise max_workers there"
+            )
+    most = asked[1] if asked else possible
+    return max(1, min(UNKNOWN_MOST if most is None else most, tasks))
+
+
+def _no_gpu(gpus_per_actor: float, autoscaler: Autoscaler | None) -> str:
+    import ray
+
+    there = max((node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
+    brings = ", and there is no autoscaler that could bring one"
+    if autoscaler:
+        brings = f", and its autoscaler can bring nodes with {autoscaler.largest():g}"
+    return (
+        f"--gpus_per_actor {gpus_per_actor:g}: the cluster offers nodes with {there:g} GPUs at most{brings};"
+        " join one with --address, try the run with --model_path tiny, or draw on CPUs with --device cpu"
+    )
+
+
+def actors_that_fit(gpus_per_actor: float, head: bool = False) -> int:
+    """How many actors the GPUs of each node (of the head alone) would hold."""
+    import ray
+
+    nodes = (node["Resources"] for node in ray.nodes() if node["Alive"])
+    return sum(int(node.get("GPU", 0.0) / gpus_per_actor) for node in nodes if not head or HEAD in node)
 
 
 def actors_up(class_name: str) -> int:

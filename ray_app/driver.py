@@ -4,6 +4,7 @@ Knows Ray Data; nothing of annotations or of what a pixel is."""
 import collections
 import functools
 import logging
+import os
 import queue
 import sys
 import threading
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from actors.recipe import Recipe
-from ray_app import cluster
+from ray_app import autoscaling, cluster
 from ray_app.errors import GOES_ON, Refused, one_line
 from ray_app.index import IndexWriter
 from ray_app.interrupts import Interrupts
@@ -78,9 +79,14 @@ class Driver:
         here = cluster.node_id()
         ledger = start_ledger(here)
         watchdog = Watchdog(ledger, self.options.denoise_timeout, self.recipe.model_path)
-        results = _Results(self._dataset(ledger, here))
+        gpus, batches = self.options.gpus(), list(self.plan.batches(self.recipe.batch_size))
+        autoscaler = autoscaling.find() if gpus else None
+        actors = cluster.pool_size(self.options.workers(), gpus, len(batches), autoscaler)
+        results = _Results(self._dataset(batches, actors, ledger, here, patient=autoscaler is not None))
         actors_up = functools.partial(cluster.actors_up, self.worker.__name__)
-        progress = Progress(self.plan.images_wanted, self.plan.images_there, actors_up)
+        workers_up = functools.partial(cluster.actors_that_fit, gpus)
+        waiting = autoscaling.Waiting(autoscaler, actors, workers_up) if autoscaler else None
+        progress = Progress(self.plan.images_wanted, self.plan.images_there, actors_up, waiting)
         with self.interrupts.deferred(), self.index:
             try:
                 for rows in results:
@@ -127,27 +133,23 @@ class Driver:
                     file=sys.stderr,
                 )
 
-    def _dataset(self, ledger: Any, here: str) -> Any:
+    def _dataset(self, batches: list[pa.Table], actors: int, ledger: Any, here: str, patient: bool) -> Any:
         """One block a batch: a task that a killed actor leaves is replayed whole and gives the same rows again."""
+        _configure(patient)
         import ray.data
         from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
-        _configure()
         recipe, options = self.recipe, self.options
-        batches = list(self.plan.batches(recipe.batch_size))
-        low, high = cluster.actor_bounds(options.workers(), recipe.device, options.gpus_per_actor, len(batches))
         # a GPU actor asks for no CPU: nodes have fewer CPUs than such actors would want, and it needs one only briefly
-        resources: dict[str, Any] = {"num_cpus": 1}
-        if recipe.device == "cuda":
-            resources = {"num_gpus": options.gpus_per_actor, "num_cpus": 0}
+        resources: dict[str, Any] = {"num_gpus": options.gpus(), "num_cpus": 0} if options.gpus() else {"num_cpus": 1}
         drawn = ray.data.from_arrow(batches).map_batches(
             self.worker,
             fn_constructor_args=(ledger, recipe, self.plan.captures, 1 if recipe.device == "cpu" else None),
-            batch_size=None,
+            batch_size=recipe.batch_size,  # as the blocks are; Ray Data wants it said where actors take GPUs
             batch_format="pyarrow",
-            compute=ActorPoolStrategy(
-                min_size=low, max_size=high, initial_size=high, max_tasks_in_flight_per_actor=TASKS_IN_FLIGHT
-            ),
+            # of one size: Ray Data gives up actors that wait for a node, and takes its time to ask for them again. At
+            # the tail it lets each go that has nothing left to draw
+            compute=ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=TASKS_IN_FLIGHT),
             **resources,
         )
         # no CPU for writers either, or on a laptop they would wait for the actors that wait for them
@@ -163,10 +165,16 @@ class Driver:
         )
 
 
-def _configure() -> None:
+def _configure(patient: bool) -> None:
+    # Ray Data would also ask the autoscaler for nodes, and go on asking at the tail for those that idle: the actors
+    # that have no place are asking enough. It reads these when it is imported
+    for name in ("CPU", "GPU", "MEMORY", "OBJECT_STORE_MEMORY"):
+        os.environ.setdefault(f"RAY_DATA_DEFAULT_CLUSTER_SCALING_UP_{name}_UTIL_THRESHOLD", "1e9")
     from ray.data import DataContext
 
     context = DataContext.get_current()
+    if patient:
+        context.execution_no_progress_timeout_s = -1  # a GPU may take hours to come; a batch that hangs is ended anyway
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.max_consecutive_actor_init_deaths = INIT_DEATHS

@@ -72,9 +72,10 @@ class Generate:
     batch_size: int | None = None
     """Prompts denoised together, always this many (the tail is padded): it moves low bits. By default by model."""
     num_workers: str | None = None
-    """Actors, N or MIN:MAX; default every GPU of the cluster, or one 1-thread actor a core on CPUs."""
-    gpus_per_actor: float = 1.0
-    """GPUs (or the fraction of one) each actor reserves."""
+    """Actors, N or MIN:MAX. MAX are asked for and the first begins; refused where MIN can never come. Default: every
+    GPU that the cluster has or its autoscaler can bring, or one 1-thread actor a core on CPUs."""
+    gpus_per_actor: float | None = None
+    """GPUs (or the fraction of one) each actor reserves. Default 1, and none where it draws on CPUs."""
     device: Literal["cuda", "cpu"] | None = None
     """Default cuda, and cpu for the tiny models. Full-size models on CPUs take minutes an image."""
     image_format: Literal["jpg", "png", "webp"] = "jpg"
@@ -109,6 +110,12 @@ class Generate:
     def target_device(self) -> Literal["cuda", "cpu"]:
         """Where to draw."""
         return self.device or ("cpu" if self.model() == tiny.NAME else "cuda")
+
+    def gpus(self) -> float:
+        """GPUs that each actor reserves; 0 if it takes a CPU instead."""
+        if self.gpus_per_actor is not None:
+            return self.gpus_per_actor
+        return 1.0 if self.target_device() == "cuda" else 0.0
 
     def captures(self) -> list[Capture]:
         """The images wanted of each denoise."""
@@ -154,8 +161,9 @@ class Generate:
                 raise Refused(f"--{name} {value}: must be from {low} to {high}")
         if not math.isfinite(self.guidance_scale) or self.guidance_scale < 0:
             raise Refused(f"--guidance_scale {self.guidance_scale}: must be 0 or more")
-        if not self.gpus_per_actor > 0 or (self.gpus_per_actor > 1 and self.gpus_per_actor % 1):
-            raise Refused(f"--gpus_per_actor {self.gpus_per_actor}: must be a fraction of one GPU, or whole GPUs")
+        gpus = self.gpus_per_actor
+        if gpus is not None and (not gpus > 0 or (gpus > 1 and gpus % 1)):
+            raise Refused(f"--gpus_per_actor {gpus}: must be a fraction of one GPU, or whole GPUs")
         if self.denoise_timeout is not None and not self.denoise_timeout > 0:
             raise Refused(f"--denoise_timeout {self.denoise_timeout:g}: must be above 0")
         if self.negative_prompt is not None and self.model_type == "flux":

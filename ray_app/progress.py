@@ -17,12 +17,14 @@ class Progress:
         total: images wanted, those that were there at the start included.
         done: images that were there at the start.
         actors_up: asked whenever a line is shown.
+        waiting: for what, asked while no actor is up.
     """
 
-    def __init__(self, total: int, done: int, actors_up: Callable[[], int]):
+    def __init__(self, total: int, done: int, actors_up: Callable[[], int], waiting: Callable[[], str] | None = None):
         self.total, self.done, self.failed = total, done, 0
         self._drawn = 0
-        self._actors_up = actors_up
+        self._actors_up, self._waiting = actors_up, waiting
+        self._none_since = time.monotonic() if waiting else 0.0
         self._seen: collections.deque[tuple[float, int]] = collections.deque()
         self._next_line = time.monotonic() + LINE_SECONDS
         self._bar = _Bar(total, done) if sys.stderr.isatty() else None
@@ -54,12 +56,18 @@ class Progress:
 
     def describe(self) -> str:
         """One line."""
+        up = self._actors_up()
+        if self._waiting and up:
+            self._none_since = time.monotonic()
         rate = self.images_per_second()
         left = self.total - self.done - self.failed
+        if not up and left and self._waiting:
+            drawn = f"{self.done:,} of {self.total:,} images, " if self._drawn else ""
+            return f"{drawn}{self._waiting()}, {time.monotonic() - self._none_since:.0f} s"
         eta = _duration(left / rate) if rate > 0 else "?"
         return (
             f"{self.done:,} of {self.total:,} images, {rate:.1f} images/s, {eta} left, {self.failed:,} failed,"
-            f" {self._actors_up()} actors up"
+            f" {up} actors up"
         )
 
     def close(self) -> None:
