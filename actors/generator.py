@@ -139,20 +139,22 @@ class ImageGenerator:
                 if capture not in request.captures:
                     continue
                 failure = self._why_bad(capture, pixels[row], bad_steps[row], finite[row])
-                images[row, capture] = (
-                    self._failed(capture, failure)
-                    if failure
-                    else {
-                        **self._blank(capture),
-                        "image": encode(pixels[row], self.recipe.image_format, self.recipe.image_quality),
-                        "status": "ok",
-                        "prompt_truncated": self.family.is_truncated(request.prompt),
-                        "timestep": steps.timesteps[capture.step],
-                        "sigma": steps.sigmas[capture.step],
-                        "denoise_seconds": steps.seconds[capture.step] / len(requests),
-                        "decode_seconds": decode_seconds,
-                    }
-                )
+                if failure:
+                    images[row, capture] = self._failed(capture, failure)
+                    continue
+                started = time.perf_counter()
+                image = encode(pixels[row], self.recipe.image_format, self.recipe.image_quality)
+                images[row, capture] = {
+                    **self._blank(capture),
+                    "image": image,
+                    "status": "ok",
+                    "prompt_truncated": self.family.is_truncated(request.prompt),
+                    "timestep": steps.timesteps[capture.step],
+                    "sigma": steps.sigmas[capture.step],
+                    "denoise_seconds": steps.seconds[capture.step] / len(requests),
+                    "decode_seconds": decode_seconds,
+                    "encode_seconds": time.perf_counter() - started,
+                }
         return [[images[row, capture] for capture in request.captures] for row, request in enumerate(requests)]
 
     def _why_bad(self, capture: Capture, pixels: np.ndarray, bad_step: int | None, finite: bool) -> Failure | None:
@@ -213,6 +215,7 @@ OUTPUT_COLUMNS = (
     "batch_size",
     "denoise_seconds",
     "decode_seconds",
+    "encode_seconds",
 )
 
 

@@ -20,6 +20,7 @@ from ray_app.errors import GOES_ON, Refused, one_line
 from ray_app.index import IndexWriter
 from ray_app.interrupts import Interrupts
 from ray_app.ledger import start as start_ledger
+from ray_app.metrics import Metrics
 from ray_app.options import Generate
 from ray_app.plan import Plan
 from ray_app.progress import Progress
@@ -77,6 +78,7 @@ class Driver:
             Refused: the model can't be loaded, or the output not be written.
         """
         here = cluster.node_id()
+        self.metrics = Metrics(self.recipe.model_type)
         ledger = start_ledger(here)
         watchdog = Watchdog(ledger, self.options.denoise_timeout, self.recipe.model_path)
         gpus, batches = self.options.gpus(), list(self.plan.batches(self.recipe.batch_size))
@@ -106,6 +108,7 @@ class Driver:
         unwritten = rows.filter(pc.equal(rows["status"], UNWRITTEN))
         rows = rows.filter(pc.not_equal(rows["status"], UNWRITTEN))
         ok = pc.sum(pc.equal(rows["status"], "ok")).as_py() or 0
+        self.metrics.observe(rows)
         self.index.append(rows)
         last_steps = rows.group_by("denoise_id").aggregate([("step", "max")])["step_max"]  # a table is a whole batch
         self.counts += collections.Counter(

@@ -2,6 +2,7 @@
 Knows which actor and node it is on; nothing of files. torch and Ray come in with the first worker."""
 
 import os
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,8 @@ _IMAGE_COLUMNS = (
 SCHEMA = pa.schema(
     [
         *(index.SCHEMA.field(name) for name in _IMAGE_COLUMNS),
+        pa.field("encode_seconds", pa.float32()),
+        pa.field("idle_seconds", pa.float32()),
         pa.field("image", pa.binary()),
         pa.field("slots", _SLOTS),
     ]
@@ -43,6 +46,7 @@ class Worker:
         self._tell("loading", self.ids["actor_id"], self.ids["node_id"], os.getpid())
         self.generator = self.load(recipe, captures, threads)
         self._tell("loaded", self.ids["actor_id"])
+        self._idle_since = time.monotonic()
 
     def load(self, recipe: Recipe, captures: Sequence[Capture], threads: int | None) -> Any:
         """The image generator."""
@@ -52,6 +56,7 @@ class Worker:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Rows of `Plan.denoises` in; one row an image out, always the same number in the same order."""
+        idle_seconds = time.monotonic() - self._idle_since
         batch = table.to_pydict()
         number = batch["denoise_id"][0]
         first_time = self._tell("begin", number, self.ids["actor_id"])
@@ -61,11 +66,14 @@ class Worker:
         asked = [capture for captures in batch["captures"] for capture in captures]
         drawn |= {name: [batch[name][row] for row in rows] for name in ("denoise_id", "prompt", "seed")}
         drawn |= {name: [value] * len(rows) for name, value in self.ids.items()}
+        drawn["idle_seconds"] = [idle_seconds, *[0.0] * (len(rows) - 1)]
         drawn["slots"] = [
             [{name: slot[name] for name in SLOT_FIELDS} for slot in batch["slots"][row] if capture in slot["captures"]]
             for row, capture in zip(rows, asked, strict=True)
         ]
-        return pa.table({field.name: pa.array(drawn[field.name], field.type) for field in SCHEMA}, schema=SCHEMA)
+        images = pa.table({field.name: pa.array(drawn[field.name], field.type) for field in SCHEMA}, schema=SCHEMA)
+        self._idle_since = time.monotonic()
+        return images
 
     def _one_by_one(self, number: str, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         drawn: dict[str, list[Any]] = {}
