@@ -2,6 +2,7 @@
 Imports a verb's module only when it is called: `--help` answers before torch or Ray could be loaded."""
 
 import contextlib
+import dataclasses
 import io
 import os
 import re
@@ -14,6 +15,7 @@ import tyro
 from ray_app import __version__
 from ray_app.errors import INTERRUPTED, OK, REFUSED, Refused
 from ray_app.options import Demo, Generate, Preview
+from ray_app.submit_options import Doctor, Submit
 from ray_app.upkeep_options import Clean, Compact, Verify
 
 USAGE = """proxyqueue: draw text-to-image proxies for composed image retrieval, every denoising step asked for at once.
@@ -24,6 +26,8 @@ USAGE = """proxyqueue: draw text-to-image proxies for composed image retrieval, 
   proxyqueue verify --output_base_path out                           do index and files say the same? --repair
   proxyqueue clean --output_base_path out --model_type sdxl          remove images with their rows and caches
   proxyqueue compact --output_base_path out                          many small parts of the index into few
+  proxyqueue submit --address http://HEAD:8265 -- generate …flags    generate as a job of a Ray cluster
+  proxyqueue doctor --address auto                                   what a cluster offers, and what is wrong with it
 
 Each verb has its own --help."""
 
@@ -64,6 +68,18 @@ def _compact(options: Compact) -> int:
     return compact(options)
 
 
+def _submit(options: Submit) -> int:
+    from ray_app.submit import submit
+
+    return submit(options)
+
+
+def _doctor(options: Doctor) -> int:
+    from ray_app.doctor import doctor
+
+    return doctor(options)
+
+
 VERBS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "generate": (Generate, _generate),
     "preview": (Preview, _preview),
@@ -71,6 +87,8 @@ VERBS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "verify": (Verify, _verify),
     "clean": (Clean, _clean),
     "compact": (Compact, _compact),
+    "submit": (Submit, _submit),
+    "doctor": (Doctor, _doctor),
 }
 
 
@@ -88,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if verb not in VERBS:
             raise Refused(f"{verb}: no such verb; there are {', '.join(VERBS)}")
         options_class, call = VERBS[verb]
-        return call(_parse(verb, options_class, arguments[1:]))
+        return call(parse(verb, options_class, arguments[1:]))
     except Refused as refused:
         print(f"proxyqueue: {refused}", file=sys.stderr)
         return REFUSED
@@ -103,8 +121,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return REFUSED
 
 
-def _parse(verb: str, options_class: type, arguments: list[str]) -> Any:
-    """The options; a wrong argument is one line instead of tyro's box."""
+def parse(verb: str, options_class: type, arguments: list[str]) -> Any:
+    """The options; a wrong argument is one line instead of tyro's box. What stands behind `--` is their `command`."""
+    if "--" in arguments and hasattr(options_class, "command"):
+        here = arguments.index("--")
+        options = parse(verb, options_class, arguments[:here])
+        return dataclasses.replace(options, command=tuple(arguments[here + 1 :]))
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):

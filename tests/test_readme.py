@@ -47,13 +47,15 @@ def test_generated_parts_are_current():
 
 def test_commands_in_the_readme_parse():
     """Every proxyqueue command line shown is one that the program accepts."""
-    from ray_app.cli import _parse
+    from ray_app.cli import parse
 
     commands = re.findall(r"`(proxyqueue \w+ [^`…]+)`", README.read_text())
     assert len(commands) >= 2
     for command in commands:
         _, verb, *arguments = shlex.split(command)
-        _parse(verb, VERBS[verb][0], arguments)
+        options = parse(verb, VERBS[verb][0], arguments)
+        if command := getattr(options, "command", ()):
+            parse(command[0], VERBS[command[0]][0], list(command[1:]))
 
 
 @pytest.mark.usefixtures("ray_local")

@@ -1,0 +1,226 @@
+"""The verb `doctor`: what a cluster offers, and each thing that would go wrong with a run there, with what to do.
+Knows what a run needs; how nodes are asked is in `survey`, what a model needs in `footprint`."""
+
+import contextlib
+import dataclasses
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from ray_app import autoscaling, cluster, footprint, survey
+from ray_app.errors import OK, PROBLEMS, Refused, one_line
+from ray_app.options import Generate
+from ray_app.storage import Storage
+from ray_app.submit_options import Doctor
+from ray_app.survey import Node
+
+GB = 1e9
+WHY = {
+    "ray": "Ray itself will refuse it",
+    "torch": "images would differ in low bits",
+    "proxyqueue": "workers would fail",
+}
+"""What a version that differs leads to, where it is more than a risk."""
+
+
+def doctor(options: Doctor) -> int:
+    """Look, and print what there is and what is wrong; the exit code.
+
+    Raises:
+        Refused: flags that generate would refuse too, no cluster at the address, no such model.
+    """
+    run = _generate_options(options)
+    weights, needs, counted = footprint.needed(run.model_type, run.model(), run.target_device())
+    folder = run.model() if os.path.isabs(run.model()) else None
+    with cluster.connected(options.address), _probe(options) as probe:
+        nodes = survey.survey(folder, probe)
+        autoscaler = autoscaling.find()
+    problems = [
+        *answers(nodes),
+        *versions(nodes),
+        *model(run, nodes, needs),
+        *output(options, nodes),
+        *pool(run, nodes, autoscaler),
+    ]
+    print("\n".join([*_table(nodes), "", *_summary(run, nodes, autoscaler, weights, needs, counted), ""]))
+    print("\n".join(f"problem          {problem}" for problem in problems) or "no problems", flush=True)
+    return PROBLEMS if problems else OK
+
+
+def _generate_options(options: Doctor) -> Generate:
+    """The flags as generate understands and checks them."""
+    shared = {field.name for field in dataclasses.fields(Generate)}
+    run = Generate(**{name: value for name, value in vars(options).items() if name in shared})
+    run.check()
+    return run
+
+
+def answers(nodes: list[Node]) -> Iterator[str]:
+    """Nodes that said nothing."""
+    for node in nodes:
+        if node.answer is None:
+            yield (
+                f"node {node.name}: gave no answer within {survey.ANSWER_SECONDS:.0f} s; look at its raylet's log,"
+                " or take it out of the cluster"
+            )
+
+
+def versions(nodes: list[Node]) -> Iterator[str]:
+    """Versions that are not the driver's. Builds of the same torch for CPUs and for CUDA count as the same."""
+    ours = next((node.answer["versions"] for node in nodes if node.is_driver and node.answer), survey.versions())
+    for node in nodes:
+        theirs = (node.answer or {}).get("versions", ours)
+        for name, version in ours.items():
+            if _release(name, theirs[name]) != _release(name, version):
+                why = f" ({WHY[name]})" if name in WHY else ""
+                what = "no" if theirs[name] == "none" else theirs[name]
+                install = f"install {name} {version} there"
+                yield f"node {node.name}: has {what} {name}, the driver's has {version}{why}; {install}"
+
+
+def _release(name: str, version: str) -> str:
+    return version.rpartition(".")[0] if name == "python" else version.partition("+")[0]
+
+
+def model(run: Generate, nodes: list[Node], needs: float) -> Iterator[str]:
+    """Nodes that the model is not on, or does not fit on."""
+    cuda = run.target_device() == "cuda"
+    for node in nodes:
+        draws = node.gpus if cuda else node.cpus
+        if not draws or node.answer is None:
+            continue
+        if not node.answer["folder"]:
+            yield f"node {node.name}: has no {run.model()}; copy it there, or give --model_path a hub id"
+        if cuda:
+            share = min(run.gpus_per_actor, 1.0)
+            for number, memory in enumerate(node.gpu_memory()):
+                if memory * share < needs:
+                    part = f" for each of {int(1 / share)} actors" if share < 1 else ""
+                    yield (
+                        f"node {node.name}: GPU {number} has {memory / GB:.0f} GB and {run.model()} needs about"
+                        f" {needs / GB:.0f} GB{part}; {_smaller(run, share)}"
+                    )
+        else:
+            actors = min(node.cpus, (run.workers() or (0, node.cpus))[1])
+            if actors * needs > node.memory:
+                fit = int(node.memory / needs)
+                advice = f"--num_workers {fit}" if fit else "take a machine with more memory, or --model_path tiny"
+                yield (
+                    f"node {node.name}: has {node.memory / GB:.0f} GB of memory free and {actors:.0f} actors with"
+                    f" {run.model()} need about {actors * needs / GB:.0f} GB; {advice}"
+                )
+
+
+def _smaller(run: Generate, share: float) -> str:
+    if share < 1:
+        return "raise --gpus_per_actor"
+    return "use larger GPUs" + (", or --model_type sdxl" if run.model_type == "flux" else "")
+
+
+def output(options: Doctor, nodes: list[Node]) -> Iterator[str]:
+    """An output that can't be written, or that is another folder elsewhere."""
+    if "://" in options.output_base_path:
+        return
+    try:
+        Storage(options.output_base_path).check_writable(create=False)
+    except Refused as refused:
+        yield str(refused)
+    for node in nodes:
+        if wrong := (node.answer or {}).get("probe"):
+            yield (
+                f"node {node.name}: {options.output_base_path} {wrong}; mount it on every node, or leave out"
+                " --shared_filesystem: then the driver's node writes"
+            )
+
+
+@contextlib.contextmanager
+def _probe(options: Doctor) -> Iterator[str | None]:
+    """A file in OUTPUT, or in the nearest folder above that is there, if every node should see it."""
+    root = Path(os.path.expanduser(options.output_base_path)).absolute()
+    if not options.shared_filesystem or "://" in options.output_base_path:
+        yield None
+        return
+    existing = next(folder for folder in (root, *root.parents) if folder.is_dir())
+    path = existing / f".proxyqueue_probe_{uuid.uuid4().hex}"
+    try:
+        path.touch(exist_ok=False)
+    except OSError as error:
+        raise Refused(f"--output_base_path {root}: can't be written: {one_line(error)}") from None
+    try:
+        yield str(path)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def pool(run: Generate, nodes: list[Node], autoscaler: autoscaling.Autoscaler | None) -> Iterator[str]:
+    """A pool that could never be as large as it is asked to be."""
+    asked = run.workers()
+    if run.target_device() == "cpu":
+        room = sum(int(node.cpus) for node in nodes)
+        if asked and asked[1] > room:
+            yield f"--num_workers {run.num_workers}: an actor takes a CPU and there are {room}; ask for {room}"
+        return
+    most_of_a_node = max((node.gpus for node in nodes), default=0.0)
+    brought = autoscaler.largest() if autoscaler else 0.0
+    if max(most_of_a_node, brought) < run.gpus_per_actor:
+        could = f", nor one that the autoscaler could bring ({brought:g})" if autoscaler else ""
+        yield (
+            f"--gpus_per_actor {run.gpus_per_actor:g}: no node has so many GPUs ({most_of_a_node:g} at most){could};"
+            + (" lower it" if max(most_of_a_node, brought) else " add GPU nodes, or draw with --device cpu or tiny")
+        )
+        return
+    if run.gpus_per_actor > 1:
+        yield f"--gpus_per_actor {run.gpus_per_actor:g}: a model is loaded on one GPU, the others stand idle; give 1"
+    room = _room(run, nodes, autoscaler)
+    if asked and room is not None and asked[1] > room:
+        also = " with all that the autoscaler can bring" if autoscaler else ""
+        yield (
+            f"--num_workers {run.num_workers}: there is room for {room} actors{also}; ask for {room}, add nodes"
+            + (", or raise max_workers in the cluster's file" if autoscaler else "")
+        )
+
+
+def _room(run: Generate, nodes: list[Node], autoscaler: autoscaling.Autoscaler | None) -> int | None:
+    """Actors that fit when all nodes are up that can be; None if that isn't known."""
+    if run.target_device() == "cpu":
+        return sum(int(node.cpus) for node in nodes)
+    here = sum(int(node.gpus / run.gpus_per_actor) for node in nodes)
+    brought = autoscaler.can_bring(run.gpus_per_actor) if autoscaler else 0
+    return None if brought is None else max(here, brought)
+
+
+def _table(nodes: list[Node]) -> list[str]:
+    """The nodes in aligned columns, with a head."""
+    rows = [["node", "CPUs", "GPUs", "memory", "GPU memory", "python", "ray", "torch"]]
+    for node in nodes:
+        found = (node.answer or {}).get("versions", {})
+        memory = ", ".join(f"{size / GB:.0f} GB" for size in node.gpu_memory()) or ("unknown" if node.gpus else "")
+        name = f"{node.name} (driver)" if node.is_driver else node.name
+        row = [name, f"{node.cpus:g}", f"{node.gpus:g}", f"{node.memory / GB:.0f} GB", memory]
+        rows.append([*row, *(found.get(package, "?") for package in ("python", "ray", "torch"))])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _summary(
+    run: Generate,
+    nodes: list[Node],
+    autoscaler: autoscaling.Autoscaler | None,
+    weights: float,
+    needs: float,
+    counted: bool,
+) -> list[str]:
+    room = _room(run, nodes, autoscaler)
+    where = "every node writes" if run.shared_filesystem else "the driver's node writes"
+    if "://" in run.output_base_path:
+        where = "object storage; not tried here"
+    source = "of its files" if counted else "of the published model"
+    bring = f"can start {autoscaler.max_nodes} nodes" if autoscaler else "none"
+    return [
+        f"autoscaler       {bring}",
+        f"model            {run.model()}: {weights / GB:.1f} GB {source} as loaded, about {needs / GB:.1f} GB an actor",
+        f"output           {run.output_base_path}: {where}",
+        f"actors           {'as many as the autoscaler brings' if room is None else f'room for {room}'},"
+        f" on {'GPUs' if run.target_device() == 'cuda' else 'CPUs'}",
+    ]

@@ -1,0 +1,135 @@
+"""The verb `submit`: generate's flags are checked here, then the job is shipped, started and followed.
+Knows what a job of this project needs; how it is shipped and run is in `shipment` and `job_server`."""
+
+import os
+import shlex
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from actors import tiny
+from ray_app import circo, cli, runs, shipment
+from ray_app.errors import INTERRUPTED, OK, Refused
+from ray_app.job_server import STOP_SECONDS, JobServer
+from ray_app.options import Generate
+from ray_app.submit_options import Submit
+
+PASSED_ON = ("HF_TOKEN", "HF_ENDPOINT")
+PASSED_ON_PREFIXES = ("AWS_", "AZURE_")
+NAMES_FILES = ("_PROFILE", "_FILE", "_DIR", "_PATH", "_CA_BUNDLE")
+"""How variables end that mean this machine's files: with them the cluster's own credentials would not serve."""
+SECRET = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CONNECTION")
+
+
+def submit(options: Submit) -> int:
+    """Submit, attach, stop or list; the exit code.
+
+    Raises:
+        Refused: flags of the job that generate would refuse, files that can't be shipped, no cluster there.
+    """
+    options.check()
+    environment = passed_on(os.environ)
+    secrets = frozenset(value for name, value in environment.items() if _is_secret(name, value))
+    if options.command:
+        return _submit(options, environment, secrets)
+    server = JobServer(options.address, secrets)
+    if options.list:
+        print("\n".join(_table(server.list())))
+        return OK
+    if options.stop:
+        print(f"{options.stop}: {server.stop(options.stop).lower()}")
+        return OK
+    return _follow(server, options.attach or "")
+
+
+def passed_on(variables: Mapping[str, str]) -> dict[str, str]:
+    """Those of this shell's variables that the job gets too."""
+    return {
+        name: value
+        for name, value in sorted(variables.items())
+        if name in PASSED_ON or (name.startswith(PASSED_ON_PREFIXES) and not name.endswith(NAMES_FILES))
+    }
+
+
+def _is_secret(name: str, value: str) -> bool:
+    return len(value) >= 4 and any(word in name for word in SECRET)
+
+
+def _submit(options: Submit, environment: dict[str, str], secrets: frozenset[str]) -> int:
+    working_dir = Path(os.path.abspath(os.path.expanduser(options.working_dir)))
+    if not working_dir.is_dir():
+        raise Refused(f"--working_dir {options.working_dir}: no such folder")
+    arguments, annotated = check_job(options.command, working_dir)
+    root, files = shipment.sources(working_dir)
+    files |= dict([annotated]) if annotated else {}
+    job = f"proxyqueue-{runs.new_id()}"
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder) / "job.zip"
+        size = shipment.pack(files, package)
+        server = JobServer(options.address, secrets)
+        print(f"job              {job}")
+        print(f"ships            {shipment.describe(root, files, size, annotated and annotated[0])}")
+        print(f"passes on        {', '.join(environment) or 'no variables'}", flush=True)
+        environment |= {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
+        server.submit(job, shlex.join(["python", "-m", "jobs.generate", *arguments]), str(package), environment)
+    if options.detach:
+        print(_how_to_go_on(server, job))
+        return OK
+    return _follow(server, job)
+
+
+def check_job(command: tuple[str, ...], working_dir: Path) -> tuple[list[str], tuple[str, Path] | None]:
+    """The arguments that the job's generate gets, and the annotations to ship (name there, path here), if any.
+
+    Raises:
+        Refused: what generate would refuse of the flags and the annotations, and paths that the job would not find.
+    """
+    verb, *arguments = command
+    if verb != "generate":
+        raise Refused(f"{verb}: can't be submitted; only generate can: proxyqueue submit -- generate …flags")
+    asked: Generate = cli.parse("generate", Generate, arguments)
+    asked.check()
+    if _is_relative(asked.output_base_path):
+        raise Refused(
+            f"--output_base_path {asked.output_base_path}: would be lost with the job's own folder;"
+            " name an absolute path on the cluster, or s3://bucket/prefix"
+        )
+    model = asked.model()
+    if model != tiny.NAME and _is_relative(model) and (model.startswith(".") or (working_dir / model).exists()):
+        raise Refused(f"{model}: models are not shipped; name a hub id, or an absolute path that every node has")
+    annotated = shipment.annotations(asked.json_file, working_dir)
+    if annotated:
+        found = circo.load(str(annotated[1]), asked.prompt_field, asked.num_prompts, asked.strict)
+        found.queries(asked.query_ids, asked.limit, asked.idx, asked.gpu_num)
+        if Path(annotated[0]) != Path(asked.json_file):
+            arguments += ["--json_file", annotated[0]]  # the last one counts
+    return arguments, annotated
+
+
+def _is_relative(path: str) -> bool:
+    return "://" not in path and not os.path.isabs(path) and not path.startswith("~")
+
+
+def _follow(server: JobServer, job: str) -> int:
+    try:
+        return server.follow(job)
+    except KeyboardInterrupt:
+        print(f"\nproxyqueue: detached; {job} goes on\n{_how_to_go_on(server, job)}", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _how_to_go_on(server: JobServer, job: str) -> str:
+    verb = f"proxyqueue submit --address {server.address}"
+    return (
+        f"follow it        {verb} --attach {job}\nstop it          {verb} --stop {job}\nsee all          {verb} --list"
+    )
+
+
+def _table(jobs: list[dict[str, str]]) -> list[str]:
+    """Jobs in aligned columns, with a head."""
+    if not jobs:
+        return ["no jobs"]
+    rows = [list(jobs[0]), *(list(job.values()) for job in jobs)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]

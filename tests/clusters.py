@@ -1,0 +1,114 @@
+"""Real clusters for tests: raylets of their own on the loopback address, started and ended by process id."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+TOKEN = "0123456789abcdef0123456789abcdef"
+
+
+class Cluster:
+    """A head node with a dashboard, and more nodes as asked for; each a process that can be killed.
+
+    Args:
+        folder: with a short path, since Ray makes sockets below it.
+        token: whether Ray's ports want TOKEN.
+        flags: of `ray start` of the head.
+    """
+
+    def __init__(self, folder: Path, *flags: str, token: bool = False):
+        self.folder = folder
+        port, dashboard = free_port(), free_port()
+        self.address, self.dashboard = f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}"
+        self.environment = {
+            # a job's `python` is this one; nothing of this checkout but what is shipped
+            **{name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")},
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            **auth(token),
+        }
+        self.processes: list[subprocess.Popen] = []
+        self.start("--head", f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1",
+                   f"--temp-dir={folder}", *flags)  # fmt: skip
+        wait_for(lambda: listens(port) and listens(dashboard), 90)
+
+    def start(self, *flags: str) -> subprocess.Popen:
+        """Start a node."""
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--node-ip-address=127.0.0.1"]
+        command += [
+            f"--dashboard-agent-listen-port={free_port()}",
+            *flags,
+        ]  # where jobs are started; nodes share a machine here
+        with (self.folder.parent / f"{self.folder.name}.log").open("a") as log:
+            self.processes.append(subprocess.Popen(command, env=self.environment, stdout=log, stderr=log))
+        return self.processes[-1]
+
+    def stop(self) -> None:
+        """End all nodes and what they started: with SIGKILL, since a head that is asked to end drains for half a minute."""
+        for process in self.processes:
+            process.kill()
+        for pid in pids(str(self.folder)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for process in self.processes:
+            process.wait()
+
+
+def auth(token: bool) -> dict[str, str]:
+    """Variables of a shell that has the cluster's token, or of one that has none."""
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN} if token else {"RAY_AUTH_MODE": "disabled"}
+
+
+@contextlib.contextmanager
+def cluster(folder: Path, *flags: str, token: bool = False) -> Iterator[Cluster]:
+    """A cluster that is ended at the end."""
+    started = None
+    try:
+        started = Cluster(folder, *flags, token=token)
+        yield started
+    finally:
+        if started:
+            started.stop()
+
+
+def pids(marker: str) -> list[int]:
+    """Processes that have the marker in their command line."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (
+                marker in (process / "cmdline").read_bytes().decode(errors="replace")
+                and int(process.name) != os.getpid()
+            ):
+                found.append(int(process.name))
+    return found
+
+
+def free_port() -> int:
+    """Outside the ports that Ray keeps for workers."""
+    while True:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            if not 10_000 < free.getsockname()[1] < 20_000:
+                return free.getsockname()[1]
+
+
+def listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
+
+
+def wait_for(what: Callable[[], object], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if what():
+            return True
+        time.sleep(0.1)
+    return False

@@ -1,0 +1,250 @@
+"""Jobs submitted over HTTP to a real cluster, the way a user does; and what is refused before anything is sent."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ray_app import shipment
+from ray_app.errors import Refused
+from ray_app.submit import check_job, passed_on
+from tests.clusters import Cluster, auth, cluster, pids, wait_for
+from tests.conftest import ROOT, SAMPLE, check_index_is_true, read_tree, run_cli, start_cli
+
+TINY = ["--model_path", "tiny", "--max_inference_steps", "4", "--save_steps", "1", "4"]
+SECRET = "hf_abcdefghijklmnop"
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with cluster(tmp_path_factory.mktemp("c"), "--num-cpus=2") as started:
+        yield started
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    """A folder of a user who has installed the project: annotations, no sources."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    shutil.copy(SAMPLE, folder / "test1.json")
+    return folder
+
+
+def submit(jobs: Cluster, here: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    environment = {**auth(False), "HF_TOKEN": SECRET, **environment}
+    return run_cli("submit", "--address", jobs.dashboard, *arguments, cwd=here, **environment)
+
+
+def generate(output: Path, *flags: str) -> list[str]:
+    return ["--", "generate", *TINY, "--output_base_path", str(output), *flags]
+
+
+def test_a_job_is_checked_shipped_and_followed_and_its_exit_code_is_the_commands(jobs, here, tmp_path):
+    elsewhere = here / "elsewhere" / "deeper.json"
+    elsewhere.parent.mkdir()
+    (here / "test1.json").rename(elsewhere)
+    done = submit(jobs, here, *generate(tmp_path / "out", "--dry_run", "--json_file", str(elsewhere)))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"^job +proxyqueue-\S+\nships +\d+ files, .* and elsewhere/deeper.json\n", done.stdout)
+    assert "passes on        HF_TOKEN\n" in done.stdout
+    assert "images           60 wanted, 0 there, 60 to draw" in done.stdout
+    refused = submit(
+        jobs, here, *generate(tmp_path / "out", "--max_inference_steps", "2000", "--json_file", str(elsewhere))
+    )
+    assert (refused.returncode, refused.stderr) == (2, "")
+    assert "proxyqueue: --max_inference_steps 2000: " in refused.stdout
+    listed = submit(jobs, here, "--list")
+    assert re.search(
+        r"^proxyqueue-\S+ +SUCCEEDED +\S+ \S+ +0 +python -m jobs.generate --model_path tiny", listed.stdout, re.M
+    )
+    assert re.search(r"^proxyqueue-\S+ +FAILED +\S+ \S+ +2 +python", listed.stdout, re.M)
+    assert SECRET not in done.stdout + refused.stdout + listed.stdout + listed.stderr
+    unknown = submit(jobs, here, "--attach", "nobody")
+    assert (unknown.returncode, unknown.stdout) == (2, "")
+    assert unknown.stderr == (
+        f"proxyqueue: --address {jobs.dashboard}: no job nobody there; proxyqueue submit --list names them\n"
+    )
+
+
+@pytest.mark.slow
+def test_ctrl_c_detaches_stop_stops_and_the_same_command_goes_on(jobs, here, tmp_path):
+    """The variables reach driver and workers; the index is true after the stop."""
+    output = tmp_path / "out"
+    asked = generate(output, "--img_per_prompt", "20")
+    environment = {**auth(False), "HF_TOKEN": SECRET, "AWS_REGION": "eu-north-1", "AWS_PROFILE": "mine"}
+    following = start_cli("submit", "--address", jobs.dashboard, *asked, cwd=here, **environment)
+    try:
+        assert wait_for(lambda: list(output.rglob("*.parquet")), 120)
+        processes = [*pids("jobs.generate --model_path"), *pids("ray::MapWorker")]
+        variables = [Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") for pid in processes]
+        own = [found for found in variables if f"HF_TOKEN={SECRET}".encode() in found]
+        assert len([found for found in own if b"RAY_JOB_STOP_WAIT_TIME_S=60" in found]) >= 3  # a driver, two workers
+        assert all(b"AWS_REGION=eu-north-1" in found and b"AWS_PROFILE=mine" not in found for found in own)
+    finally:
+        following.send_signal(signal.SIGINT)
+        out, err = following.communicate(timeout=60)
+    assert following.returncode == 130, err
+    assert "Traceback" not in out + err
+    job = re.search(r"^job +(\S+)$", out, re.M)[1]  # type: ignore[index]
+    assert f"detached; {job} goes on" in err
+    assert f"--attach {job}" in err
+    assert f"--stop {job}" in err
+    assert re.search(rf"^{job} +RUNNING", submit(jobs, here, "--list").stdout, re.M)
+    stopped = submit(jobs, here, "--stop", job)
+    assert (stopped.returncode, stopped.stdout, stopped.stderr) == (0, f"{job}: stopped\n", "")
+    rows = check_index_is_true(output)
+    assert 0 < rows < 1200
+    assert not (output / ".staging").exists()
+    again = submit(jobs, here, "--detach", *asked)
+    assert again.returncode == 0, again.stderr
+    job = re.search(r"--attach (\S+)$", again.stdout, re.M)[1]  # type: ignore[index]
+    attached = submit(jobs, here, "--attach", job)
+    assert attached.returncode == 0, attached.stdout
+    assert f"{rows:,} there" in attached.stdout
+    assert re.search(r"\d+ of 1,200 images, .* actors up", attached.stdout)
+    assert check_index_is_true(output) == len(read_tree(output)) == 1200
+    assert SECRET not in out + err + attached.stdout + again.stdout
+
+
+@pytest.mark.slow
+def test_failed_prompts_give_the_jobs_exit_code(jobs, here, tmp_path, models):
+    (here / "test1.json").write_text('[{"id": 1, "reference_img_id": "a", "multi_gpt-3.5_opt": ["fine", "a ~"]}]')
+    flags = ["--model_path", models["sdxl_poison"], "--device", "cpu", "--height", "64", "--width", "64"]
+    done = submit(jobs, here, *generate(tmp_path / "out", *flags, "--num_prompts", "2"))
+    assert done.returncode == 3, done.stdout
+    assert "failed; 0 of truncated prompts" in done.stdout
+
+
+@pytest.mark.slow
+def test_ray_job_submit_does_the_same(jobs, tmp_path):
+    entrypoint = ["python", "-m", "jobs.generate", *TINY, "--json_file", "ray_app/sample.json", "--limit", "1"]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", jobs.dashboard]
+    done = subprocess.run(
+        [*command, "--working-dir", ".", "--", *entrypoint, "--output_base_path", str(tmp_path / "out")],
+        cwd=ROOT, env={**os.environ, **auth(False)}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert check_index_is_true(tmp_path / "out") == len(read_tree(tmp_path / "out")) == 10
+
+
+@pytest.mark.slow
+def test_a_cluster_that_wants_a_token(tmp_path_factory, here, tmp_path):
+    with cluster(tmp_path_factory.mktemp("c"), "--num-cpus=2", token=True) as locked:
+        without = submit(locked, here, "--list")
+        assert (without.returncode, without.stdout) == (2, "")
+        assert without.stderr.startswith(
+            f"proxyqueue: --address {locked.dashboard}: wants a token; set RAY_AUTH_MODE=token"
+        )
+        wrong = submit(locked, here, "--list", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="f" * 32)
+        assert wrong.returncode == 2
+        assert wrong.stderr.startswith(f"proxyqueue: --address {locked.dashboard}: refuses this machine's token; set")
+        done = submit(locked, here, *generate(tmp_path / "out", "--limit", "1"), **auth(True))
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert check_index_is_true(tmp_path / "out") == 10
+
+
+REFUSED = {
+    "submit": "no job is named; write it behind --: proxyqueue submit -- generate …flags",
+    "submit --detach": "no job is named; write it behind --: proxyqueue submit -- generate …flags",
+    "submit --list --stop x": "--stop --list: take one of them",
+    "submit --list -- generate": "--list -- …: take one of them",
+    "submit -- verify": "verify: can't be submitted; only generate can: proxyqueue submit -- generate …flags",
+    "submit --working_dir none -- generate": "--working_dir none: no such folder",
+    "submit -- generate --idx x": "--idx x: takes INT (see proxyqueue generate --help)",
+    "submit -- generate --batch_size 0": "--batch_size 0: must be at least 1",
+    "submit -- generate": "--output_base_path ./output: would be lost with the job's own folder; name an absolute path"
+    " on the cluster, or s3://bucket/prefix",
+    "submit -- generate --output_base_path /o --json_file none.json": "--json_file none.json: no such file in HERE"
+    " (--working_dir); name one here, which is shipped, or an absolute path of the cluster",
+    "submit -- generate --output_base_path /o --query_ids 99": "--query_ids 99: no usable query with this id in the"
+    " annotations",
+    "submit -- generate --output_base_path /o --model_path ./sdxl": "./sdxl: models are not shipped; name a hub id, or"
+    " an absolute path that every node has",
+    "submit --address ray://head:10001 --list": "--address ray://head:10001: not the address of a dashboard,"
+    " http://HEAD:8265",
+    "submit --address http://127.0.0.1:1 --list": "--address http://127.0.0.1:1: no dashboard answers there: [Errno"
+    " 111] Connection refused; for a cluster of cluster.yaml run `ray dashboard cluster.yaml` beside",
+}
+
+
+@pytest.mark.parametrize("command", REFUSED)
+def test_what_is_refused_before_anything_is_sent(command, here, monkeypatch, capsys):
+    from ray_app.cli import main
+
+    monkeypatch.chdir(here)
+    assert main(command.split()) == 2
+    assert capsys.readouterr() == ("", f"proxyqueue: {REFUSED[command].replace('HERE', str(here))}\n")
+
+
+def test_a_checkout_ships_its_own_sources_and_nothing_else(tmp_path):
+    checkout = tmp_path / "checkout"
+    for package in shipment.PACKAGES:
+        shutil.copytree(ROOT / package, checkout / package)
+    for clutter in (".git/config", ".venv/lib/x.py", "output/index/part.parquet", "weights/unet.safetensors",
+                    "ray_app/__pycache__/x.pyc", "ray_app/.secret", "tests/test_x.py"):  # fmt: skip
+        (checkout / clutter).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / clutter).write_text("x")
+    (checkout / "pyproject.toml").write_text("")
+    (checkout / "ray_app" / "mine.py").write_text("changed = True")
+    root, files = shipment.sources(checkout)
+    assert root == checkout
+    assert {name.split("/")[0] for name in files} == {"actors", "ray_app", "jobs", "pyproject.toml"}
+    assert {"ray_app/mine.py", "ray_app/sample.json", "jobs/generate.py"} <= files.keys()
+    assert not {"ray_app/__pycache__/x.pyc", "ray_app/.secret"} & files.keys()
+    packages = [tmp_path / f"{number}.zip" for number in range(2)]
+    for package in packages:
+        shipment.pack(files, package)
+    assert packages[0].read_bytes() == packages[1].read_bytes()  # Ray sends equal bytes once
+    with zipfile.ZipFile(packages[0]) as archive:
+        assert sorted(archive.namelist()) == sorted(files)
+        assert archive.read("ray_app/mine.py") == b"changed = True"
+
+
+def test_a_folder_without_sources_ships_the_installed_ones(here):
+    root, files = shipment.sources(here)
+    assert root == ROOT
+    assert "jobs/generate.py" in files
+    assert "test1.json" not in files
+
+
+def test_more_than_ray_takes_is_refused_with_the_biggest_files(tmp_path, monkeypatch):
+    from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
+
+    assert shipment.MAX_BYTES == DASHBOARD_CLIENT_MAX_SIZE
+    monkeypatch.setattr(shipment, "MAX_BYTES", 2**20)
+    (tmp_path / "weights").write_bytes(os.urandom(2 * 2**20))
+    files = {"actors/weights.safetensors": tmp_path / "weights", "ray_app/cli.py": ROOT / "ray_app" / "cli.py"}
+    with pytest.raises(
+        Refused, match=r"2\.0 MiB zipped, and Ray takes 1\.0 MiB; .* actors/weights.safetensors \(2\.0 MiB"
+    ):
+        shipment.pack(files, tmp_path / "job.zip")
+
+
+@pytest.mark.parametrize(
+    ("given", "shipped", "added"),
+    [
+        ("./test1.json", "test1.json", []),
+        ("HERE/test1.json", "test1.json", ["--json_file", "test1.json"]),
+        ("../outside.json", "outside.json", ["--json_file", "outside.json"]),
+        ("/not/on/this/machine.json", None, []),
+    ],
+)
+def test_where_annotations_come_from(given, shipped, added, here):
+    shutil.copy(SAMPLE, here.parent / "outside.json")
+    flags = ["--json_file", given.replace("HERE", str(here)), "--output_base_path", "/o", "--model_path", "tiny"]
+    arguments, annotated = check_job(("generate", *flags), here)
+    assert arguments == [*flags, *added]
+    assert (annotated and annotated[0]) == shipped
+
+
+def test_variables_that_name_this_machines_files_stay_here():
+    shell = {"HF_TOKEN": "t", "AWS_REGION": "r", "AWS_PROFILE": "p", "AWS_CONFIG_FILE": "f", "HF_HOME": "h",
+             "AWS_ENDPOINT_URL": "u", "AWS_SHARED_CREDENTIALS_FILE": "f"}  # fmt: skip
+    assert list(passed_on(shell)) == ["AWS_ENDPOINT_URL", "AWS_REGION", "HF_TOKEN"]
