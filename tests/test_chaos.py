@@ -3,12 +3,9 @@
 The seed is printed; CHAOS_SEED repeats it.
 """
 
-import contextlib
 import os
 import random
 import re
-import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,7 +16,8 @@ import pytest
 
 from ray_app import runs
 from ray_app.storage import open_storage
-from tests.conftest import SAMPLE, check_index_is_true, read_tree, run_cli, start_cli
+from tests.conftest import ROOT, SAMPLE, check_index_is_true, read_tree, run_cli, start_cli
+from tests.nodes import ENVIRONMENT, START, answers, children, free_port, kill, kill_tree, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -54,39 +52,6 @@ def undisturbed(tmp_path_factory) -> dict[str, bytes]:
     tree = read_tree(folder / "out")
     assert len(tree) == IMAGES
     return tree
-
-
-def children(ancestor: int, marker: str) -> list[int]:
-    """Processes below another whose command line has the marker."""
-    parents, commands = {}, {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(folder.name)] = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            commands[int(folder.name)] = (folder / "cmdline").read_bytes().decode(errors="replace")
-        except (OSError, ValueError):
-            continue
-    found = []
-    for process, command in commands.items():
-        above: int | None = process
-        while above and above != ancestor:
-            above = parents.get(above)
-        if above == ancestor and marker in command and process != ancestor:
-            found.append(process)
-    return found
-
-
-def kill(process: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(process, signal.SIGKILL)
-
-
-def wait_for(what: Callable[[], object], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if what():
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def check_only_finished_images(output: Path) -> None:
@@ -174,14 +139,12 @@ def kill_compaction(output: Path, chance: random.Random) -> None:
 
 
 @pytest.fixture
-def raylet(tmp_path_factory) -> Iterator[Callable[..., subprocess.Popen]]:
+def raylet() -> Iterator[Callable[..., subprocess.Popen]]:
     """Starts nodes of one cluster, each a raylet of its own that can be killed."""
     started = []
 
     def start(*arguments: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1"]
-        command += ["--node-ip-address=127.0.0.1", *arguments]
-        environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
+        command, environment = [*START, "--block", *arguments], {**os.environ, **ENVIRONMENT}
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         started.append(process)
         return process
@@ -192,36 +155,52 @@ def raylet(tmp_path_factory) -> Iterator[Callable[..., subprocess.Popen]]:
 
 
 def test_a_node_is_taken_away_and_brought_back(raylet, tmp_path, tmp_path_factory, undisturbed):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     folder = tmp_path_factory.mktemp("r")  # a short path: Ray makes sockets below it
     port = address.rsplit(":", 1)[1]
-    raylet("--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}")
+    raylet("--head", f"--port={port}", "--num-cpus=1", "--include-dashboard=false", f"--temp-dir={folder}")
     assert wait_for(lambda: answers(address), 60)
-    node = raylet(f"--address={address}")
+    node = raylet(f"--address={address}", "--num-cpus=1")
     wait_for(lambda: children(node.pid, "raylet"), 60)
     output = tmp_path / "out"
     driver = start_cli(*COMMAND, "--address", address, "--num_workers", "2", cwd=tmp_path, RAY_AUTH_MODE="token")
     assert wait_for(lambda: children(node.pid, "ray::MapWorker(MapBatches(Worker)).") and read_tree(output), 120)
     kill_tree(node)
     check_only_finished_images(output)
-    raylet(f"--address={address}")
+    raylet(f"--address={address}", "--num-cpus=1")
     _, err = driver.communicate(timeout=400)
     assert driver.returncode == 0, err
     check_all_is_there(output, undisturbed)
 
 
-def answers(address: str) -> bool:
-    host, port = address.split(":")
-    with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 1):
-        return True
-    return False
-
-
-def kill_tree(process: subprocess.Popen) -> None:
-    """SIGKILL to a process and all below it, as when a machine goes away."""
-    for below in children(process.pid, ""):
-        kill(below)
-    process.kill()
-    process.wait()
+def test_a_submitted_job_loses_a_node_for_good(raylet, tmp_path, tmp_path_factory, undisturbed):
+    """Of two nodes that draw one dies; its actor, and the batches that wait for it, move to the other at the tail."""
+    address, dashboard = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
+    folder = tmp_path_factory.mktemp("r")
+    ports = [f"--port={address.rsplit(':', 1)[1]}", f"--dashboard-port={dashboard.rsplit(':', 1)[1]}"]
+    raylet("--head", *ports, "--num-cpus=0", "--include-dashboard=true", f"--temp-dir={folder}")
+    assert wait_for(lambda: answers(address) and answers(dashboard), 120)
+    nodes, sockets = [], folder / "session_latest" / "sockets"
+    for number in (2, 3):  # one after the other, or they would take the same names for their sockets
+        nodes.append(raylet(f"--address={address}", "--num-cpus=1"))
+        assert wait_for(lambda number=number: len(list(sockets.glob("raylet*"))) == number, 60)
+    output = tmp_path / "out"
+    entry = [sys.executable, "-m", "jobs.generate", "--json_file", "ray_app/sample.json", *FLAGS]
+    submit = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", f"--address=http://{dashboard}"]
+    job = subprocess.Popen(
+        [*submit, "--working-dir", ".", "--", *entry, "--output_base_path", str(output), "--num_workers", "2"],
+        cwd=ROOT,
+        env={**os.environ, **ENVIRONMENT},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    drawing = "ray::MapWorker(MapBatches(Worker))."
+    ready = wait_for(lambda: read_tree(output) and all(children(node.pid, drawing) for node in nodes), 180)
+    assert ready, job.communicate(timeout=1)
+    kill_tree(nodes[0])
+    check_only_finished_images(output)
+    log, _ = job.communicate(timeout=400)
+    assert job.returncode == 0, log
+    assert "images/s" in log
+    check_all_is_there(output, undisturbed)
