@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 TOKEN = "0123456789abcdef0123456789abcdef"
@@ -38,19 +38,19 @@ class Cluster:
                    f"--temp-dir={folder}", *flags)  # fmt: skip
         wait_for(lambda: listens(port) and listens(dashboard), 90)
 
-    def start(self, *flags: str) -> subprocess.Popen:
-        """Start a node."""
+    def start(self, *flags: str, within: Sequence[str] = (), **environment: str) -> subprocess.Popen:
+        """Start a node, by way of another command where one is given."""
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--node-ip-address=127.0.0.1"]
-        command += [
-            f"--dashboard-agent-listen-port={free_port()}",
-            *flags,
-        ]  # where jobs are started; nodes share a machine here
+        # where jobs are started: one fixed port a machine, and nodes of many tests share this one
+        command += [f"--dashboard-agent-listen-port={free_port()}", *flags]
         with (self.folder.parent / f"{self.folder.name}.log").open("a") as log:
-            self.processes.append(subprocess.Popen(command, env=self.environment, stdout=log, stderr=log))
+            self.processes.append(
+                subprocess.Popen([*within, *command], env={**self.environment, **environment}, stdout=log, stderr=log)
+            )
         return self.processes[-1]
 
     def stop(self) -> None:
-        """End all nodes and what they started: with SIGKILL, since a head that is asked to end drains for half a minute."""
+        """End all nodes and what they started, with SIGKILL: a head that is asked to end drains for half a minute."""
         for process in self.processes:
             process.kill()
         for pid in pids(str(self.folder)):

@@ -51,6 +51,8 @@ def test_commands_in_the_readme_parse():
 
     commands = re.findall(r"`(proxyqueue \w+ [^`…]+)`", README.read_text())
     assert len(commands) >= 2
+    blocks = re.findall(r"^```bash\n(.*?)^```", README.read_text(), flags=re.DOTALL | re.MULTILINE)
+    commands += re.findall(r"^(proxyqueue \w+ .*)$", "\n".join(blocks), flags=re.MULTILINE)
     for command in commands:
         _, verb, *arguments = shlex.split(command)
         options = parse(verb, VERBS[verb][0], arguments)

@@ -1,0 +1,203 @@
+"""What doctor finds: on a real Ray, on two real nodes that differ, and of nodes as they would look with GPUs."""
+
+import dataclasses
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ray_app import doctor, footprint, survey
+from ray_app.autoscaling import Autoscaler
+from ray_app.errors import Refused
+from ray_app.options import Generate
+from ray_app.submit_options import Doctor
+from tests.clusters import auth, cluster, wait_for
+from tests.conftest import run_cli
+
+
+@pytest.fixture(scope="module")
+def node(ray_local: None) -> survey.Node:
+    """The one node of the local Ray, as it answers."""
+    (found,) = survey.survey()
+    return found
+
+
+def gpu_node(node: survey.Node, gigabytes: int, gpus: int = 1) -> survey.Node:
+    """The same with GPUs."""
+    assert node.answer
+    answer = {**node.answer, "gpus": [("GPU", gigabytes * 10**9)] * gpus}
+    return dataclasses.replace(node, name="w1", gpus=float(gpus), is_driver=False, answer=answer)
+
+
+def run(**flags) -> Generate:
+    return Generate(**flags)
+
+
+def found(problems) -> list[str]:
+    return list(problems)
+
+
+def test_a_cluster_with_nothing_wrong(ray_local, tmp_path, capsys):
+    output = tmp_path / "out"
+    code = doctor.doctor(
+        Doctor(model_path="tiny", output_base_path=str(output), shared_filesystem=True, num_workers="1")
+    )
+    out, err = capsys.readouterr()
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0].split() == ["node", "CPUs", "GPUs", "memory", "GPU", "memory", "python", "ray", "torch"]
+    assert f"output           {output}: every node writes\n" in out
+    assert out.endswith("\nno problems\n")
+    assert not list(tmp_path.iterdir())  # the probe is gone, and no output was made
+
+
+def test_each_problem_is_a_line_and_the_exit_code_is_1(ray_local, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    code = doctor.doctor(Doctor(output_base_path=str(tmp_path / "file" / "out")))
+    problems = [line for line in capsys.readouterr().out.splitlines() if line.startswith("problem ")]
+    assert code == 1
+    assert problems == [
+        f"problem          --output_base_path {tmp_path}/file/out: can't be written: {tmp_path}/file is a file",
+        "problem          --gpus_per_actor 1: no node has so many GPUs (0 at most); add GPU nodes, or draw with"
+        " --device cpu or tiny",
+    ]
+
+
+def test_flags_that_generate_refuses_are_refused():
+    refused = run_cli("doctor", "--num_workers", "0")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == "proxyqueue: --num_workers 0: not a number of actors, N or MIN:MAX, from 1\n"
+
+
+def test_versions_that_differ_are_named_with_what_to_do(node):
+    assert node.answer
+    assert found(doctor.versions([node])) == []
+    theirs = {**node.answer["versions"], "torch": "2.12.0", "diffusers": "none", "python": "3.10.2"}
+    other = dataclasses.replace(node, name="w1", is_driver=False, answer={**node.answer, "versions": theirs})
+    ours = node.answer["versions"]
+    assert found(doctor.versions([node, other])) == [
+        f"node w1: has 3.10.2 python, the driver's has {ours['python']}; install python {ours['python']} there",
+        f"node w1: has 2.12.0 torch, the driver's has {ours['torch']} (images would differ in low bits); install torch"
+        f" {ours['torch']} there",
+        f"node w1: has no diffusers, the driver's has {ours['diffusers']}; install diffusers {ours['diffusers']} there",
+    ]
+    cuda = {**ours, "torch": ours["torch"].partition("+")[0] + "+cu128", "python": ours["python"] + "0"}
+    assert found(doctor.versions([node, dataclasses.replace(other, answer={**node.answer, "versions": cuda})])) == []
+
+
+def test_a_node_that_does_not_answer(node):
+    silent = dataclasses.replace(node, name="w1", answer=None)
+    (line,) = doctor.answers([node, silent])
+    assert line.startswith("node w1: gave no answer within 60 s")
+    assert found(doctor.versions([node, silent])) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "gigabytes", "problem"),
+    [
+        ({"model_type": "sdxl"}, 24, None),
+        ({"model_type": "flux"}, 48, None),
+        ({"model_type": "flux"}, 24, "GPU 0 has 24 GB and black-forest-labs/FLUX.1-schnell needs about 39 GB; use"
+         " larger GPUs, or --model_type sdxl"),
+        ({"model_type": "sdxl", "gpus_per_actor": 0.5}, 24, "GPU 0 has 24 GB and stabilityai/sdxl-turbo needs about 15"
+         " GB for each of 2 actors; raise --gpus_per_actor"),
+        ({"model_type": "sdxl"}, 12, "GPU 0 has 12 GB and stabilityai/sdxl-turbo needs about 15 GB; use larger GPUs"),
+    ],
+)  # fmt: skip
+def test_whether_the_model_fits_a_gpu(flags, gigabytes, problem, node):
+    asked = run(**flags)
+    _, needs, _ = footprint.needed(asked.model_type, asked.model(), "cuda")
+    expected = [f"node w1: {problem}"] if problem else []
+    assert found(doctor.model(asked, [node, gpu_node(node, gigabytes)], needs)) == expected
+
+
+def test_whether_the_model_fits_the_memory_of_a_machine_without_gpus(node):
+    asked = run(model_type="flux", device="cpu", num_workers="4")
+    _, needs, _ = footprint.needed("flux", asked.model(), "cpu")
+    large = dataclasses.replace(node, name="w1", cpus=8.0, memory=150e9)
+    assert found(doctor.model(asked, [large], needs)) == [
+        "node w1: has 150 GB of memory free and 4 actors with black-forest-labs/FLUX.1-schnell need about 274 GB;"
+        " --num_workers 2"
+    ]
+
+
+def test_a_models_size_is_read_from_its_own_files(models, tmp_path):
+    from actors import tiny
+
+    pipe = tiny.build("sdxl")
+    parts = {name: getattr(pipe, name) for name in ("unet", "vae", "text_encoder", "text_encoder_2")}
+    counts = {name: sum(tensor.numel() for tensor in part.state_dict().values()) for name, part in parts.items()}
+    weights, _, counted = footprint.needed("sdxl", models["sdxl_euler"], "cuda")
+    assert counted
+    assert weights == pytest.approx(2 * sum(counts.values()) + 2 * counts["vae"], rel=0.01)  # the VAE in float32
+    broken = Path(shutil.copytree(models["sdxl_euler"], tmp_path / "model"))
+    (broken / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"cut")
+    with pytest.raises(Refused, match="can't be read as safetensors; get it anew"):
+        footprint.needed("sdxl", str(broken), "cuda")
+
+
+def test_a_model_folder_that_a_node_lacks(node, tmp_path):
+    asked = run(model_path=str(tmp_path), device="cpu")
+    lacking = dataclasses.replace(node, name="w1", answer=survey.look(str(tmp_path / "none"), None))
+    assert found(doctor.model(asked, [lacking], 1.0)) == [
+        f"node w1: has no {tmp_path}; copy it there, or give --model_path a hub id"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "brought", "problem"),
+    [
+        ({"num_workers": "1:2"}, None, None),
+        ({"num_workers": "3"}, None, "--num_workers 3: there is room for 2 actors; ask for 2, add nodes"),
+        ({"num_workers": "1:3"}, 3, None),
+        ({"num_workers": "1:9"}, 3, "--num_workers 1:9: there is room for 3 actors with all that the autoscaler can"
+         " bring; ask for 3, add nodes, or raise max_workers in the cluster's file"),
+        ({"gpus_per_actor": 4.0}, None, "--gpus_per_actor 4: no node has so many GPUs (2 at most); lower it"),
+        ({"gpus_per_actor": 2.0}, None, "--gpus_per_actor 2: a model is loaded on one GPU, the others stand idle; give"
+         " 1"),
+        ({"device": "cpu", "num_workers": "999"}, None, "--num_workers 999: an actor takes a CPU and there are CPUS;"
+         " ask for CPUS"),
+    ],
+)  # fmt: skip
+def test_a_pool_that_can_not_be_as_large_as_asked(flags, brought, problem, node):
+    nodes = [gpu_node(node, 48, gpus=2)]
+    autoscaler = Autoscaler(((1.0, brought),), 8, "monitor.log") if brought else None
+    expected = [problem.replace("CPUS", f"{node.cpus:g}")] if problem else []
+    assert found(doctor.pool(run(**flags), nodes, autoscaler)) == expected
+
+
+def test_an_autoscaler_that_brings_the_first_gpu_is_enough(node):
+    assert found(doctor.pool(run(), [node], Autoscaler(((1.0, 3),), 8, ""))) == []
+
+
+@pytest.mark.slow
+def test_two_nodes_of_which_one_has_another_version_and_another_output(tmp_path_factory, tmp_path):
+    output = tmp_path / "out"
+    output.mkdir()
+    own = "mount -t tmpfs tmpfs " + str(output)
+    if subprocess.run(["unshare", "--mount", "sh", "-c", own], capture_output=True).returncode:
+        pytest.skip("no filesystem can be mounted here")
+    old = tmp_path / "old" / "diffusers-0.1.dist-info"
+    old.mkdir(parents=True)
+    (old / "METADATA").write_text("Metadata-Version: 2.1\nName: diffusers\nVersion: 0.1\n")
+    flags = ["--model_path", "tiny", "--output_base_path", str(output), "--num_workers", "9"]
+    with cluster(tmp_path_factory.mktemp("c"), "--num-cpus=2") as two:
+        two.start(
+            f"--address={two.address}", "--num-cpus=1", "--num-gpus=1",
+            within=["unshare", "--mount", "sh", "-c", f'{own} && exec "$@"', "sh"], PYTHONPATH=str(old.parent),
+        )  # fmt: skip
+        asked = ["doctor", "--address", two.address, *flags]
+        assert wait_for(lambda: run_cli(*asked, **auth(False)).stdout.count("2.60.0") == 2, 90)
+        shared = run_cli(*asked, "--shared_filesystem", **auth(False))
+        alone = run_cli(*asked, **auth(False))
+    assert (shared.returncode, shared.stderr) == (1, "")
+    lines = [line for line in shared.stdout.splitlines() if line.startswith("problem ")]
+    assert [line.split(": ", 1)[1][:40] for line in lines] == [
+        "has 0.1 diffusers, the driver's has 0.42",
+        f"{output} is not the same folder there"[:40],
+        "an actor takes a CPU and there are 3; as",
+    ]
+    assert "unknown" in shared.stdout  # the memory of a GPU that is none
+    assert "is not the same folder" not in alone.stdout
+    assert f"output           {output}: the driver's node writes" in alone.stdout
+    assert not list(output.iterdir())
