@@ -23,6 +23,10 @@ START_SECONDS = 60.0
 """A head that has just started takes no jobs before its agent is up; for so long it is asked again."""
 LOST_SECONDS = 60.0
 """A connection that drops while a job is followed is tried again for so long."""
+SILENT_SECONDS = 120.0
+"""A run says something every ten seconds: after such a silence the connection is made anew."""
+BROKEN_TIMES = 3
+"""After a job's end its log is asked for so many times more."""
 POLL_SECONDS = 1.0
 
 
@@ -72,34 +76,39 @@ class JobServer:
             Refused: there is no such job, or the connection is lost for good.
         """
         info = self._info(job)
-        shown, lost_since = 0, None
+        self._shown, broken, lost_since = 0, 0, 0.0
         while True:
             try:
-                shown = asyncio.run(self._print_log(job, shown))
+                asyncio.run(self._print_log(job))
+                broken = 0
+            except Exception:  # a tunnel that broke, a dashboard that starts anew: aiohttp raises many kinds
+                broken += 1
+            try:
                 info = self._client.get_job_info(job)
-                if info.status.is_terminal():
-                    break
-                lost_since = None
-            except (
-                Exception
-            ) as error:  # a tunnel that broke, a dashboard that starts anew: aiohttp's and requests' kinds
+                lost_since = 0.0
+            except Exception as error:
                 lost_since = lost_since or time.monotonic()
                 if time.monotonic() > lost_since + LOST_SECONDS:
                     reason = self._masked(one_line(error, 200))
                     raise Refused(f"{self.address}: the connection is lost, the job may go on ({reason})") from None
+            if info.status.is_terminal() and (not broken or broken > BROKEN_TIMES):
+                return self._exit_code(info)
             time.sleep(POLL_SECONDS)
-        return self._exit_code(info, shown)
 
-    async def _print_log(self, job: str, skip: int) -> int:
-        """Print what comes after the first `skip` characters; how many there are then."""
+    async def _print_log(self, job: str) -> None:
+        """Print what was not shown yet; a log is always sent from its beginning."""
         received = 0
-        async for text in self._client.tail_job_logs(job):
-            new = text[max(0, skip - received) :]
+        lines = self._client.tail_job_logs(job)
+        while True:
+            try:
+                text = await asyncio.wait_for(anext(lines), SILENT_SECONDS)
+            except StopAsyncIteration:
+                return
+            print(self._masked(text[max(0, self._shown - received) :]), end="", flush=True)
             received += len(text)
-            print(self._masked(new), end="", flush=True)
-        return max(skip, received)
+            self._shown = max(self._shown, received)
 
-    def _exit_code(self, info: Any, shown: int) -> int:
+    def _exit_code(self, info: Any) -> int:
         code = info.driver_exit_code
         if code is not None:
             return code if code >= 0 else 128 - code
@@ -108,7 +117,7 @@ class JobServer:
         if info.status == "STOPPED":
             print(f"proxyqueue: {info.submission_id}: was stopped; the same command goes on from here", file=sys.stderr)
             return INTERRUPTED
-        started = "was lost" if shown else "could not start"
+        started = "was lost" if self._shown else "could not start"
         reason = self._masked(one_line(Exception(info.message or ""), 500))
         print(f"proxyqueue: {info.submission_id}: {started}: {reason}", file=sys.stderr)
         return PROBLEMS

@@ -15,7 +15,7 @@ import pytest
 from ray_app import shipment
 from ray_app.errors import Refused
 from ray_app.submit import check_job, passed_on
-from tests.clusters import Cluster, auth, cluster, pids, wait_for
+from tests.clusters import Cluster, Tunnel, auth, cluster, pids, wait_for
 from tests.conftest import ROOT, SAMPLE, check_index_is_true, read_tree, run_cli, start_cli
 
 TINY = ["--model_path", "tiny", "--max_inference_steps", "4", "--save_steps", "1", "4"]
@@ -111,6 +111,23 @@ def test_ctrl_c_detaches_stop_stops_and_the_same_command_goes_on(jobs, here, tmp
     assert re.search(r"\d+ of 1,200 images, .* actors up", attached.stdout)
     assert check_index_is_true(output) == len(read_tree(output)) == 1200
     assert SECRET not in out + err + attached.stdout + again.stdout
+
+
+@pytest.mark.slow
+def test_a_tunnel_that_breaks_costs_no_line_and_shows_none_twice(jobs, here, tmp_path):
+    tunnel = Tunnel(int(jobs.dashboard.rpartition(":")[2]))
+    asked = generate(tmp_path / "out", "--num_workers", "1")
+    following = start_cli("submit", "--address", f"http://127.0.0.1:{tunnel.port}", *asked, cwd=here, **auth(False))
+    lines = []
+    for line in following.stdout or []:
+        lines.append(line)
+        if line.startswith(("steps to run", "images  ")):
+            tunnel.cut()
+    following.wait(60)
+    tunnel.close()
+    assert following.returncode == 0
+    said = " ".join(line.split()[0] for line in lines if not line[0].isdigit())
+    assert said == "job ships passes Running queries slots images denoises steps images denoises wall record"
 
 
 @pytest.mark.slow
