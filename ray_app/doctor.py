@@ -11,7 +11,7 @@ from pathlib import Path
 from ray_app import autoscaling, cluster, footprint, survey
 from ray_app.errors import OK, PROBLEMS, Refused, one_line
 from ray_app.options import Generate
-from ray_app.storage import Storage
+from ray_app.storage import open_storage
 from ray_app.submit_options import Doctor
 from ray_app.survey import Node
 
@@ -93,7 +93,7 @@ def model(run: Generate, nodes: list[Node], needs: float) -> Iterator[str]:
         if not node.answer["folder"]:
             yield f"node {node.name}: has no {run.model()}; copy it there, or give --model_path a hub id"
         if cuda:
-            share = min(run.gpus_per_actor, 1.0)
+            share = min(run.gpus(), 1.0)
             for number, memory in enumerate(node.gpu_memory()):
                 if memory * share < needs:
                     part = f" for each of {int(1 / share)} actors" if share < 1 else ""
@@ -120,12 +120,17 @@ def _smaller(run: Generate, share: float) -> str:
 
 def output(options: Doctor, nodes: list[Node]) -> Iterator[str]:
     """An output that can't be written, or that is another folder elsewhere."""
-    if "://" in options.output_base_path:
-        return
     try:
-        Storage(options.output_base_path).check_writable(create=False)
+        storage = open_storage(options.output_base_path)
+        storage.check_writable(create=False)
+        if storage.everywhere:  # whether a store takes files, only a file tells
+            name = f".proxyqueue_probe_{uuid.uuid4().hex}"
+            storage.write(name, b"")
+            storage.remove(name)
     except Refused as refused:
         yield str(refused)
+    except OSError as error:
+        yield f"--output_base_path {options.output_base_path}: {error.strerror}"
     for node in nodes:
         if wrong := (node.answer or {}).get("probe"):
             yield (
@@ -156,22 +161,22 @@ def _probe(options: Doctor) -> Iterator[str | None]:
 def pool(run: Generate, nodes: list[Node], autoscaler: autoscaling.Autoscaler | None) -> Iterator[str]:
     """A pool that could never be as large as it is asked to be."""
     asked = run.workers()
-    if run.target_device() == "cpu":
+    if not run.gpus():
         room = sum(int(node.cpus) for node in nodes)
         if asked and asked[1] > room:
             yield f"--num_workers {run.num_workers}: an actor takes a CPU and there are {room}; ask for {room}"
         return
     most_of_a_node = max((node.gpus for node in nodes), default=0.0)
     brought = autoscaler.largest() if autoscaler else 0.0
-    if max(most_of_a_node, brought) < run.gpus_per_actor:
+    if max(most_of_a_node, brought) < run.gpus():
         could = f", nor one that the autoscaler could bring ({brought:g})" if autoscaler else ""
         yield (
-            f"--gpus_per_actor {run.gpus_per_actor:g}: no node has so many GPUs ({most_of_a_node:g} at most){could};"
+            f"--gpus_per_actor {run.gpus():g}: no node has so many GPUs ({most_of_a_node:g} at most){could};"
             + (" lower it" if max(most_of_a_node, brought) else " add GPU nodes, or draw with --device cpu or tiny")
         )
         return
-    if run.gpus_per_actor > 1:
-        yield f"--gpus_per_actor {run.gpus_per_actor:g}: a model is loaded on one GPU, the others stand idle; give 1"
+    if run.gpus() > 1:
+        yield f"--gpus_per_actor {run.gpus():g}: a model is loaded on one GPU, the others stand idle; give 1"
     room = _room(run, nodes, autoscaler)
     if asked and room is not None and asked[1] > room:
         also = " with all that the autoscaler can bring" if autoscaler else ""
@@ -183,10 +188,10 @@ def pool(run: Generate, nodes: list[Node], autoscaler: autoscaling.Autoscaler | 
 
 def _room(run: Generate, nodes: list[Node], autoscaler: autoscaling.Autoscaler | None) -> int | None:
     """Actors that fit when all nodes are up that can be; None if that isn't known."""
-    if run.target_device() == "cpu":
+    if not run.gpus():
         return sum(int(node.cpus) for node in nodes)
-    here = sum(int(node.gpus / run.gpus_per_actor) for node in nodes)
-    brought = autoscaler.can_bring(run.gpus_per_actor) if autoscaler else 0
+    here = sum(int(node.gpus / run.gpus()) for node in nodes)
+    brought = autoscaler.can_bring(run.gpus()) if autoscaler else 0
     return None if brought is None else max(here, brought)
 
 
@@ -214,7 +219,7 @@ def _summary(
     room = _room(run, nodes, autoscaler)
     where = "every node writes" if run.shared_filesystem else "the driver's node writes"
     if "://" in run.output_base_path:
-        where = "object storage; not tried here"
+        where = "object storage, tried from here; workers need credentials of their own"
     source = "of its files" if counted else "of the published model"
     bring = f"can start {autoscaler.max_nodes} nodes" if autoscaler else "none"
     return [

@@ -73,7 +73,7 @@ class Doctor:
     """OUTPUT is mounted on every node: a probe file is written and looked for on each."""
     num_workers: str | None = None
     """Actors, N or MIN:MAX."""
-    gpus_per_actor: float = 1.0
-    """GPUs (or the fraction of one) each actor reserves."""
+    gpus_per_actor: float | None = None
+    """GPUs (or the fraction of one) each actor reserves. Default 1, and none where it draws on CPUs."""
     device: Literal["cuda", "cpu"] | None = None
     """Default cuda, and cpu for the tiny models."""

@@ -9,7 +9,7 @@ from ray_app import index, metrics
 from ray_app.errors import SOME_FAILED
 from ray_app.generate import generate
 from ray_app.options import Generate
-from ray_app.storage import Storage
+from ray_app.storage import open_storage
 from tests.conftest import SAMPLE
 
 STEPS = ("6", "7")
@@ -57,7 +57,7 @@ def test_prometheus_finds_what_was_drawn(ray_local, models, tmp_path):
     )
     assert generate(options) == SOME_FAILED
     names = ["snapshot", "step", "node_id", "status", "decode_seconds"]
-    rows = index.read(Storage(str(tmp_path / "out")), "sdxl", names).to_pylist()
+    rows = index.read(open_storage(str(tmp_path / "out")), "sdxl", names).to_pylist()
     drawn = collections.Counter((row["snapshot"], row["step"], row["node_id"]) for row in rows if row["status"] == "ok")
     failed = collections.Counter((r["snapshot"], r["step"], r["node_id"]) for r in rows if r["status"] != "ok")
     assert (drawn.total(), failed.total()) == (68, 4)
