@@ -45,8 +45,23 @@ class Failure:
     message: str
 
 
+@dataclasses.dataclass
+class Picture:
+    """An image on its way: its row but for the file, and the pixels that it is to be made of, uint8 (h, w, 3)."""
+
+    row: dict[str, Any]
+    pixels: np.ndarray | None
+
+
+Drawn = list[list[Picture]]
+"""Each prompt's pictures, in the order of its captures."""
+
+
 class ImageGenerator:
     """Holds one loaded pipeline and draws batches of prompts with it.
+
+    `draw` wants the device, `encode` a core: two threads may overlap them, one batch's with the next one's. `draw`
+    itself is for one thread at a time.
 
     Args:
         recipe: what to load and how to draw.
@@ -82,30 +97,38 @@ class ImageGenerator:
             `image` the encoded bytes or None. `denoise_seconds` runs from the batch's start to the step, shared by
             its prompts, so at the last step it is what one image costs.
         """
+        return self.encode(self.draw(batch))
+
+    def draw(self, batch: dict[str, Sequence[Any]]) -> Drawn:
+        """The first half of `__call__`: everything that the model is needed for."""
         requests = [
             Request(prompt, int(seed), [self.captures[index] for index in wanted])
             for prompt, seed, wanted in zip(batch["prompt"], batch["seed"], batch["captures"], strict=True)
         ]
-        return _columns(self._draw_all(requests))
+        return self._draw_all(requests)
 
-    def give_up(self, batch: dict[str, Sequence[Any]], error_type: str, message: str) -> dict[str, list[Any]]:
-        """What `__call__` would return if none of these prompts could be drawn, without trying."""
+    def encode(self, drawn: Drawn) -> dict[str, list[Any]]:
+        """The second half: pixels become files; the columns that `__call__` returns."""
+        rows = [{"row": number, **self._encoded(one)} for number, pictures in enumerate(drawn) for one in pictures]
+        return {name: [row[name] for row in rows] for name in ("row", *OUTPUT_COLUMNS)}
+
+    def give_up(self, batch: dict[str, Sequence[Any]], error_type: str, message: str) -> Drawn:
+        """What `draw` would return if none of these prompts could be drawn, without trying."""
         failure = Failure(error_type, message)
         wanted = ([self.captures[index] for index in indices] for indices in batch["captures"])
-        return _columns([[self._failed(capture, failure) for capture in captures] for captures in wanted])
+        return [[self._failed(capture, failure) for capture in captures] for captures in wanted]
 
     def pixels(self, prompts: Sequence[str], seeds: Sequence[int], captures: Sequence[Capture]) -> dict[Capture, Any]:
         """Draw and decode without encoding: for each capture a uint8 array (n, height, width, 3).
 
         Raises whatever the pipeline raises; at most `batch_size` prompts, and the batch is padded to that.
         """
-        capture = self._denoise(prompts, seeds, captures)
         return {
-            wanted: pipelines.decode_to_uint8(self.family, latents)[0][: len(prompts)]
-            for wanted, latents in capture.latents.items()
+            wanted: pipelines.decode_to_uint8(self.family, taken.latents[wanted])[0][: len(prompts)]
+            for wanted, taken in self._denoise(prompts, seeds, captures).items()
         }
 
-    def _draw_all(self, requests: list[Request]) -> list[list[dict[str, Any]]]:
+    def _draw_all(self, requests: list[Request]) -> Drawn:
         """Each request's images, in batches that fit; a prompt that fails costs no other."""
         if len(requests) > self.batch_size:
             first, rest = requests[: self.batch_size], requests[self.batch_size :]
@@ -126,36 +149,44 @@ class ImageGenerator:
             return [self._draw_all([request])[0] for request in requests]
         return [[self._failed(capture, failure) for capture in requests[0].captures]]
 
-    def _draw(self, requests: list[Request]) -> list[list[dict[str, Any]]]:
+    def _draw(self, requests: list[Request]) -> Drawn:
         asked = sorted({capture for request in requests for capture in request.captures})
-        steps = self._denoise([request.prompt for request in requests], [request.seed for request in requests], asked)
-        bad_steps = steps.first_bad_steps()
-        images: dict[tuple[int, Capture], dict[str, Any]] = {}
-        for capture in asked:
+        taken = self._denoise([request.prompt for request in requests], [request.seed for request in requests], asked)
+        bad_steps = {id(steps): steps.first_bad_steps() for steps in taken.values()}
+        pictures: dict[tuple[int, Capture], Picture] = {}
+        for capture, steps in taken.items():
             started = time.perf_counter()
             pixels, finite = pipelines.decode_to_uint8(self.family, steps.latents[capture])
             decode_seconds = (time.perf_counter() - started) / len(pixels)
             for row, request in enumerate(requests):
                 if capture not in request.captures:
                     continue
-                failure = self._why_bad(capture, pixels[row], bad_steps[row], finite[row])
+                failure = self._why_bad(capture, pixels[row], bad_steps[id(steps)][row], finite[row])
                 if failure:
-                    images[row, capture] = self._failed(capture, failure)
+                    pictures[row, capture] = self._failed(capture, failure)
                     continue
-                started = time.perf_counter()
-                image = encode(pixels[row], self.recipe.image_format, self.recipe.image_quality)
-                images[row, capture] = {
+                drawn = {
                     **self._blank(capture),
-                    "image": image,
                     "status": "ok",
                     "prompt_truncated": self.family.is_truncated(request.prompt),
                     "timestep": steps.timesteps[capture.step],
                     "sigma": steps.sigmas[capture.step],
                     "denoise_seconds": steps.seconds[capture.step] / len(requests),
                     "decode_seconds": decode_seconds,
-                    "encode_seconds": time.perf_counter() - started,
                 }
-        return [[images[row, capture] for capture in request.captures] for row, request in enumerate(requests)]
+                pictures[row, capture] = Picture(drawn, pixels[row])
+        return [[pictures[row, capture] for capture in request.captures] for row, request in enumerate(requests)]
+
+    def _encoded(self, picture: Picture) -> dict[str, Any]:
+        """The picture's row, with its file where there are pixels."""
+        if picture.pixels is None:
+            return picture.row
+        started = time.perf_counter()
+        try:
+            image = encode(picture.pixels, self.recipe.image_format, self.recipe.image_quality)
+        except Exception as error:
+            return {**picture.row, "status": "failed", "error_type": type(error).__name__, "error_message": str(error)}
+        return {**picture.row, "image": image, "encode_seconds": time.perf_counter() - started}
 
     def _why_bad(self, capture: Capture, pixels: np.ndarray, bad_step: int | None, finite: bool) -> Failure | None:
         """Why a picture is none, or None: diffusers would save it as black and say nothing."""
@@ -163,24 +194,34 @@ class ImageGenerator:
             return Failure("NonFiniteLatents", f"the latents are not finite from step {bad_step} on")
         if not finite:
             return Failure("NonFinitePixels", f"the decoded pixels of step {capture.step} are not finite")
-        if capture.step == self.recipe.num_inference_steps and pixels.min() == pixels.max():
+        if capture.step == self.recipe.total_steps(capture) and pixels.min() == pixels.max():
             return Failure("FlatImage", f"the picture of the last step is one flat value, {pixels.min()}")
         return None
 
-    def _denoise(self, prompts: Sequence[str], seeds: Sequence[int], captures: Sequence[Capture]) -> StepCapture:
-        """Run the model up to the last wanted step. The batch is padded with its last prompt to the fixed size."""
+    def _denoise(
+        self, prompts: Sequence[str], seeds: Sequence[int], captures: Sequence[Capture]
+    ) -> dict[Capture, StepCapture]:
+        """Run the model up to the last wanted step, or once for each; for each capture the run that it was taken in.
+
+        The batch is padded with its last prompt to the fixed size.
+        """
         if not 0 < len(prompts) <= self.batch_size:
             raise ValueError(f"{len(prompts)} prompts in a batch of {self.batch_size}")
         padding = self.batch_size - len(prompts)
         prompts, seeds = [*prompts, *[prompts[-1]] * padding], [*seeds, *[seeds[-1]] * padding]
         embeddings = [self._embed(prompt) for prompt in prompts]
-        with StepCapture(captures).attached(self.family.pipe) as capture:
-            pipelines.denoise(self.family, embeddings, list(seeds), capture)
-        missing = set(captures) - set(capture.latents)
-        if missing:
-            steps = len(self.family.pipe.scheduler.timesteps)
-            raise ModelError(f"the scheduler ran {steps} steps and never came to {sorted(missing)}")
-        return capture
+        runs: dict[int, list[Capture]] = {}
+        for capture in captures:
+            runs.setdefault(self.recipe.total_steps(capture), []).append(capture)
+        taken: dict[Capture, StepCapture] = {}
+        for steps, wanted in runs.items():
+            with StepCapture(wanted).attached(self.family.pipe) as run:
+                pipelines.denoise(self.family, embeddings, list(seeds), steps, run)
+            if missing := set(wanted) - set(run.latents):
+                ran = len(self.family.pipe.scheduler.timesteps)
+                raise ModelError(f"the scheduler ran {ran} steps and never came to {sorted(missing)}")
+            taken |= dict.fromkeys(wanted, run)
+        return taken
 
     def _embed(self, prompt: str) -> pipelines.Embeddings:
         """A prompt's embeddings, encoded alone: encoding in a batch would move low bits."""
@@ -193,16 +234,18 @@ class ImageGenerator:
 
     def _blank(self, capture: Capture) -> dict[str, Any]:
         known = {"snapshot": capture.snapshot, "step": capture.step, "batch_size": self.batch_size}
+        known |= {"num_inference_steps": self.recipe.total_steps(capture)}
         return {**dict.fromkeys(OUTPUT_COLUMNS), **known, "width": self.recipe.width, "height": self.recipe.height}
 
-    def _failed(self, capture: Capture, failure: Failure) -> dict[str, Any]:
+    def _failed(self, capture: Capture, failure: Failure) -> Picture:
         why = {"status": "failed", "error_type": failure.error_type, "error_message": failure.message}
-        return {**self._blank(capture), **why, "prompt_truncated": False}
+        return Picture({**self._blank(capture), **why, "prompt_truncated": False}, None)
 
 
 OUTPUT_COLUMNS = (
     "snapshot",
     "step",
+    "num_inference_steps",
     "image",
     "status",
     "error_type",
@@ -226,12 +269,6 @@ def encode(pixels: np.ndarray, image_format: str, quality: int | None) -> bytes:
     options = {} if quality is None else {"quality": quality}
     Image.fromarray(pixels).save(buffer, format=pillow_format, **options)
     return buffer.getvalue()
-
-
-def _columns(drawn: list[list[dict[str, Any]]]) -> dict[str, list[Any]]:
-    """Rows of each request as columns, with `row`, the request's number."""
-    rows = [{"row": number, **image} for number, images in enumerate(drawn) for image in images]
-    return {name: [row[name] for row in rows] for name in ("row", *OUTPUT_COLUMNS)}
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -137,7 +137,10 @@ def load(recipe: Recipe) -> SDXL | Flux:
             **options,
         )
     pipe.set_progress_bar_config(disable=True)
-    return family(pipe.to(recipe.device), recipe)
+    pipe.to(recipe.device)
+    if recipe.compiled:
+        (pipe.unet if family is SDXL else pipe.transformer).compile_repeated_blocks()
+    return family(pipe, recipe)
 
 
 def decode_to_uint8(family: SDXL | Flux, latents: torch.Tensor) -> tuple[np.ndarray, list[bool]]:
@@ -158,9 +161,13 @@ def decode_to_uint8(family: SDXL | Flux, latents: torch.Tensor) -> tuple[np.ndar
 
 
 def denoise(
-    family: SDXL | Flux, embeddings: list[Embeddings], seeds: list[int], callback: Callable[..., dict[str, Any]]
+    family: SDXL | Flux,
+    embeddings: list[Embeddings],
+    seeds: list[int],
+    steps: int,
+    callback: Callable[..., dict[str, Any]],
 ) -> None:
-    """Run the model once for a batch; what is wanted of it is the callback's business.
+    """Run the model once for a batch, in so many steps; what is wanted of it is the callback's business.
 
     Each image has a fresh CPU generator of its own seed: a used one, or one for the batch, would change the images.
     """
@@ -170,7 +177,7 @@ def denoise(
         **batch,
         **family.extra_arguments(),
         generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-        num_inference_steps=recipe.num_inference_steps,
+        num_inference_steps=steps,
         guidance_scale=recipe.guidance_scale,
         height=recipe.height,
         width=recipe.width,

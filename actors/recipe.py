@@ -8,11 +8,13 @@ from typing import Any, Literal
 
 Snapshot = Literal["xt", "x0"]
 SeedMode = Literal["image", "slot"]
+Mode = Literal["once", "separate"]
+"""once: one denoise, tapped at each wanted step; separate: a run of its own for each step count, as the scripts do."""
 
 MAX_SEED = 2**32 - 1
 """torch's CPU generator reads 32 bits of a seed: two seeds that differ above them would draw the same noise."""
 
-LOW_BITS_FIELDS = frozenset({"batch_size", "device"})
+LOW_BITS_FIELDS = frozenset({"batch_size", "device", "compiled"})
 """Recipe fields that move only the low bits of a picture: another value is recorded and warned of, not refused."""
 
 RETURNS_X0 = frozenset({"EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "DDIMScheduler"})
@@ -52,11 +54,17 @@ class Recipe:
     batch_size: int  # always denoised at this size, the tail padded: the size moves low bits
     image_format: str
     image_quality: int | None  # None for png, which has no quality
+    mode: Mode = "once"
+    compiled: bool = False  # torch.compile of the denoiser's repeated blocks
 
     @property
     def hub_revision(self) -> str | None:
         """The commit to load from the hub; None for local folders and built-in models, whose revision is a hash."""
         return None if ":" in self.model_revision else self.model_revision
+
+    def total_steps(self, capture: Capture) -> int:
+        """Steps of the run that a capture is taken from."""
+        return self.num_inference_steps if self.mode == "once" else capture.step
 
     def fingerprint(self) -> str:
         """16 hex digits of the SHA-256 of the recipe's canonical JSON."""

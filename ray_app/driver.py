@@ -35,6 +35,8 @@ pc: Any = pyarrow.compute
 
 TASKS_IN_FLIGHT = 2
 """Batches at an actor: one being drawn and one waiting, so that none waits for the driver."""
+OVERLAPPED = frozenset({"cuda"})
+"""Devices that draw a batch while the files of the last one are encoded: on CPUs both would want the same core."""
 INIT_DEATHS = 2
 """Actors that may fail to load one after another before the run ends: a full GPU can pass, a missing folder can't."""
 WRITERS = 2
@@ -110,13 +112,13 @@ class Driver:
         ok = pc.sum(pc.equal(rows["status"], "ok")).as_py() or 0
         self.metrics.observe(rows)
         self.index.append(rows)
-        last_steps = rows.group_by("denoise_id").aggregate([("step", "max")])["step_max"]  # a table is a whole batch
+        runs = rows.group_by(["denoise_id", "num_inference_steps"]).aggregate([("step", "max")])  # of a whole batch
         self.counts += collections.Counter(
             ok=ok,
             failed=rows.num_rows - ok,
             truncated=pc.sum(rows["prompt_truncated"]).as_py() or 0,
-            denoises=len(last_steps),
-            steps=pc.sum(last_steps).as_py() or 0,
+            denoises=runs.num_rows,
+            steps=pc.sum(runs["step_max"]).as_py() or 0,
         )
         progress.add(ok, rows.num_rows - ok)
         self._report_shrunk(rows)
@@ -145,6 +147,7 @@ class Driver:
         recipe, options = self.recipe, self.options
         # a GPU actor asks for no CPU: nodes have fewer CPUs than such actors would want, and it needs one only briefly
         resources: dict[str, Any] = {"num_gpus": options.gpus(), "num_cpus": 0} if options.gpus() else {"num_cpus": 1}
+        overlapped = recipe.device in OVERLAPPED
         drawn = ray.data.from_arrow(batches).map_batches(
             self.worker,
             fn_constructor_args=(ledger, recipe, self.plan.captures, 1 if recipe.device == "cpu" else None),
@@ -152,7 +155,12 @@ class Driver:
             batch_format="pyarrow",
             # of one size: Ray Data gives up actors that wait for a node, and takes its time to ask for them again. At
             # the tail it lets each go that has nothing left to draw
-            compute=ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=TASKS_IN_FLIGHT),
+            compute=ActorPoolStrategy(
+                size=actors,
+                max_tasks_in_flight_per_actor=TASKS_IN_FLIGHT + overlapped,
+                max_concurrent_calls_per_actor=1 + overlapped,
+                enable_true_multi_threading=overlapped,
+            ),
             **resources,
         )
         # no CPU for writers either, or on a laptop they would wait for the actors that wait for them

@@ -87,7 +87,7 @@ def describe(job: Job) -> str:
         f"slots            {todo.slots:,}, of them {todo.different_denoises:,} different\n"
         f"images           {wanted:,} wanted, {there:,} there, {todo.images_to_draw:,} to draw\n"
         f"denoises to do   {todo.denoises.num_rows:,} ({todo.duplicates_saved:,} duplicates saved)\n"
-        f"steps to run     {todo.steps_to_run():,}{compared}"
+        f"steps to run     {todo.steps_to_run(job.recipe.mode == 'separate'):,}{compared}"
     )
 
 

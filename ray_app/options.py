@@ -69,6 +69,15 @@ class Generate:
     snapshot: Literal["xt", "x0", "both"] = "xt"
     """The image at a step: xt, the noisy latents as they are; x0, the model's prediction of the clean image."""
 
+    mode: Literal["once", "separate"] = "once"
+    """once: a prompt is denoised once and its steps are taken on the way; separate: a run of its own for each step
+    count, as the scripts do: finished images of N-step runs."""
+    vae_dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    """Of the VAE, kept so: halves what decoding takes, and changes pixels. Default float32 for SDXL, whose VAE
+    overflows in float16; else that of the model."""
+    compile: bool = False
+    """torch.compile the model's repeated blocks: minutes at the start of each actor, then faster; moves low bits."""
+
     batch_size: int | None = None
     """Prompts denoised together, always this many (the tail is padded): it moves low bits. By default by model."""
     num_workers: str | None = None
@@ -166,6 +175,10 @@ class Generate:
             raise Refused(f"--gpus_per_actor {gpus}: must be a fraction of one GPU, or whole GPUs")
         if self.denoise_timeout is not None and not self.denoise_timeout > 0:
             raise Refused(f"--denoise_timeout {self.denoise_timeout:g}: must be above 0")
+        if self.mode == "separate" and self.snapshot != "xt":
+            raise Refused(
+                f"--snapshot {self.snapshot}: an N-step run ends with xt and x0 equal; take xt with --mode separate"
+            )
         if self.negative_prompt is not None and self.model_type == "flux":
             raise Refused("--negative_prompt: Flux takes none; leave it out")
         self.workers()

@@ -62,9 +62,12 @@ class Plan:
         starts = np.asarray(wanted.offsets)[:-1] - wanted.offsets[0].as_py()
         return np.maximum.reduceat(steps[np.asarray(wanted.flatten())], starts)
 
-    def steps_to_run(self) -> int:
-        """Denoising steps of all denoises together, padding not counted."""
-        return int(self.last_steps().sum())
+    def steps_to_run(self, separate: bool = False) -> int:
+        """Denoising steps of all denoises together, padding not counted; `separate`: a run for each capture."""
+        if not separate:
+            return int(self.last_steps().sum())
+        steps = np.array([capture.step for capture in self.captures], int)
+        return int(steps[np.asarray(pc.list_flatten(self.denoises["captures"]))].sum())
 
     def batches(self, batch_size: int) -> Iterator[pa.Table]:
         """The denoises in batches, one each for a task of the cluster."""

@@ -24,7 +24,11 @@ def resolve(options: Generate) -> Recipe:
     height = card.default_size if options.height is None else options.height
     width = card.default_size if options.width is None else options.width
     card.check_size(height, width)
-    card.check_steps(options.max_inference_steps)
+    captures = options.captures()
+    for steps in (
+        {capture.step for capture in captures} if options.mode == "separate" else {options.max_inference_steps}
+    ):
+        card.check_steps(steps)
     _check_snapshot(options, card)
     return Recipe(
         model_type=options.model_type,
@@ -34,7 +38,8 @@ def resolve(options: Generate) -> Recipe:
         scheduler=card.scheduler,
         scheduler_config=card.scheduler_fingerprint(),
         dtype=dtype,
-        vae_dtype="float32" if options.model_type == "sdxl" else dtype,  # SDXL's VAE overflows in float16
+        vae_dtype=options.vae_dtype
+        or ("float32" if options.model_type == "sdxl" else dtype),  # SDXL's overflows in half
         device=device,
         num_inference_steps=options.max_inference_steps,
         guidance_scale=options.guidance_scale,
@@ -45,6 +50,8 @@ def resolve(options: Generate) -> Recipe:
         batch_size=options.batch_size or default_batch_size(options.model_type, device, height, width),
         image_format=options.image_format,
         image_quality=None if options.image_format == "png" else options.image_quality,
+        mode=options.mode,
+        compiled=options.compile,
     )
 
 
@@ -83,6 +90,9 @@ FLAGS = {
     "image_quality": "--image_quality",
     "batch_size": "--batch_size",
     "device": "--device",
+    "vae_dtype": "--vae_dtype",
+    "mode": "--mode",
+    "compiled": "--compile",
 }
 """How a user says a recipe's field."""
 

@@ -2,6 +2,7 @@
 Knows which actor and node it is on; nothing of files. torch and Ray come in with the first worker."""
 
 import os
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -16,8 +17,9 @@ _SLOTS = pa.list_(
     pa.struct([*((name, index.COLUMNS[name][0]) for name in SLOT_FIELDS if name != "file"), ("file", pa.string())])
 )
 _IMAGE_COLUMNS = (
-    "denoise_id", "prompt", "seed", "snapshot", "step", "width", "height", "status", "error_type", "error_message",
-    "prompt_truncated", "timestep", "sigma", "batch_size", "denoise_seconds", "decode_seconds", "actor_id", "node_id",
+    "denoise_id", "prompt", "seed", "snapshot", "step", "num_inference_steps", "width", "height", "status",
+    "error_type", "error_message", "prompt_truncated", "timestep", "sigma", "batch_size", "denoise_seconds",
+    "decode_seconds", "actor_id", "node_id",
 )  # fmt: skip
 SCHEMA = pa.schema(
     [
@@ -35,6 +37,8 @@ class Worker:
 
     A batch that a worker died with comes here again: then its prompts are drawn one by one, each padded to the full
     batch, and one that kills again is given up.
+
+    It may be called by two threads: while one encodes its batch's files, the other draws the next batch.
     """
 
     def __init__(self, ledger: Any, recipe: Recipe, captures: Sequence[Capture], threads: int | None):
@@ -46,6 +50,7 @@ class Worker:
         self._tell("loading", self.ids["actor_id"], self.ids["node_id"], os.getpid())
         self.generator = self.load(recipe, captures, threads)
         self._tell("loaded", self.ids["actor_id"])
+        self._turn = threading.Lock()
         self._idle_since = time.monotonic()
 
     def load(self, recipe: Recipe, captures: Sequence[Capture], threads: int | None) -> Any:
@@ -56,11 +61,14 @@ class Worker:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Rows of `Plan.denoises` in; one row an image out, always the same number in the same order."""
-        idle_seconds = time.monotonic() - self._idle_since
         batch = table.to_pydict()
         number = batch["denoise_id"][0]
-        first_time = self._tell("begin", number, self.ids["actor_id"])
-        drawn = self.generator(batch) if first_time else self._one_by_one(number, batch)
+        with self._turn:
+            idle_seconds = time.monotonic() - self._idle_since
+            first_time = self._tell("begin", number, self.ids["actor_id"])
+            pictures = self.generator.draw(batch) if first_time else self._one_by_one(number, batch)
+            self._idle_since = time.monotonic()
+        drawn = self.generator.encode(pictures)
         self._tell("end", number)
         rows = drawn.pop("row")
         asked = [capture for captures in batch["captures"] for capture in captures]
@@ -71,22 +79,17 @@ class Worker:
             [{name: slot[name] for name in SLOT_FIELDS} for slot in batch["slots"][row] if capture in slot["captures"]]
             for row, capture in zip(rows, asked, strict=True)
         ]
-        images = pa.table({field.name: pa.array(drawn[field.name], field.type) for field in SCHEMA}, schema=SCHEMA)
-        self._idle_since = time.monotonic()
-        return images
+        return pa.table({field.name: pa.array(drawn[field.name], field.type) for field in SCHEMA}, schema=SCHEMA)
 
-    def _one_by_one(self, number: str, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        drawn: dict[str, list[Any]] = {}
+    def _one_by_one(self, number: str, batch: dict[str, list[Any]]) -> list[Any]:
+        pictures: list[Any] = []
         for row, prompt in enumerate(batch["denoise_id"]):
             alone = {name: values[row : row + 1] for name, values in batch.items()}
             given_up = self._tell("begin_alone", number, prompt, self.ids["actor_id"])
-            images = self.generator.give_up(alone, *given_up) if given_up else self.generator(alone)
+            pictures += self.generator.give_up(alone, *given_up) if given_up else self.generator.draw(alone)
             if not given_up:
                 self._tell("end_alone", prompt)
-            images["row"] = [row] * len(images["row"])
-            for name, values in images.items():
-                drawn.setdefault(name, []).extend(values)
-        return drawn
+        return pictures
 
     def _tell(self, what: str, *arguments: Any) -> Any:
         """Tell the ledger and wait: what it has not noted before a death is lost."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -190,3 +191,31 @@ def test_encode_is_deterministic_and_png_keeps_every_pixel():
         assert encode(image, image_format, quality) == encode(image, image_format, quality)
     assert np.array_equal(pixels(encode(image, "png", None)), image)
     assert len(encode(image, "jpg", 95)) > len(encode(image, "jpg", 20))
+
+
+def test_separate_runs_are_the_pipelines_own_shorter_runs(recipe_for, models):
+    """Step 3 of the run is not the run of 3 steps."""
+    captures = [Capture(3), Capture(6)]
+    separate = make(recipe_for, models, "sdxl_ancestral", captures, mode="separate", batch_size=1)
+    once = make(recipe_for, models, "sdxl_ancestral", captures, batch_size=1)
+    three, six = draw(separate, PROMPTS[:1], [3])
+    assert [image["num_inference_steps"] for image in (three, six)] == [3, 6]
+    pipe = FAMILIES["sdxl"].pipeline_class().from_pretrained(models["sdxl_ancestral"])
+    pipe.set_progress_bar_config(disable=True)
+    for steps, drawn in ((3, three), (6, six)):
+        generator = [torch.Generator("cpu").manual_seed(3)]
+        own = pipe(PROMPTS[0], generator=generator, num_inference_steps=steps, guidance_scale=0.0).images[0]
+        assert np.array_equal(pixels(drawn["image"]), np.array(own))
+    tapped, last = draw(once, PROMPTS[:1], [3])
+    assert last["image"] == six["image"]
+    assert tapped["image"] != three["image"]
+
+
+def test_two_threads_that_take_turns_draw_the_same_bytes(recipe_for, models):
+    """One batch's files are encoded while the next batch is drawn."""
+    generator = make(recipe_for, models, "sdxl_ancestral")
+    batches = [{"prompt": [prompt], "seed": [seed], "captures": [[0]]} for seed, prompt in enumerate(PROMPTS)]
+    alone = [generator(batch)["image"] for batch in batches]
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(generator.encode, generator.draw(batch)) for batch in batches]
+        assert [one.result()["image"] for one in waiting] == alone
