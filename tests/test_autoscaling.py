@@ -1,6 +1,7 @@
 """Autoscaling: what could come and what is refused; and for real, Ray's own autoscaler with fake nodes."""
 
 import re
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -126,6 +127,7 @@ def test_workers_come_and_go_with_the_run(head, tmp_path):
     most = 0
     while driver.poll() is None:
         most = max(most, head.nodes())
+        time.sleep(0.5)
     out, err = driver.communicate()
     assert driver.returncode == 0, err
     assert most == 4, err
