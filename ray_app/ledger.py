@@ -9,6 +9,9 @@ from typing import Any
 
 ALONE_TRIES = 2
 """Deaths of a worker with one and the same prompt, drawn alone, before the prompt is given up."""
+NODES_EXCUSED = 3
+"""Deaths with one prompt, drawn alone, that are not held against it because the whole node went: a spot worker was
+taken, say. Not more, since a prompt may also take all of a node's memory."""
 MEDIAN_OF = 1_000
 
 
@@ -17,8 +20,10 @@ class _Unit:
     """Something a worker is drawing: a batch, or one prompt of a batch that a worker died with."""
 
     worker: str
+    node: str | None
     started: float
     timed_out: bool = False
+    node_died: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +48,7 @@ class Ledger:
         self._alone: dict[str, _Unit] = {}
         self._tries: dict[str, int] = {}
         self._causes: dict[str, str] = {}
+        self._excused: dict[str, int] = {}
         self._seconds: deque[float] = deque(maxlen=MEDIAN_OF)
 
     def loading(self, worker: str, node_id: str, pid: int) -> None:
@@ -60,7 +66,7 @@ class Ledger:
         """A worker begins a batch. False: another died with it, so its prompts are to be drawn one by one."""
         first = batch not in self._batches
         self._replays += not first
-        self._batches[batch] = _Unit(worker, time.monotonic())
+        self._batches[batch] = self._unit(worker)
         return first
 
     def begin_alone(self, batch: str, prompt: str, worker: str) -> tuple[str, str] | None:
@@ -70,12 +76,15 @@ class Ledger:
         if before is not None and before.timed_out:
             self._causes[prompt] = "DenoiseTimeout"
         tries = self._tries.get(prompt, 0)
+        if before is not None and before.node_died and self._excused.get(prompt, 0) < NODES_EXCUSED:
+            self._excused[prompt] = self._excused.get(prompt, 0) + 1
+            tries -= 1
         if tries >= ALONE_TRIES:
             self._alone.pop(prompt, None)
-            self._batches[batch] = _Unit(worker, time.monotonic())
+            self._batches[batch] = self._unit(worker)
             return _why(self._causes.get(prompt, "WorkerDied"), tries)
         self._tries[prompt] = tries + 1
-        self._alone[prompt] = _Unit(worker, time.monotonic())
+        self._alone[prompt] = self._unit(worker)
         self._batches[batch] = self._alone[prompt]
         return None
 
@@ -90,16 +99,26 @@ class Ledger:
         if unit is not None:
             self._seconds.append(time.monotonic() - unit.started)
 
-    def status(self) -> Status:
-        """Counts, and how long what is in flight has been."""
+    def status(self, nodes: set[str]) -> Status:
+        """Counts, and how long what is in flight on these nodes has been; all others are dead."""
         now = time.monotonic()
+        for unit in self._batches.values():
+            unit.node_died = unit.node not in nodes
         return Status(
             loads=self._loads,
             deaths_while_loading=self._deaths_while_loading,
             replays=self._replays,
             median_seconds=statistics.median(self._seconds) if self._seconds else None,
-            in_flight=[(unit.worker, now - unit.started) for unit in self._batches.values() if not unit.timed_out],
+            in_flight=[
+                (unit.worker, now - unit.started)
+                for unit in self._batches.values()
+                if not unit.timed_out and not unit.node_died
+            ],
         )
+
+    def _unit(self, worker: str) -> _Unit:
+        node, _ = self._places.get(worker, (None, None))
+        return _Unit(worker, node, time.monotonic())
 
     def time_out(self, worker: str) -> tuple[str, int]:
         """A worker has been at one thing for too long; its node and process id, to be killed."""

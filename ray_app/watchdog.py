@@ -43,7 +43,7 @@ class Watchdog:
 
         if self._asked is None:
             if time.monotonic() >= self._next:
-                self._asked = self.ledger.status.remote()
+                self._asked = self.ledger.status.remote({node["NodeID"] for node in ray.nodes() if node["Alive"]})
             return
         ready, _ = ray.wait([self._asked], timeout=0)
         if ready:
