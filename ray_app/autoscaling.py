@@ -18,16 +18,14 @@ KUBERNETES_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 @dataclasses.dataclass(frozen=True)
 class Autoscaler:
-    """What an autoscaler is allowed to start. `types`: (GPUs of a node, most such nodes); None where it isn't known."""
+    """What an autoscaler is allowed to start. `types`: (GPUs of a node, most such nodes); `logs`: where it says why."""
 
-    types: tuple[tuple[float, int], ...] | None
+    types: tuple[tuple[float, int], ...]
     max_nodes: int
     logs: str
 
-    def can_bring(self, gpus_per_actor: float) -> int | None:
-        """Most actors on its nodes, or None if that isn't known here."""
-        if self.types is None:
-            return None
+    def can_bring(self, gpus_per_actor: float) -> int:
+        """Most actors on its nodes."""
         left, actors = self.max_nodes, 0
         for gpus, most in sorted(self.types, reverse=True):
             nodes = min(most, left)
@@ -37,7 +35,7 @@ class Autoscaler:
 
     def largest(self) -> float:
         """GPUs of its largest node."""
-        return max((gpus for gpus, most in self.types or () if most), default=0.0)
+        return max((gpus for gpus, most in self.types if most), default=0.0)
 
 
 def find() -> Autoscaler | None:

@@ -14,8 +14,6 @@ from ray_app.errors import Refused, one_line
 
 LOCAL_IP = "127.0.0.1"
 CONNECT_SECONDS = 10.0
-UNKNOWN_MOST = 8
-"""Actors asked for by default where it isn't known how many an autoscaler can bring."""
 
 
 @contextlib.contextmanager
@@ -97,21 +95,20 @@ def pool_size(
     import ray
 
     if not gpus_per_actor:
-        possible: int | None = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        possible = max(1, int(ray.cluster_resources().get("CPU", 1)))
     else:
         possible = actors_that_fit(gpus_per_actor)
         if autoscaler:
             brought = autoscaler.can_bring(gpus_per_actor)
-            possible = None if brought is None else max(possible, brought + actors_that_fit(gpus_per_actor, head=True))
+            possible = max(possible, brought + actors_that_fit(gpus_per_actor, head=True))
         if possible == 0:
             raise Refused(_no_gpu(gpus_per_actor, autoscaler))
-        if autoscaler and asked and possible is not None and asked[0] > possible:
+        if autoscaler and asked and asked[0] > possible:
             raise Refused(
                 f"--num_workers {asked[0]}: the cluster and its autoscaler can have {possible} actors with"
                 f" {gpus_per_actor:g} GPUs each at most; ask for fewer, or raise max_workers there"
             )
-    most = asked[1] if asked else possible
-    return max(1, min(UNKNOWN_MOST if most is None else most, tasks))
+    return max(1, min(asked[1] if asked else possible, tasks))
 
 
 def _no_gpu(gpus_per_actor: float, autoscaler: Autoscaler | None) -> str:

@@ -81,7 +81,6 @@ def test_pool_sizes(ray_local):
     assert size((1, 2), 1, 100, scaler((1, 3))) == 2
     assert size((1, 8), 1, 100, scaler((1, 3))) == 8  # the file may be raised while it runs
     assert size(None, 1, 2, scaler((1, 3))) == 2
-    assert size(None, 1, 100, Autoscaler(None, 0, "")) == cluster.UNKNOWN_MOST
     with pytest.raises(Refused, match=r"--num_workers 4: .* can have 3 actors with 1 GPUs each at most"):
         size((4, 8), 1, 100, scaler((1, 3)))
     with pytest.raises(Refused, match=r"--gpus_per_actor 2: .* its autoscaler can bring nodes with 1;"):
