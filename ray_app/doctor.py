@@ -178,7 +178,7 @@ def pool(run: Generate, nodes: list[Node], autoscaler: autoscaling.Autoscaler | 
     if run.gpus() > 1:
         yield f"--gpus_per_actor {run.gpus():g}: a model is loaded on one GPU, the others stand idle; give 1"
     room = _room(run, nodes, autoscaler)
-    if asked and room is not None and asked[1] > room:
+    if asked and asked[1] > room:
         also = " with all that the autoscaler can bring" if autoscaler else ""
         yield (
             f"--num_workers {run.num_workers}: there is room for {room} actors{also}; ask for {room}, add nodes"
@@ -186,13 +186,13 @@ def pool(run: Generate, nodes: list[Node], autoscaler: autoscaling.Autoscaler | 
         )
 
 
-def _room(run: Generate, nodes: list[Node], autoscaler: autoscaling.Autoscaler | None) -> int | None:
-    """Actors that fit when all nodes are up that can be; None if that isn't known."""
+def _room(run: Generate, nodes: list[Node], autoscaler: autoscaling.Autoscaler | None) -> int:
+    """Actors that fit when all nodes are up that can be."""
     if not run.gpus():
         return sum(int(node.cpus) for node in nodes)
     here = sum(int(node.gpus / run.gpus()) for node in nodes)
     brought = autoscaler.can_bring(run.gpus()) if autoscaler else 0
-    return None if brought is None else max(here, brought)
+    return max(here, brought)
 
 
 def _table(nodes: list[Node]) -> list[str]:
@@ -226,6 +226,5 @@ def _summary(
         f"autoscaler       {bring}",
         f"model            {run.model()}: {weights / GB:.1f} GB {source} as loaded, about {needs / GB:.1f} GB an actor",
         f"output           {run.output_base_path}: {where}",
-        f"actors           {'as many as the autoscaler brings' if room is None else f'room for {room}'},"
-        f" on {'GPUs' if run.target_device() == 'cuda' else 'CPUs'}",
+        f"actors           room for {room}, on {'GPUs' if run.target_device() == 'cuda' else 'CPUs'}",
     ]
