@@ -80,3 +80,10 @@ def test_workers():
     assert Generate(num_workers="3").workers() == (3, 3)
     assert Generate(num_workers="1:4").workers() == (1, 4)
     assert Generate().workers() is None
+
+
+def test_separate_runs_have_no_other_snapshot():
+    """An N-step run ends with xt and x0 equal."""
+    Generate(mode="separate").check()
+    with pytest.raises(Refused, match=r"--snapshot both: .* take xt with --mode separate"):
+        Generate(mode="separate", snapshot="both").check()
