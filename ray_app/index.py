@@ -219,14 +219,18 @@ def read(
     while True:
         names = list(_parts(storage, model_type))
         try:
-            dataset = ds.dataset([storage.path(name) for name in names], SCHEMA, _CHECKED, storage.filesystem)
-            return dataset.to_table(columns=wanted, filter=only).sort_by("created_at")
+            return dataset(storage, names).to_table(columns=wanted, filter=only).sort_by("created_at")
         except FileNotFoundError:
             raise
         except (pa.ArrowException, OSError) as error:
             if not parts.find_damaged_data(storage, names):
                 where = storage.at(layout.index_folder(model_type))
                 raise Refused(f"{where}: can't be read: {one_line(error, 200)}") from error
+
+
+def dataset(storage: Storage, names: Sequence[str]) -> ds.Dataset:
+    """The rows of these parts, read when they are asked for, each page compared with its checksum."""
+    return ds.dataset([storage.path(name) for name in names], SCHEMA, _CHECKED, storage.filesystem)
 
 
 def newest(rows: pa.Table) -> np.ndarray:

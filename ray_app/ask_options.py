@@ -1,0 +1,186 @@
+"""The flags of the verbs that ask and show: query, status, gallery, export.
+Knows names and defaults; nothing of files."""
+
+import dataclasses
+from typing import Annotated, Literal
+
+import tyro
+
+from ray_app.errors import Refused
+
+PRESETS = ("steps", "failures", "timing", "duplicates", "shared_references")
+
+
+@dataclasses.dataclass(frozen=True)
+class Query:
+    """Ask an output's index with SQL (DuckDB's): the views are images, the newest row of each, and runs.
+
+    Nothing can be changed by it, and no other file be read. A damaged part is named on stderr; its rows don't count.
+
+    Example: proxyqueue query --output_base_path out "SELECT step, count(*) FROM images GROUP BY ALL ORDER BY ALL"
+
+    Exit codes: 0 answered, 2 refused (SQL that can't be run too), 130 interrupted.
+    """
+
+    sql: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="SQL")] = None
+    """One SELECT; see the columns with --schema."""
+    output_base_path: str = "./output"
+    """OUTPUT: whose index to ask."""
+    preset: Literal["steps", "failures", "timing", "duplicates", "shared_references"] | None = None
+    """Instead of SQL; shared_references are those of several queries, duplicates are slots that share a denoise."""
+    schema: bool = False
+    """Print the columns of both views with types and meaning, and stop."""
+    format: Literal["table", "csv", "json", "parquet"] | None = None
+    """Default by the ending of --output, else a table, of which the terminal gets the first 100 rows."""
+    output: str | None = None
+    """File to write instead of the terminal; there whole or not at all."""
+    check: bool = False
+    """Compare every part with its checksums first. Up to 200,000 rows that is done anyway."""
+
+    def check_flags(self) -> None:
+        """Raise Refused unless exactly one thing is asked."""
+        asked = [self.sql is not None, self.preset is not None, self.schema]
+        if sum(asked) != 1:
+            raise Refused("query: ask one thing: SQL, --preset or --schema (see proxyqueue query --help)")
+        if self.sql is not None and not self.sql.strip():
+            raise Refused("query: the SQL is empty")
+        if self.format == "parquet" and self.output is None:
+            raise Refused("--format parquet: name a file with --output")
+
+
+@dataclasses.dataclass(frozen=True)
+class Status:
+    """Say what is there of what was asked, the runs, and when one that is going on will be done.
+
+    Asked is what all runs' records together say, or the annotations of --json_file. Done is what the index says is ok
+    and whose file has that size; missing is what neither is done nor failed.
+
+    Example: proxyqueue status --output_base_path out --watch
+
+    Exit codes: 0 shown, whatever it is; 2 refused, 130 interrupted (Ctrl-C ends --watch).
+    """
+
+    output_base_path: str = "./output"
+    """OUTPUT: what to look at, from any machine that sees it."""
+    model_type: Literal["sdxl", "flux"] | None = None
+    """This family only; default every one that was asked for or is there."""
+    json_file: str | None = None
+    """Annotations: then all their slots are asked for, instead of what the runs were."""
+    prompt_field: str = "multi_gpt-3.5_opt"
+    """Field of the annotations that holds a query's list of prompts."""
+    num_prompts: int = 5
+    """Prompts asked for of each query of --json_file, its first ones."""
+    img_per_prompt: int = 1
+    """Images asked for of each prompt of --json_file."""
+    steps: tuple[int, ...] = ()
+    """Steps asked for; default those of the runs and of the index."""
+    snapshot: Literal["xt", "x0"] | None = None
+    """Kind of snapshot asked for; default those of the runs and of the index."""
+    index_only: bool = False
+    """Believe the index and list no files: for millions of images."""
+    watch: bool = False
+    """Show it anew every --seconds until Ctrl-C."""
+    seconds: float = 5.0
+    """Between two looks of --watch."""
+    format: Literal["text", "json"] = "text"
+    """json: one object; with --watch one a line."""
+
+    def check(self) -> None:
+        """Raise Refused for the first flag whose value makes no sense."""
+        for name in ("num_prompts", "img_per_prompt"):
+            if getattr(self, name) < 1:
+                raise Refused(f"--{name} {getattr(self, name)}: must be at least 1")
+        for step in self.steps:
+            if step < 1:
+                raise Refused(f"--steps {step}: steps begin at 1")
+        if not 0 < self.seconds < 86_400:
+            raise Refused(f"--seconds {self.seconds:g}: must be above 0, and at most a day")
+
+
+@dataclasses.dataclass(frozen=True)
+class Gallery:
+    """Write a static page to look at: a row a slot, a column a step, reference, caption and prompt beside them.
+
+    Opens without a server or a network. The folder holds small copies of its own: zip it and send it.
+
+    Example: proxyqueue gallery --output_base_path out --json_file test.json --limit 100
+
+    Exit codes: 0 written, 2 refused, 130 interrupted.
+    """
+
+    output_base_path: str = "./output"
+    """OUTPUT: whose images to show."""
+    gallery_path: str | None = None
+    """Folder of the pages; default OUTPUT/gallery."""
+    model_type: Literal["sdxl", "flux"] | None = None
+    """This family only; default every one, one under the other."""
+    json_file: str | None = None
+    """Annotations with the captions; default those of the last run, if they are there still."""
+    query_ids: tuple[int, ...] = ()
+    """Show these queries only."""
+    limit: int | None = None
+    """Show the first N queries only."""
+    thumbnails: int = 256
+    """Longer side of the copies in pixels; 0 makes none and shows the images where they are, in full."""
+    contact_sheet: str | None = None
+    """Write one PNG for papers and slides instead: --query_ids or --limit say of what."""
+
+    def check(self) -> None:
+        """Raise Refused for the first flag whose value makes no sense."""
+        if self.limit is not None and self.limit < 1:
+            raise Refused(f"--limit {self.limit}: must be at least 1")
+        if self.thumbnails and not 16 <= self.thumbnails <= 4096:
+            raise Refused(f"--thumbnails {self.thumbnails}: must be from 16 to 4096, or 0 for none")
+        if self.contact_sheet is not None and not self.contact_sheet.lower().endswith(".png"):
+            raise Refused(f"--contact_sheet {self.contact_sheet}: must end with .png")
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Hand an output on in the form that other programs read; only images whose file is there.
+
+    imagefolder: metadata.parquet beside each combined/, for datasets.load_dataset("imagefolder", data_dir=STEP_FOLDER).
+    trajectories: Parquet, one row a slot, one image column a step. webdataset: tar shards, written by Ray Data.
+    ipcir: check that retrieval scripts read the tree right; with --by_query write trees for second queries too.
+
+    Example: proxyqueue export --format trajectories --output_base_path out --export_path trajectories
+
+    Exit codes: 0 written, or nothing wrong; 1 ipcir found problems, 2 refused, 130 interrupted.
+    """
+
+    format: Literal["imagefolder", "trajectories", "webdataset", "ipcir"]
+    """What for."""
+    output_base_path: str = "./output"
+    """OUTPUT: what to export."""
+    export_path: str | None = None
+    """Folder to write to, new or empty. imagefolder writes into OUTPUT itself, ipcir only with --by_query."""
+    model_type: Literal["sdxl", "flux"] | None = None
+    """This family only; default every one."""
+    steps: tuple[int, ...] = ()
+    """These steps only; default all."""
+    snapshot: Literal["xt", "x0"] | None = None
+    """This kind of snapshot only; default both."""
+    by_query: bool = False
+    """ipcir: where queries share a reference, a complete tree in which the second query's images take the first's place
+    (and a third's in another): what retrieval scripts need to score them."""
+    shard_images: int = 1000
+    """webdataset: images of a tar file; trajectories: rows of a Parquet file."""
+    address: str | None = None
+    """webdataset: Ray cluster to join, as of generate."""
+    shared_filesystem: bool = False
+    """webdataset: OUTPUT and EXPORT_PATH are mounted on every node of the cluster: any of them writes shards."""
+
+    def check(self) -> None:
+        """Raise Refused for flags that don't go together."""
+        writes = self.format in ("trajectories", "webdataset") or self.by_query
+        if writes and self.export_path is None:
+            raise Refused(f"--export_path: name the folder that --format {self.format} writes")
+        if not writes and self.export_path is not None:
+            raise Refused(f"--export_path: --format {self.format} takes none")
+        if self.by_query and self.format != "ipcir":
+            raise Refused("--by_query: goes with --format ipcir")
+        if not 1 <= self.shard_images <= 1_000_000:
+            raise Refused(f"--shard_images {self.shard_images}: must be from 1 to 1000000")
+        for step in self.steps:
+            if step < 1:
+                raise Refused(f"--steps {step}: steps begin at 1")

@@ -1,0 +1,163 @@
+"""The views `images` and `runs` of an output in a DuckDB that can do nothing else: no other file, no change.
+Knows how DuckDB is locked and which parts count; nothing of what is asked."""
+
+import contextlib
+import datetime
+import json
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from ray_app import index, layout, parts, runs
+from ray_app.errors import Refused
+from ray_app.storage import Storage
+
+CHECKED_ROWS = 200_000
+"""DuckDB doesn't compare pages with their checksums. Up to so many rows they are compared before, which takes 0.1 s."""
+
+RUN_COLUMNS: dict[str, tuple[pa.DataType, str]] = {
+    "run_id": (pa.string(), "the run; in each of its images' rows too"),
+    "state": (pa.string(), "running, complete, some failed, interrupted, failed; died: it ended without a word"),
+    "model_type": (pa.string(), "sdxl or flux"),
+    "started_at": (pa.timestamp("s", tz="UTC"), "when it began"),
+    "heartbeat_at": (pa.timestamp("s", tz="UTC"), "when its driver was last heard of"),
+    "ended_at": (pa.timestamp("s", tz="UTC"), "when it ended; null while it runs, and if it died"),
+    "host": (pa.string(), "where its driver ran"),
+    "pid": (pa.int64(), "as which process"),
+    "images_written": (pa.int64(), "images it drew; null before its end"),
+    "images_skipped": (pa.int64(), "images that were there"),
+    "images_failed": (pa.int64(), "images it could not draw"),
+    "wall_seconds": (pa.float64(), "with starting Ray and loading models"),
+    "images_per_second": (pa.float64(), "over all of it"),
+    "error": (pa.string(), "why it failed"),
+    "command": (pa.string(), "its command line"),
+    "options": (pa.string(), "JSON: every flag"),
+    "recipe": (pa.string(), "JSON: everything but prompt and seed that decides a pixel"),
+    "versions": (pa.string(), "JSON: of Python and packages"),
+}
+"""Every column of `runs`: type and meaning."""
+
+_JSON = ("options", "recipe", "versions")
+
+
+@contextlib.contextmanager
+def connected(storage: Storage, check: bool = False, native: bool | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A locked in-memory DuckDB with both views; each model's partition is read only if it is asked for.
+
+    Args:
+        check: compare every part with its checksums, however many rows there are.
+        native: let DuckDB open the parts; else pyarrow does, which knows the filesystems that DuckDB needs an
+            extension for. Default: as the output needs it.
+
+    Raises:
+        Refused: no index there, or a part that may be whole can't be opened.
+        FileNotFoundError: a part is gone since it was listed; call it again.
+    """
+    native = not any(text in storage.url for text in _NOT_NATIVE) if native is None else native
+    with tempfile.TemporaryDirectory(prefix="proxyqueue-") as scratch, duckdb.connect(":memory:") as connection:
+        found = _parts(storage, check)
+        try:
+            _define(connection, storage, found, native, scratch)
+            yield connection
+        except duckdb.Error as error:  # DuckDB says many things of a file that isn't there
+            listed = {name for model_type in found for name in index.part_names(storage, model_type)}
+            if not listed.issuperset(name for names in found.values() for name in names):
+                raise FileNotFoundError from error
+            raise
+
+
+_NOT_NATIVE = ("://", "*", "?", "[")
+"""Outputs that DuckDB can't name: remote ones need an extension, and it takes these characters for patterns."""
+
+
+def _define(
+    connection: duckdb.DuckDBPyConnection, storage: Storage, found: dict[str, list[str]], native: bool, scratch: str
+) -> None:
+    selects, paths = [], []
+    for model_type, names in found.items():
+        source = f"parts_{model_type}"
+        if native and names:
+            mine = [storage.path(name) for name in names]
+            paths += mine
+            # not by the folders' names: a folder above OUTPUT may be called a=b too
+            source = f"read_parquet([{', '.join(map(_quoted, mine))}], hive_partitioning = false)"
+        else:
+            connection.register(source, index.dataset(storage, names))
+        selects.append(
+            f"(SELECT *, '{model_type}' AS model FROM {source} QUALIFY row_number() OVER"
+            f" (PARTITION BY {', '.join(index.KEY)} ORDER BY created_at DESC) = 1)"
+        )
+    connection.register("run_records", run_table(storage))
+    _lock(connection, paths, scratch)
+    connection.execute(f"CREATE VIEW images AS {' UNION ALL '.join(selects)}")
+    connection.execute("CREATE TABLE runs AS FROM run_records ORDER BY run_id")
+    connection.unregister("run_records")
+    connection.execute("SET lock_configuration = true")
+
+
+def find_damaged(storage: Storage) -> bool:
+    """Read every part whole, now that DuckDB could not; whether one is damaged that was not known to be."""
+    names = [name for names in _readable(storage).values() for name in names]
+    return parts.find_damaged_data(storage, names)
+
+
+def run_table(storage: Storage) -> pa.Table:
+    """Every run's record as a row of `runs`."""
+    rows = []
+    for record in runs.read_all(storage):
+        flat = {**record, **(record.get("summary") or {})}
+        flat["command"] = " ".join(map(str, record.get("command") or ()))
+        flat |= {name: json.dumps(record.get(name), ensure_ascii=False) for name in _JSON}
+        rows.append({name: _cast(flat.get(name), kind) for name, (kind, _) in RUN_COLUMNS.items()})
+    return pa.Table.from_pylist(rows, pa.schema([(name, kind) for name, (kind, _) in RUN_COLUMNS.items()]))
+
+
+def _parts(storage: Storage, check: bool) -> dict[str, list[str]]:
+    """The parts that count, by model; those that are damaged are said."""
+    found = _readable(storage)
+    if not found:
+        raise Refused(f"{storage.at(layout.INDEX)}: no part of an index there; set --output_base_path")
+    names = [name for names in found.values() for name in names]
+    if (check or _rows(storage, names) <= CHECKED_ROWS) and parts.find_damaged_data(storage, names):
+        found = _readable(storage)
+    return found
+
+
+def _readable(storage: Storage) -> dict[str, list[str]]:
+    listed = {name: index.part_names(storage, name) for name in layout.MODEL_TYPES}
+    return {name: list(parts.readable(storage, mine, index.SCHEMA)) for name, mine in listed.items() if mine}
+
+
+def _rows(storage: Storage, names: list[str]) -> int:
+    return index.dataset(storage, names).count_rows() if names else 0
+
+
+def _lock(connection: duckdb.DuckDBPyConnection, paths: list[str], scratch: str) -> None:
+    """From here on it reads these files and its own scratch, and nothing else; no extension comes, no setting goes."""
+    connection.execute("SET errors_as_json = true")
+    connection.execute("SET TimeZone = 'UTC'")
+    connection.execute("SET python_enable_replacements = false")
+    connection.execute("SET autoinstall_known_extensions = false")
+    connection.execute("SET autoload_known_extensions = false")
+    connection.execute("SET allow_community_extensions = false")
+    connection.execute("SET allow_persistent_secrets = false")
+    connection.execute(f"SET temp_directory = {_quoted(scratch)}")
+    connection.execute(f"SET allowed_paths = [{', '.join(map(_quoted, paths))}]")
+    connection.execute("SET enable_external_access = false")
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _cast(value: Any, kind: pa.DataType) -> Any:
+    """A record's value as the column's type; null if a person wrote something else there."""
+    try:
+        if value is not None and pa.types.is_timestamp(kind):
+            value = datetime.datetime.fromisoformat(value)
+        return pa.scalar(value, kind).as_py()
+    except (pa.ArrowException, TypeError, ValueError):
+        return None
