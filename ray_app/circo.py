@@ -92,6 +92,21 @@ def load(path: str, prompt_field: str, num_prompts: int, strict: bool = False) -
     return Annotations(queries, skipped, warnings)
 
 
+def captions(path: str) -> dict[int, tuple[str, str]]:
+    """Each query's relative caption and shared concept, "" where there is none; entries without an id are passed over.
+
+    Raises:
+        Refused: a file that can't be read as a list of objects.
+    """
+    found = {}
+    for entry in _read(path):
+        query_id = str(entry.get("id"))
+        if query_id.isdecimal() and len(query_id) < 20:
+            caption, concept = (entry.get(name) for name in ("relative_caption", "shared_concept"))
+            found[int(query_id)] = tuple(text if isinstance(text, str) else "" for text in (caption, concept))
+    return found
+
+
 def slots(queries: Sequence[Query], img_per_prompt: int, seed: int, seed_mode: SeedMode, image_format: str) -> pa.Table:
     """The images asked for, one row each in the order of the queries.
 

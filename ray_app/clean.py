@@ -18,7 +18,14 @@ from ray_app.upkeep_options import Clean
 # its functions are made when it is imported: type checkers don't see them
 pc: Any = pyarrow.compute
 
-CACHE, IMAGE, PART, RECORD, STAGED = "feature caches", "images", "parts", "records", "staged files"
+CACHE, IMAGE, PART, RECORD, STAGED, PAGE = (
+    "feature caches",
+    "images",
+    "parts",
+    "records",
+    "staged files",
+    "gallery files",
+)
 """Kinds of files, in the order in which a folder's are removed: no cache outlives an image that it was made of."""
 
 
@@ -77,7 +84,9 @@ def _folders(storage: Storage, options: Clean) -> list[str]:
         for folder in storage.step_folders(model_type)
         if options.snapshot in (None, folder.snapshot) and (not options.steps or folder.step in options.steps)
     ]
-    return found + ([layout.INDEX, layout.RUNS, layout.STAGING] if options.all and not options.caches else [])
+    return found + (
+        [layout.INDEX, layout.RUNS, layout.STAGING, layout.GALLERY] if options.all and not options.caches else []
+    )
 
 
 def _take_stock(storage: Storage, folder: str, options: Clean) -> Stock:
@@ -89,7 +98,7 @@ def _take_stock(storage: Storage, folder: str, options: Clean) -> Stock:
             continue
         found.setdefault(kind, []).append(f"{folder}/{name}")
         stock.bytes += entry.bytes if kind else 0
-    stock.files = {kind: found[kind] for kind in (CACHE, IMAGE, PART, RECORD, STAGED) if kind in found}
+    stock.files = {kind: found[kind] for kind in (CACHE, IMAGE, PART, RECORD, STAGED, PAGE) if kind in found}
     stock.strange = found.get(None, [])
     return stock
 
@@ -102,6 +111,8 @@ def _kind(folder: str, name: str) -> str | None:
         return CACHE if layout.is_feature_cache(name) else None
     if folder == layout.STAGING:
         return STAGED
+    if folder == layout.GALLERY:
+        return PAGE if layout.is_gallery_file(name) else None
     path = f"{folder}/{name}"
     if layout.is_index_part(path):
         return PART

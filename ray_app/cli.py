@@ -13,6 +13,7 @@ from typing import Any
 import tyro
 
 from ray_app import __version__
+from ray_app.ask_options import Export, Gallery, Query, Status
 from ray_app.errors import INTERRUPTED, OK, REFUSED, Refused
 from ray_app.options import Demo, Generate, Preview
 from ray_app.submit_options import Doctor, Submit
@@ -28,6 +29,10 @@ USAGE = """proxyqueue: draw text-to-image proxies for composed image retrieval, 
   proxyqueue compact --output_base_path out                          many small parts of the index into few
   proxyqueue submit --address http://HEAD:8265 -- generate …flags    generate as a job of a Ray cluster
   proxyqueue doctor --address auto                                   what a cluster offers, and what is wrong with it
+  proxyqueue query --preset steps --output_base_path out             ask the index with SQL
+  proxyqueue status --output_base_path out --watch                   what is there of what was asked, time left
+  proxyqueue gallery --output_base_path out                          a page to look at: a row a slot, a column a step
+  proxyqueue export --format imagefolder --output_base_path out      for datasets, webdataset, retrieval scripts
 
 Each verb has its own --help."""
 
@@ -80,6 +85,30 @@ def _doctor(options: Doctor) -> int:
     return doctor(options)
 
 
+def _query(options: Query) -> int:
+    from ray_app.query import query
+
+    return query(options)
+
+
+def _status(options: Status) -> int:
+    from ray_app.status import status
+
+    return status(options)
+
+
+def _gallery(options: Gallery) -> int:
+    from ray_app.gallery import gallery
+
+    return gallery(options)
+
+
+def _export(options: Export) -> int:
+    from ray_app.export import export
+
+    return export(options)
+
+
 VERBS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "generate": (Generate, _generate),
     "preview": (Preview, _preview),
@@ -89,6 +118,10 @@ VERBS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "compact": (Compact, _compact),
     "submit": (Submit, _submit),
     "doctor": (Doctor, _doctor),
+    "query": (Query, _query),
+    "status": (Status, _status),
+    "gallery": (Gallery, _gallery),
+    "export": (Export, _export),
 }
 
 

@@ -72,8 +72,8 @@ def find(
         newest[slot_of_row[here]] = here  # rows are sorted by age: the last one assigned is the newest
         has_row = (newest >= 0) & ok[newest]
         folder = layout.step_folder(model_type, capture.snapshot, capture.step)
-        sizes = np.asarray(rows["bytes"].fill_null(-2))[newest]
-        there = has_row & (_sizes(storage, folder, slots["file"]) == sizes)
+        said = np.asarray(rows["bytes"].fill_null(-2))[newest]
+        there = has_row & (sizes(storage, folder, slots["file"]) == said)
         # an image whose file is gone may be drawn anew from another prompt; under another name it would stay behind
         (other,) = np.nonzero((there & redrawn[newest]) | (has_row & renamed[newest]))
         if len(other):
@@ -82,6 +82,33 @@ def find(
         found[:, number] = there
         failed[:, number] = (newest >= 0) & ~ok[newest]
     return found, failed
+
+
+def are_there(storage: Storage, model_type: str, rows: pa.Table) -> np.ndarray:
+    """Which rows of the index are ok, and their file there with the size that they say: bool, one a row.
+
+    Args:
+        rows: have snapshot, step, status, bytes and path.
+    """
+    there = np.asarray(pc.equal(rows["status"], "ok")).copy()
+    for capture in rows.group_by(["snapshot", "step"]).aggregate([]).to_pylist():
+        here = pc.and_(pc.equal(rows["snapshot"], capture["snapshot"]), pc.equal(rows["step"], capture["step"]))
+        (places,) = np.nonzero(np.asarray(here))
+        folder = layout.step_folder(model_type, capture["snapshot"], capture["step"])
+        mine = rows.take(pa.array(places))
+        files = pc.utf8_slice_codeunits(mine["path"], len(folder) + 1)
+        there[places] &= sizes(storage, folder, files) == np.asarray(mine["bytes"].fill_null(-2))
+    return there
+
+
+def sizes(storage: Storage, folder: str, files: pa.ChunkedArray) -> np.ndarray:
+    """The size of each file in a step's folder, -1 where there is none."""
+    listing = storage.sizes(folder)
+    if not listing:
+        return np.full(len(files), -1)
+    place = pc.index_in(files, value_set=pa.array(list(listing), pa.string()))
+    found = pc.take(pa.array(list(listing.values()), pa.int64()), place)
+    return np.asarray(found.fill_null(-1))
 
 
 def _match(slots: pa.Table, rows: pa.Table) -> np.ndarray:
@@ -115,16 +142,6 @@ def _conflicts(slots: pa.Table, rows: pa.Table, slot_of_row: np.ndarray) -> tupl
     ]
     redrawn = pc.not_equal(asked["denoise_id"], rows["denoise_id"])
     return np.logical_or.reduce([np.asarray(column) for column in renamed]), np.asarray(redrawn)
-
-
-def _sizes(storage: Storage, folder: str, files: pa.ChunkedArray) -> np.ndarray:
-    """The size of each file in a step's folder, -1 where there is none."""
-    listing = storage.sizes(folder)
-    if not listing:
-        return np.full(len(files), -1)
-    place = pc.index_in(files, value_set=pa.array(list(listing), pa.string()))
-    sizes = pc.take(pa.array(list(listing.values()), pa.int64()), place)
-    return np.asarray(sizes.fill_null(-1))
 
 
 def _other_image(storage: Storage, model_type: str, slot: dict, rows: pa.Table, row: int) -> Refused:

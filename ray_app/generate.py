@@ -10,7 +10,7 @@ from typing import Any
 
 from actors import tiny
 from actors.recipe import Recipe
-from ray_app import circo, cluster, driver, existing, layout, plan, recipes, runs
+from ray_app import asked, circo, cluster, driver, existing, layout, plan, recipes, runs
 from ray_app.errors import OK, SOME_FAILED, Refused
 from ray_app.index import set_aside_damaged
 from ray_app.interrupts import Interrupts
@@ -29,6 +29,7 @@ class Job:
     storage: Storage
     queries: int
     queries_skipped: int
+    asked: dict[str, Any]
 
 
 def generate(options: Generate, worker: type[Worker] = Worker) -> int:
@@ -73,7 +74,8 @@ def prepare(options: Generate) -> Job:
     captures = options.captures()
     there, failed = existing.find(storage, options.model_type, slots, captures, options.img_per_prompt)
     todo = plan.make(slots, there, captures, given_up=failed if options.skip_failed else None)
-    return Job(options, recipe, todo, storage, len(queries), len(annotations.skipped))
+    wanted = asked.record(slots, [(capture.snapshot, capture.step) for capture in captures])
+    return Job(options, recipe, todo, storage, len(queries), len(annotations.skipped), wanted)
 
 
 def describe(job: Job) -> str:
@@ -132,7 +134,8 @@ def _begin(job: Job) -> runs.Record:
     captures = [(c.snapshot, c.step) for number, c in enumerate(job.plan.captures) if job.plan.draws(number)]
     work = runs.work(job.recipe.model_type, job.plan.query_ids(), captures)
     flags, recipe = dataclasses.asdict(job.options), dataclasses.asdict(job.recipe)
-    record = runs.Record(job.storage, model_type=job.recipe.model_type, recipe=recipe, options=flags, work=work)
+    facts = {"recipe": recipe, "options": flags, "work": work, "asked": job.asked}
+    record = runs.Record(job.storage, model_type=job.recipe.model_type, **facts)
     record.beat()
     runs.bury_the_dead(job.storage)
     try:

@@ -12,14 +12,19 @@ SET_ASIDE = ".set_aside"
 RUNS = "runs"
 INDEX = "index"
 COMBINED = "combined"
-FEATURE_CACHES = ("aug_features_*.npz", "source_features_*.npz")
-"""What retrieval scripts cache beside the images; stale as soon as an image is written or removed."""
+GALLERY = "gallery"
+THUMBNAILS = "thumbnails"
+METADATA = "metadata.parquet"
+"""What `export --format imagefolder` writes beside the images: each one's row, for the datasets library."""
+FEATURE_CACHES = ("aug_features_*.npz", "source_features_*.npz", METADATA)
+"""What retrieval scripts cache beside the images, and METADATA; stale as soon as an image is written or removed."""
 
 MAX_NAME_BYTES = 200
 
 _STEP_FOLDER = re.compile(r"proxy_images_(sdxl|flux)_(x0_)?step([1-9][0-9]*)")
 _IMAGE = re.compile(rf"{COMBINED}(_query[0-9]+)?/combined_.+_[0-9]+\.(jpg|png|webp)")
 _PART = re.compile(rf"{INDEX}/model=(sdxl|flux)/part-[^/]+\.parquet")
+_GALLERY = re.compile(r"index\.html|page[0-9]+\.html|queries\.js|gallery\.(css|js)")
 _RUN = re.compile(rf"{RUNS}/[^/]+\.json")
 
 
@@ -75,7 +80,7 @@ def is_image_file(file: str) -> bool:
 
 
 def is_feature_cache(file: str) -> bool:
-    """Whether a path's last part is a name that retrieval scripts give their caches."""
+    """Whether a path's last part names something made of the images beside it."""
     return any(fnmatch.fnmatchcase(file.rsplit("/", 1)[-1], kind) for kind in FEATURE_CACHES)
 
 
@@ -92,6 +97,25 @@ def index_part(model_type: str, run_id: str, sequence: int) -> str:
 def is_index_part(path: str) -> bool:
     """Whether a path under OUTPUT is one that `index_part` makes."""
     return _PART.fullmatch(path) is not None
+
+
+def gallery_page(number: int) -> str:
+    """A page's file within the gallery's folder, from 1."""
+    return "index.html" if number == 1 else f"page{number}.html"
+
+
+def thumbnail(path: str) -> str:
+    """An image's small copy within the gallery's folder: under the image's own path, always a jpg."""
+    return f"{THUMBNAILS}/{path.rsplit('.', 1)[0]}.jpg"
+
+
+def is_gallery_file(file: str) -> bool:
+    """Whether a path within the gallery's folder is one that `gallery` writes."""
+    top, _, rest = file.partition("/")
+    if top != THUMBNAILS:
+        return _GALLERY.fullmatch(file) is not None
+    folder, _, name = rest.partition("/")
+    return parse_step_folder(folder) is not None and is_image_file(name)
 
 
 def run_file(run_id: str) -> str:

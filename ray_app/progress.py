@@ -64,7 +64,7 @@ class Progress:
         if not up and left and self._waiting:
             drawn = f"{self.done:,} of {self.total:,} images, " if self._drawn else ""
             return f"{drawn}{self._waiting()}, {time.monotonic() - self._none_since:.0f} s"
-        eta = _duration(left / rate) if rate > 0 else "?"
+        eta = duration(left / rate) if rate > 0 else "?"
         return (
             f"{self.done:,} of {self.total:,} images, {rate:.1f} images/s, {eta} left, {self.failed:,} failed,"
             f" {up} actors up"
@@ -78,10 +78,10 @@ class Progress:
 
 
 class Checked:
-    """Shows how many of an output's images are checked, images/s and time left, on stderr."""
+    """Shows how many of an output's images are checked, or whatever is done with them, images/s and time left."""
 
-    def __init__(self, total: int):
-        self.total, self.done = total, 0
+    def __init__(self, total: int, what: str = "checked"):
+        self.total, self.what, self.done = total, what, 0
         self._started = time.monotonic()
         self._next_line = self._started + LINE_SECONDS
         self._bar = _Bar(total, 0) if sys.stderr.isatty() else None
@@ -99,8 +99,8 @@ class Checked:
     def describe(self) -> str:
         """One line."""
         rate = self.done / max(time.monotonic() - self._started, 1e-9)
-        eta = _duration((self.total - self.done) / rate) if rate else "?"
-        return f"{self.done:,} of {self.total:,} images checked, {rate:,.0f} images/s, {eta} left"
+        eta = duration((self.total - self.done) / rate) if rate else "?"
+        return f"{self.done:,} of {self.total:,} images {self.what}, {rate:,.0f} images/s, {eta} left"
 
     def close(self) -> None:
         """Take the bar away."""
@@ -125,7 +125,8 @@ class _Bar:
         self._progress.stop()
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

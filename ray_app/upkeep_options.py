@@ -70,9 +70,9 @@ class Clean:
     snapshot: Literal["xt", "x0"] | None = None
     """Kind of snapshot that goes; default both."""
     all: bool = False
-    """Remove all that was written here: images, index, runs' records, caches, staging."""
+    """Remove all that was written here: images, index, runs' records, caches, gallery, staging."""
     caches: bool = False
-    """Remove the feature caches of retrieval scripts only; images and rows stay."""
+    """Remove the feature caches of retrieval scripts and export's metadata.parquet only; images and rows stay."""
     dry_run: bool = False
     """Say what would go, how many files and bytes, and stop."""
     yes: bool = False

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from ray_app import circo, index, patience, remote
+from ray_app.cli import main
 from ray_app.errors import Refused
 from ray_app.object_storage import ObjectStorage
 from ray_app.storage import open_storage
 from tests import object_store
 from tests.conftest import SAMPLE, read_tree, run_cli
 from tests.object_store import BUCKET, ObjectStore
+from tests.test_gallery import draw
 
 
 @pytest.fixture(scope="module")
@@ -224,3 +226,37 @@ def _images(storage) -> dict[str, bytes]:
     """Every image by its path; nothing else is in a combined folder."""
     names = [entry.name for entry in storage.files("") if Path(entry.name).parent.name.startswith("combined")]
     return {name: storage.read(name) for name in names}
+
+
+def test_what_asks_and_shows_reads_a_store_as_it_reads_a_folder(storage, tmp_path, capsys):
+    """query, status, gallery and export of the same output, here and there."""
+    here = tmp_path / "here"
+    draw(here, range(3))
+    for path in (path for path in here.rglob("*") if path.is_file()):
+        storage.write(path.relative_to(here).as_posix(), path.read_bytes())
+    storage.remove("proxy_images_sdxl_step4/combined/combined_r#1_0.jpg")
+    (here / "proxy_images_sdxl_step4/combined/combined_r#1_0.jpg").unlink()
+    answers = []
+    for number, output in enumerate((str(here), storage.url)):
+        asked = ["--output_base_path", output]
+        assert main(["query", *asked, "--format", "json", "SELECT * FROM images ORDER BY ALL"]) == 0
+        assert main(["status", *asked, "--format", "json"]) == 0
+        assert main(["export", *asked, "--format", "ipcir"]) == 1
+        answers.append(capsys.readouterr().out.replace(output, "OUTPUT"))
+        pages, table = tmp_path / f"pages{number}", tmp_path / f"table{number}"
+        assert main(["gallery", *asked, "--gallery_path", str(pages)]) == 0
+        assert main(["export", *asked, "--format", "trajectories", "--export_path", str(table)]) == 0
+        assert main(["export", *asked, "--format", "imagefolder"]) == 0
+        assert main(["gallery", *asked, "--contact_sheet", str(tmp_path / f"{number}.png")]) == 0
+    assert answers[0] == answers[1]
+    assert '"done": 5' in answers[0]
+    for kind in ("pages*/thumbnails/**/*.jpg", "table*/*", "*.png"):
+        files = sorted(tmp_path.glob(kind))
+        contents = [path.read_bytes() for path in files]
+        half = len(files) // 2
+        assert half
+        assert contents[:half] == contents[half:], kind
+    local, stored = (here / "proxy_images_sdxl_step1/metadata.parquet").read_bytes(), "proxy_images_sdxl_step1"
+    assert storage.read(f"{stored}/metadata.parquet") == local
+    assert main(["gallery", "--output_base_path", storage.url]) == 2
+    assert "--gallery_path: name a folder of this machine" in capsys.readouterr().err

@@ -1,0 +1,49 @@
+"""`export --format imagefolder`: metadata.parquet beside each `combined/`, so that an image comes with its row.
+Knows what the datasets library wants of such a file; copies no image."""
+
+import numpy as np
+import pyarrow as pa
+
+from ray_app import existing, index, layout
+from ray_app.ask_options import Export
+from ray_app.errors import OK, Refused
+from ray_app.export import model_types
+from ray_app.interrupts import Interrupts
+from ray_app.storage import Storage
+
+LEFT_OUT = ("path", "status", "error_type", "error_message")
+
+
+def export(storage: Storage, options: Export, interrupts: Interrupts) -> int:
+    """Write the file of every step's folder anew; the exit code."""
+    storage.check_writable(create=False)
+    written = 0
+    try:
+        for model_type in model_types(options):
+            rows = index.read(storage, model_type, index.SCHEMA.names)
+            rows = rows.take(pa.array(index.newest(rows)))
+            rows = rows.filter(pa.array(existing.are_there(storage, model_type, rows)))
+            steps, snapshots = np.asarray(rows["step"]), np.asarray(rows["snapshot"].to_pylist(), dtype=object)
+            for folder in storage.step_folders(model_type):
+                if options.steps and folder.step not in options.steps:
+                    continue
+                if options.snapshot not in (None, folder.snapshot):
+                    continue
+                mine = rows.filter(pa.array((steps == folder.step) & (snapshots == folder.snapshot)))
+                if mine.num_rows:
+                    name = f"{folder.name}/{layout.METADATA}"
+                    storage.write(name, index.to_parquet(_metadata(mine, folder)))
+                    print(f"{storage.at(name)}: {mine.num_rows:,} images")
+                    written += 1
+    finally:
+        storage.remove_staging()
+    if not written:
+        raise Refused(f"{storage.at(layout.INDEX)}: no such image in it; set --output_base_path")
+    return OK
+
+
+def _metadata(rows: pa.Table, folder: layout.StepFolder) -> pa.Table:
+    """The rows under the names of their files within the step's folder."""
+    files = [path.removeprefix(f"{folder.name}/") for path in rows["path"].to_pylist()]
+    rows = rows.drop_columns(list(LEFT_OUT)).append_column("model", pa.repeat(folder.model_type, rows.num_rows))
+    return rows.add_column(0, "file_name", pa.array(files, pa.string())).replace_schema_metadata(None)

@@ -1,0 +1,93 @@
+"""`export --format trajectories`: Parquet files of one row a slot with one image column a snapshot and step.
+Knows how the datasets library marks a column as images; a batch of slots is all that is in memory."""
+
+import itertools
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ray_app.ask_options import Export
+from ray_app.errors import OK
+from ray_app.export import model_types, new_folder
+from ray_app.interrupts import Interrupts
+from ray_app.storage import Storage
+from ray_app.trajectories import OK as IS_OK
+from ray_app.trajectories import Capture, Trajectories, Trajectory
+
+SLOTS_A_GROUP = 50
+"""Written together; a few tens of megabytes."""
+THREADS = 16
+
+COLUMNS = {
+    "model": pa.string(),
+    "query_id": pa.int64(),
+    "reference_img_id": pa.string(),
+    "prompt_index": pa.int16(),
+    "image_index": pa.int16(),
+    "prompt": pa.string(),
+    "seed": pa.int64(),
+    "denoise_id": pa.string(),
+}
+IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+
+
+def export(storage: Storage, options: Export, interrupts: Interrupts) -> int:
+    """Write all slots in files of --shard_images rows; the exit code."""
+    shown = Trajectories(storage, model_types(options), options.steps, options.snapshot)
+    schema = _schema(shown.captures)
+    slots = shown.of(shown.query_ids)
+    rows = files = 0
+    with new_folder(str(options.export_path)) as folder, ThreadPoolExecutor(THREADS) as pool:
+        while first := list(itertools.islice(slots, 1)):
+            shard = itertools.chain(first, itertools.islice(slots, options.shard_images - 1))
+            path = folder / f"trajectories-{files:05d}.parquet"
+            rows += _write(path, schema, _groups(storage, shown.captures, shard, pool))
+            files += 1
+    print(f"{options.export_path}: {rows:,} slots, {len(shown.captures)} images each, in {files:,} files")
+    return OK
+
+
+def column(capture: Capture) -> str:
+    """A capture's column: xt_step_4."""
+    return f"{capture[0]}_step_{capture[1]}"
+
+
+def _schema(captures: list[Capture]) -> pa.Schema:
+    """Types, and for the datasets library which columns are images."""
+    fields = [pa.field(name, kind) for name, kind in COLUMNS.items()]
+    fields += [pa.field(column(capture), IMAGE) for capture in captures]
+    features: dict[str, Any] = {name: {"dtype": str(kind), "_type": "Value"} for name, kind in COLUMNS.items()}
+    features |= {column(capture): {"_type": "Image"} for capture in captures}
+    return pa.schema(fields, {"huggingface": json.dumps({"info": {"features": features}})})
+
+
+def _groups(
+    storage: Storage, captures: list[Capture], shard: Iterator[Trajectory], pool: ThreadPoolExecutor
+) -> Iterator[list[dict[str, Any]]]:
+    while group := list(itertools.islice(shard, SLOTS_A_GROUP)):
+        yield list(pool.map(lambda one: _row(storage, captures, one), group))
+
+
+def _row(storage: Storage, captures: list[Capture], one: Trajectory) -> dict[str, Any]:
+    """A slot with its images; null for those that failed or are not there."""
+    row = {"model": one.model, **{name: one.slot[name] for name in COLUMNS if name != "model"}}
+    for capture in captures:
+        image = one.images.get(capture)
+        row[column(capture)] = None
+        if image is not None and image["status"] == IS_OK:
+            row[column(capture)] = {"bytes": storage.read(image["path"]), "path": image["path"]}
+    return row
+
+
+def _write(path: Path, schema: pa.Schema, groups: Iterator[list[dict[str, Any]]]) -> int:
+    rows = 0
+    with pq.ParquetWriter(path, schema, compression="none") as writer:  # images are compressed already
+        for group in groups:
+            writer.write_table(pa.Table.from_pylist(group, schema))
+            rows += len(group)
+    return rows

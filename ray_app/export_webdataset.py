@@ -1,0 +1,84 @@
+"""`export --format webdataset`: tar shards of images with their rows as JSON, written by Ray Data.
+Knows Ray Data and what the webdataset library reads; a shard is all that a task has in memory."""
+
+import functools
+import json
+import logging
+from typing import Any
+
+import pyarrow as pa
+
+from ray_app import cluster
+from ray_app.ask_options import Export
+from ray_app.errors import OK
+from ray_app.export import model_types, new_folder
+from ray_app.interrupts import Interrupts
+from ray_app.storage import Storage
+from ray_app.trajectories import OK as IS_OK
+from ray_app.trajectories import Trajectories
+
+IN_JSON = ("query_id", "reference_img_id", "prompt_index", "image_index", "k", "prompt", "seed", "denoise_id",
+           "snapshot", "step", "width", "height", "path")  # fmt: skip
+
+
+def export(storage: Storage, options: Export, interrupts: Interrupts) -> int:
+    """Write shards of --shard_images images, the steps of a slot one after the other; the exit code."""
+    shown = Trajectories(storage, model_types(options), options.steps, options.snapshot)
+    samples = pa.Table.from_pylist(
+        [
+            {**{name: row[name] for name in IN_JSON}, "model": one.model}
+            for one in shown.of(shown.query_ids)
+            for row in one.images.values()
+            if row["status"] == IS_OK
+        ]
+    )
+    starts = range(0, samples.num_rows, options.shard_images)
+    shards = [samples.slice(start, options.shard_images) for start in starts]
+    with new_folder(str(options.export_path)) as folder, cluster.connected(options.address):
+        interrupts.install()  # Ray takes SIGTERM for itself
+        _write(storage, shards, str(folder), options.shared_filesystem)
+    print(f"{options.export_path}: {samples.num_rows:,} images in {len(shards):,} shards")
+    return OK
+
+
+def key(row: dict[str, Any]) -> str:
+    """A sample's name, without a dot: the first one ends it."""
+    slot = f"q{row['query_id']}_p{row['prompt_index']}_i{row['image_index']}"
+    return f"{row['model']}_{slot}_{row['snapshot']}_step{row['step']:05d}"
+
+
+def _write(storage: Storage, shards: list[pa.Table], folder: str, shared: bool) -> None:
+    import ray.data
+    from ray.data import DataContext
+    from ray.data.datasource import FilenameProvider
+
+    class Numbered(FilenameProvider):
+        """shard-000000.tar: users name shards by braces."""
+
+        def get_filename_for_task(self, write_uuid: str, task_index: int) -> str:
+            return f"shard-{task_index:06d}.tar"
+
+        def get_filename_for_block(self, block: Any, write_uuid: str, task_index: int, block_index: int) -> str:
+            return f"shard-{task_index:06d}.tar"
+
+    DataContext.get_current().enable_progress_bars = False
+    DataContext.get_current().print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it would log is raised too
+    where: dict[str, Any] = {} if shared else {"label_selector": {"ray.io/node-id": cluster.node_id()}}
+    images = ray.data.from_arrow(shards).map_batches(
+        functools.partial(_read, storage=storage), batch_size=None, batch_format="pyarrow", **where
+    )
+    images.write_webdataset(folder, encoder=None, filename_provider=Numbered(), ray_remote_args=where)
+
+
+def _read(rows: pa.Table, storage: Storage) -> pa.Table:
+    """A shard's samples: name, image, row."""
+    listed = rows.to_pylist()
+    extension = listed[0]["path"].rsplit(".", 1)[1]
+    return pa.table(
+        {
+            "__key__": [key(row) for row in listed],
+            extension: pa.array([storage.read(row["path"]) for row in listed], pa.large_binary()),
+            "json": [json.dumps(row, ensure_ascii=False) for row in listed],
+        }
+    )

@@ -1,0 +1,246 @@
+"""The verb `gallery`: static pages of an output's slots, with small copies of the images; or one contact sheet.
+Knows what is shown and where it is written; how it looks is in gallery.html.jinja, gallery.css and gallery.js."""
+
+import dataclasses
+import json
+import os
+import posixpath
+import sys
+import urllib.parse
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from ray_app import circo, contact_sheet, layout, pictures, remote, runs
+from ray_app.ask_options import Gallery
+from ray_app.errors import OK as EXIT_OK
+from ray_app.errors import Refused, one_line
+from ray_app.interrupts import Interrupts
+from ray_app.progress import Checked
+from ray_app.storage import Storage, open_storage
+from ray_app.trajectories import FAILED, MISSING, OK, Trajectories, Trajectory
+
+QUERIES_A_PAGE = 50
+ASSETS = ("gallery.css", "gallery.js")
+HERE = Path(__file__).parent
+
+Captions = dict[int, tuple[str, str]]
+
+
+def gallery(options: Gallery) -> int:
+    """Write the pages, or the sheet; the exit code.
+
+    Raises:
+        Refused: no such images, an unknown query, a folder that can't be written.
+    """
+    options.check()
+    storage = open_storage(options.output_base_path)
+    shown = Trajectories(storage, [name for name in layout.MODEL_TYPES if options.model_type in (None, name)])
+    query_ids = _chosen(shown.query_ids, options)
+    with Interrupts():
+        if options.contact_sheet is not None:
+            contact_sheet.write(options.contact_sheet, storage, shown, query_ids, options.thumbnails or 256)
+            print(f"contact sheet    {options.contact_sheet}")
+            return EXIT_OK
+        pages = _Pages(storage, options, shown, query_ids)
+        try:
+            pages.write()
+        except OSError as error:
+            raise Refused(f"{error.filename or pages.folder}: can't be written: {error.strerror or error}") from error
+    return EXIT_OK
+
+
+def _chosen(there: list[int], options: Gallery) -> list[int]:
+    unknown = set(options.query_ids) - set(there)
+    if unknown:
+        raise Refused(f"--query_ids {min(unknown)}: no image of this query in the index")
+    chosen = [query for query in there if not options.query_ids or query in set(options.query_ids)]
+    return chosen[: options.limit]
+
+
+@dataclasses.dataclass
+class _Section:
+    """A query as the page shows it."""
+
+    query_id: int
+    reference: str
+    caption: str
+    concept: str
+    slots: list[dict[str, Any]]
+
+
+class _Pages:
+    """Everything in the gallery's folder."""
+
+    def __init__(self, storage: Storage, options: Gallery, shown: Trajectories, query_ids: list[int]):
+        self.storage, self.options, self.shown, self.query_ids = storage, options, shown, query_ids
+        is_remote = remote.is_remote(storage.url)
+        if is_remote and (options.gallery_path is None or not options.thumbnails):
+            raise Refused("--gallery_path: name a folder of this machine, with --thumbnails, for a remote output")
+        named = options.gallery_path or storage.path(layout.GALLERY)
+        self.folder = Path(named).expanduser().absolute()
+        self.to_output = None if is_remote else Path(os.path.relpath(storage.url, self.folder)).as_posix()
+        self.captions = _captions(options, storage)
+        self.unreadable: dict[str, str] = {}  # paths of images that are there but can't be decoded, and why
+        self.chunks = [query_ids[i : i + QUERIES_A_PAGE] for i in range(0, len(query_ids), QUERIES_A_PAGE)]
+
+    def write(self) -> None:
+        """Copies first, then the pages that show them."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        made = self._write_thumbnails() if self.options.thumbnails else 0
+        environment = jinja2.Environment(
+            autoescape=True,
+            loader=jinja2.FileSystemLoader(HERE),
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        template = environment.get_template("gallery.html.jinja")
+        known: list[tuple[int, int, str]] = []
+        for number, chunk in enumerate(self.chunks, 1):
+            sections = [self._section(query_id) for query_id in chunk]
+            known += [(section.query_id, number, _text(section)) for section in sections]
+            page = template.render(sections=sections, number=number, **self._constants())
+            self._replace(layout.gallery_page(number), page)
+        for name in ASSETS:
+            self._replace(name, (HERE / name).read_text())
+        self._replace("queries.js", f"window.QUERIES = {json.dumps(known, ensure_ascii=True)};\n")
+        self._remove_other_pages()
+        slots = sum(1 for _ in self.shown.of(self.query_ids))
+        print(f"gallery          {len(self.query_ids):,} queries, {slots:,} slots, {len(self.chunks):,} pages")
+        if self.options.thumbnails:
+            print(f"thumbnails       {made:,} new")
+        print(f"open             {self.folder / layout.gallery_page(1)}")
+
+    def _constants(self) -> dict[str, Any]:
+        snapshots = list(dict.fromkeys(snapshot for snapshot, _ in self.shown.captures))
+        name = Path(self.storage.url).name
+        pages = [layout.gallery_page(number) for number in range(1, len(self.chunks) + 1)]
+        return {
+            "title": name, "snapshots": snapshots, "captures": self.shown.captures, "pages": pages,
+            "models": self.shown.models, "queries": len(self.query_ids), "size": self.options.thumbnails or 256,
+        }  # fmt: skip
+
+    def _section(self, query_id: int) -> _Section:
+        slots = list(self.shown.of([query_id]))
+        caption, concept = self.captions.get(query_id, ("", ""))
+        return _Section(query_id, slots[0].slot["reference_img_id"], caption, concept, [self._slot(s) for s in slots])
+
+    def _slot(self, one: Trajectory) -> dict[str, Any]:
+        cells = []
+        for snapshot, step in self.shown.captures:
+            row = one.images.get((snapshot, step))
+            cell: dict[str, Any] = {"snapshot": snapshot, "step": step, "status": row["status"] if row else MISSING}
+            if row and row["path"] in self.unreadable:
+                cell |= {"status": FAILED, "error": "Unreadable", "message": self.unreadable[row["path"]]}
+            elif row and row["status"] == OK:
+                cell |= {"source": self._source(row["path"]), "full": self._full(row["path"])}
+                cell |= {"width": row["width"], "height": row["height"]}
+            elif row:
+                cell |= {"error": row["error_type"] or "", "message": row["error_message"] or ""}
+            cells.append(cell)
+        errors = dict.fromkeys(f"{cell['error']}: {cell['message']}" for cell in cells if cell.get("error"))
+        return {"model": one.model, **one.slot, "cells": cells, "errors": list(errors)}
+
+    def _source(self, path: str) -> str:
+        """What the page shows of an image, relative to the page."""
+        return urllib.parse.quote(layout.thumbnail(path)) if self.options.thumbnails else self._full(path)
+
+    def _full(self, path: str) -> str:
+        """The image itself; of a remote output there is none."""
+        if self.to_output is None:
+            return urllib.parse.quote(layout.thumbnail(path))
+        return urllib.parse.quote(posixpath.join(self.to_output, path))
+
+    def _write_thumbnails(self) -> int:
+        progress = Checked(sum(1 for _ in self._images()), "made small")
+        made = 0
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            try:
+                for chunk in self.chunks:
+                    rows = list(self._images(chunk))
+                    for is_new in pool.map(self._write_thumbnail, rows):
+                        made += is_new
+                        progress.add(1)
+            finally:
+                progress.close()
+        return made
+
+    def _images(self, query_ids: Sequence[int] | None = None) -> Iterator[dict[str, Any]]:
+        for one in self.shown.of(self.query_ids if query_ids is None else query_ids):
+            yield from (row for row in one.images.values() if row["status"] == OK)
+
+    def _write_thumbnail(self, row: dict[str, Any]) -> bool:
+        """Make a copy unless there is one that is as large as asked and younger than the image."""
+        path = self.folder / layout.thumbnail(row["path"])
+        longest = min(self.options.thumbnails, max(row["width"] or 0, row["height"] or 0) or self.options.thumbnails)
+        if _is_current(path, longest, row["created_at"].timestamp()):
+            return False
+        try:
+            picture = pictures.small(self.storage.read(row["path"]), self.options.thumbnails)
+        except OSError as error:  # the page goes on without it
+            self.unreadable[row["path"]] = one_line(error)
+            print(f"proxyqueue: {self.storage.at(row['path'])}: can't be shown: {one_line(error)}", file=sys.stderr)
+            return False
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(path, pictures.to_jpeg(picture))
+        return True
+
+    def _replace(self, name: str, text: str) -> None:
+        _replace(self.folder / name, text.encode())
+
+    def _remove_other_pages(self) -> None:
+        """Those of an earlier gallery that had more."""
+        mine = {layout.gallery_page(number) for number in range(1, len(self.chunks) + 1)}
+        for path in self.folder.glob("page*.html"):
+            if layout.is_gallery_file(path.name) and path.name not in mine:
+                path.unlink()
+
+
+def _captions(options: Gallery, storage: Storage) -> Captions:
+    """By query id, from the annotations; without them the page has prompts alone."""
+    if options.json_file is not None:
+        return circo.captions(options.json_file)
+    for record in reversed(runs.read_all(storage)):
+        path = (record.get("options") or {}).get("json_file")
+        try:
+            if isinstance(path, str):
+                return circo.captions(path)
+        except Refused:
+            continue
+    print("proxyqueue: no annotations found: pages without captions; name them with --json_file", file=sys.stderr)
+    return {}
+
+
+def _text(section: _Section) -> str:
+    """What the filter looks at, in small letters."""
+    words = [f"query {section.query_id}", section.reference, section.caption, section.concept]
+    for slot in section.slots:
+        words += [slot["model"], slot["prompt"] or "", *slot["errors"]]
+        words += ["failed"] if slot["errors"] else []
+    return " ".join(dict.fromkeys(words)).lower()
+
+
+def _is_current(path: Path, longest: int, drawn: float) -> bool:
+    from PIL import Image
+
+    try:
+        if path.stat().st_mtime < drawn:
+            return False
+        with Image.open(path) as image:
+            return max(image.size) == longest
+    except OSError:
+        return False
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Whole or not at all."""
+    staged = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        staged.write_bytes(data)
+        os.replace(staged, path)
+    finally:
+        staged.unlink(missing_ok=True)

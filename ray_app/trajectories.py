@@ -1,0 +1,109 @@
+"""The slots of an output, each with its images by snapshot and step: what is shown, and exported, slot by slot.
+Knows the index and which files are there; nothing of pages or formats."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ray_app import existing, index, layout
+from ray_app.errors import Refused
+from ray_app.storage import Storage
+
+OK, FAILED, MISSING = "ok", "failed", "missing"
+"""An image is there; could not be drawn; or its file is gone, or has another size than its row says."""
+
+_COLUMNS = (*index.KEY, "reference_img_id", "k", "status", "bytes", "path", "prompt", "seed", "denoise_id",
+            "error_type", "error_message", "width", "height", "created_at")  # fmt: skip
+_OF_SLOT = ("query_id", "reference_img_id", "prompt_index", "image_index", "k", "prompt", "seed", "denoise_id")
+
+Capture = tuple[str, int]
+"""Snapshot and step."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trajectory:
+    """A slot: what it was drawn from, and the row of each capture that the index has, `status` as above."""
+
+    model: str
+    slot: dict[str, Any]
+    images: dict[Capture, dict[str, Any]]
+
+
+class Trajectories:
+    """All slots of an output, read query by query.
+
+    Args:
+        model_types: the families wanted.
+        steps, snapshot: captures wanted; every one where none is named.
+        files: look which files are there; else what the index says is believed.
+
+    Raises:
+        Refused: the index has no such image.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        model_types: Sequence[str],
+        steps: Sequence[int] = (),
+        snapshot: str | None = None,
+        files: bool = True,
+    ):
+        self._tables: dict[str, pa.Table] = {}
+        captures: set[Capture] = set()
+        for model_type in model_types:
+            rows = index.read(storage, model_type, _COLUMNS)
+            rows = rows.take(pa.array(index.newest(rows)))
+            wanted = np.isin(np.asarray(rows["step"]), steps or np.asarray(rows["step"]))
+            if snapshot is not None:
+                wanted &= np.asarray(rows["snapshot"].to_numpy()) == snapshot
+            rows = rows.filter(pa.array(wanted))
+            if not rows.num_rows:
+                continue
+            there = existing.are_there(storage, model_type, rows) if files else None
+            self._tables[model_type] = _with_status(rows, there)
+            pairs = rows.group_by(["snapshot", "step"]).aggregate([]).to_pylist()
+            captures |= {(pair["snapshot"], pair["step"]) for pair in pairs}
+        if not self._tables:
+            what = " or ".join(model_types) + (f" at --steps {' '.join(map(str, steps))}" if steps else "")
+            raise Refused(f"{storage.at(layout.INDEX)}: no image of {what} in it; set --output_base_path")
+        self.captures = sorted(captures, key=lambda capture: (capture[0] != "xt", capture[1]))
+        """(snapshot, step) of every image, xt before x0."""
+        ids = [np.asarray(table["query_id"]) for table in self._tables.values()]
+        self.query_ids: list[int] = np.unique(np.concatenate(ids)).tolist()
+        self.models = list(self._tables)
+
+    def of(self, query_ids: Sequence[int]) -> Iterator[Trajectory]:
+        """The slots of these queries in the order of the ids; of one query by prompt and image, then by model."""
+        for query_id in query_ids:
+            found = [slot for model_type in self.models for slot in self._of_model(model_type, query_id)]
+            yield from sorted(found, key=lambda one: (one.slot["prompt_index"], one.slot["image_index"]))
+
+    def rows(self, model_type: str) -> pa.Table:
+        """A model's rows, one an image, in the order of their keys."""
+        return self._tables[model_type]
+
+    def _of_model(self, model_type: str, query_id: int) -> Iterator[Trajectory]:
+        table = self._tables[model_type]
+        ids = np.asarray(table["query_id"])  # sorted: a query's rows stand together
+        first, last = np.searchsorted(ids, [query_id, query_id + 1])
+        rows = table.slice(first, last - first).to_pylist()
+        for _, group in itertools.groupby(rows, key=lambda row: (row["prompt_index"], row["image_index"])):
+            mine = list(group)
+            newest = max(mine, key=lambda row: row["created_at"])
+            images = {(row["snapshot"], row["step"]): row for row in mine}
+            yield Trajectory(model_type, {name: newest[name] for name in _OF_SLOT}, images)
+
+
+def _with_status(rows: pa.Table, there: np.ndarray | None) -> pa.Table:
+    """What the index says is ok is missing where its file is."""
+    rows = rows.combine_chunks()  # slices of one chunk cost nothing
+    if there is None:
+        return rows
+    status = np.asarray(rows["status"].to_numpy(), dtype=object)
+    status[(status == OK) & ~there] = MISSING
+    return rows.set_column(rows.schema.get_field_index("status"), "status", pa.array(status, pa.string()))
