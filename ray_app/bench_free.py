@@ -1,0 +1,69 @@
+"""Images that cost nothing: a worker that hands out slices of random bytes, so that all that is left is the queue.
+Knows the columns that an image generator gives; no torch."""
+
+import os
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from actors.recipe import Capture, Recipe
+from ray_app.worker import SCHEMA, Worker
+
+BYTES = 2**22
+"""Random bytes that all images are cut from, each elsewhere."""
+
+
+class FreeGenerator:
+    """Stands where `actors.generator.ImageGenerator` does.
+
+    Args:
+        notes: a folder; the moment of the first batch is written to a file in it.
+    """
+
+    def __init__(self, recipe: Recipe, captures: Sequence[Capture], image_bytes: int, notes: str):
+        self.recipe, self.captures = recipe, list(captures)
+        self.image_bytes, self.notes = image_bytes, notes
+        self._bytes = os.urandom(BYTES + image_bytes)
+
+    def draw(self, batch: dict[str, Sequence[Any]]) -> list[list[Capture]]:
+        """Each prompt's captures: there is nothing to draw."""
+        if self.notes:
+            Path(self.notes, f"{os.getpid()}-{time.time_ns()}").write_text(str(time.time()))
+            self.notes = ""
+        return [[self.captures[number] for number in numbers] for numbers in batch["captures"]]
+
+    def encode(self, drawn: list[list[Capture]]) -> dict[str, list[Any]]:
+        """One row an image asked for."""
+        wanted = [(row, capture) for row, captures in enumerate(drawn) for capture in captures]
+        same: dict[str, Any] = {field.name: 0.0 if pa.types.is_floating(field.type) else None for field in SCHEMA}
+        same |= {"status": "ok", "prompt_truncated": False}
+        same |= {name: getattr(self.recipe, name) for name in ("width", "height", "batch_size", "num_inference_steps")}
+        starts = (random.randrange(BYTES) for _ in wanted)
+        columns = {name: [value] * len(wanted) for name, value in same.items()}
+        return columns | {
+            "row": [row for row, _ in wanted],
+            "snapshot": [capture.snapshot for _, capture in wanted],
+            "step": [capture.step for _, capture in wanted],
+            "image": [self._bytes[start : start + self.image_bytes] for start in starts],
+        }
+
+
+def free(image_bytes: int, notes: Path) -> type[Worker]:
+    """A worker that draws nothing."""
+
+    class FreeWorker(Worker):
+        """Made here so that it travels to the actors with its figures."""
+
+        def load(self, recipe: Recipe, captures: Sequence[Capture], threads: int | None) -> Any:
+            return FreeGenerator(recipe, captures, image_bytes, str(notes))
+
+    return FreeWorker
+
+
+def first(notes: Path) -> float:
+    """When the first batch of all actors began."""
+    return min(float(file.read_text()) for file in notes.iterdir())
