@@ -14,6 +14,7 @@ import tyro
 
 from ray_app import __version__
 from ray_app.ask_options import Export, Gallery, Query, Status
+from ray_app.bench_options import Bench, BenchScale
 from ray_app.errors import INTERRUPTED, OK, REFUSED, Refused
 from ray_app.options import Demo, Generate, Preview
 from ray_app.submit_options import Doctor, Submit
@@ -27,6 +28,8 @@ USAGE = """proxyqueue: draw text-to-image proxies for composed image retrieval, 
   proxyqueue verify --output_base_path out                           do index and files say the same? --repair
   proxyqueue clean --output_base_path out --model_type sdxl          remove images with their rows and caches
   proxyqueue compact --output_base_path out                          many small parts of the index into few
+  proxyqueue bench --model mid                                       images/s beside scripts and the bare model
+  proxyqueue bench scale                                             what the queue itself costs, up to millions
   proxyqueue submit --address http://HEAD:8265 -- generate …flags    generate as a job of a Ray cluster
   proxyqueue doctor --address auto                                   what a cluster offers, and what is wrong with it
   proxyqueue query --preset steps --output_base_path out             ask the index with SQL
@@ -73,6 +76,18 @@ def _compact(options: Compact) -> int:
     return compact(options)
 
 
+def _bench(options: Bench) -> int:
+    from ray_app.bench import bench
+
+    return bench(options)
+
+
+def _bench_scale(options: BenchScale) -> int:
+    from ray_app.bench_scale import bench_scale
+
+    return bench_scale(options)
+
+
 def _submit(options: Submit) -> int:
     from ray_app.submit import submit
 
@@ -116,6 +131,8 @@ VERBS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "verify": (Verify, _verify),
     "clean": (Clean, _clean),
     "compact": (Compact, _compact),
+    "bench": (Bench, _bench),
+    "bench_scale": (BenchScale, _bench_scale),
     "submit": (Submit, _submit),
     "doctor": (Doctor, _doctor),
     "query": (Query, _query),
@@ -128,6 +145,8 @@ VERBS: dict[str, tuple[type, Callable[[Any], int]]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `proxyqueue VERB …`; the exit code: 0, 1 problems found, 2 refused, 3 some failed, 130 interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:2] == ["bench", "scale"]:
+        arguments[:2] = ["bench_scale"]
     verb = arguments[0] if arguments else "--help"
     if verb in ("--help", "-h", "help"):
         print(USAGE)

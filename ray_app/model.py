@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from actors import tiny
+from actors import bench_models, tiny
 from actors.recipe import fingerprint
 from ray_app.errors import Refused, one_line
 
@@ -79,6 +79,10 @@ def read_card(model_type: str, path: str, revision: str | None, half: bool) -> M
         scheduler = dict(tiny.CONFIGS[model_type]["scheduler"])
         size = tiny.default_size(model_type)
         return ModelCard(model_type, path, tiny.REVISION, None, scheduler.pop("_class_name"), scheduler, size)
+    if path in bench_models.NAMES:
+        _no_revision(path, revision)
+        scheduler, size = bench_models.scheduler(model_type), bench_models.default_size(path, model_type)
+        return ModelCard(model_type, path, bench_models.REVISION, None, scheduler.pop("_class_name"), scheduler, size)
     folder = Path(os.path.expanduser(path))
     if path and folder.is_dir():
         _no_revision(path, revision)

@@ -5,7 +5,7 @@ import dataclasses
 import math
 from typing import Any, Literal
 
-from actors import tiny
+from actors import bench_models, tiny
 from actors.recipe import MAX_SEED, Capture
 from ray_app.errors import Refused
 
@@ -118,7 +118,7 @@ class Generate:
 
     def target_device(self) -> Literal["cuda", "cpu"]:
         """Where to draw."""
-        return self.device or ("cpu" if self.model() == tiny.NAME else "cuda")
+        return self.device or ("cpu" if self.model() in (tiny.NAME, bench_models.MID) else "cuda")
 
     def gpus(self) -> float:
         """GPUs that each actor reserves; 0 if it takes a CPU instead."""
@@ -181,6 +181,8 @@ class Generate:
             )
         if self.negative_prompt is not None and self.model_type == "flux":
             raise Refused("--negative_prompt: Flux takes none; leave it out")
+        if self.model() == bench_models.FULL and self.target_device() == "cpu":
+            raise Refused("--model_path full: is for GPUs; on CPUs take mid")
         self.workers()
         self.captures()
 

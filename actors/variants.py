@@ -1,0 +1,194 @@
+"""How a prompt's steps are drawn elsewhere, for comparison: separate runs, the callback script, the bare model.
+Knows pipelines and pictures in a folder; nothing of Ray, of an index, or of what is faster."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from actors import pipelines
+from actors.recipe import Recipe
+
+LIMIT_DECODES = 2**21
+"""Pixels that the bare model decodes at a time on a GPU: what 6.5 GB of activations hold."""
+
+Slot = tuple[int, str, int]
+"""A slot's number, prompt and seed."""
+
+
+class Variant:
+    """One way to draw. Made of a loaded family, which variants share: only one of them draws at a time.
+
+    Args:
+        steps: the steps wanted of each slot.
+        folder: pictures go to `folder/step{N}/{slot}.{format}`.
+    """
+
+    def __init__(self, family: Any, steps: Sequence[int], folder: Path):
+        self.family, self.pipe, self.recipe = family, family.pipe, family.recipe
+        self.steps, self.folder = sorted(steps), folder
+        for step in self.steps:
+            (folder / f"step{step}").mkdir(parents=True, exist_ok=True)
+
+    @contextlib.contextmanager
+    def ready(self, slots: Sequence[Slot]) -> Iterator[None]:
+        """Around `draw`: what is not part of it, before and after."""
+        yield
+
+    def draw(self, slots: Sequence[Slot]) -> None:
+        """Draw these slots; returns when they are done, on a GPU too."""
+        raise NotImplementedError
+
+    def warm_up(self, slots: Sequence[Slot]) -> None:
+        """Draw something short with the shapes of these slots, so that nothing is loaded or tuned while it counts."""
+        raise NotImplementedError
+
+    def _run(self, prompt: str, seed: int, num_inference_steps: int, **more: Any) -> Any:
+        """The pipeline as a script calls it: one prompt, its picture at the end."""
+        return self.pipe(
+            prompt=prompt,
+            generator=torch.Generator("cpu").manual_seed(seed),
+            num_inference_steps=num_inference_steps,
+            guidance_scale=self.recipe.guidance_scale,
+            height=self.recipe.height,
+            width=self.recipe.width,
+            output_type="pil",
+            **self.family.extra_arguments(),
+            **({"negative_prompt": self.recipe.negative_prompt} if self.recipe.negative_prompt else {}),
+            **more,
+        ).images[0]
+
+    def _save(self, image: Any, step: int, slot: int) -> None:
+        options = {} if self.recipe.image_quality is None else {"quality": self.recipe.image_quality}
+        image.save(self.folder / f"step{step}" / f"{slot}.{self.recipe.image_format}", **options)
+
+
+class Separate(Variant):
+    """A run of its own for each number of steps, prompt by prompt; the finished pictures of N-step runs."""
+
+    @contextlib.contextmanager
+    def ready(self, slots: Sequence[Slot]) -> Iterator[None]:
+        """Scripts load the whole pipeline in one dtype; it casts the VAE for a decode itself where it must."""
+        with vae_in(self.pipe, self.recipe.dtype):
+            yield
+
+    def draw(self, slots: Sequence[Slot]) -> None:
+        for number, prompt, seed in slots:
+            for step in self.steps:
+                self._save(self._run(prompt, seed, step), step, number)
+
+    def warm_up(self, slots: Sequence[Slot]) -> None:
+        for _, prompt, seed in slots[:1]:
+            self._run(prompt, seed, 1)
+
+
+class CallbackScript(Variant):
+    """One run a prompt; at a wanted step the callback casts the VAE up, decodes, casts it down and saves."""
+
+    @contextlib.contextmanager
+    def ready(self, slots: Sequence[Slot]) -> Iterator[None]:
+        with vae_in(self.pipe, self.recipe.dtype):
+            yield
+
+    def draw(self, slots: Sequence[Slot]) -> None:
+        for number, prompt, seed in slots:
+            self._draw(number, prompt, seed)
+
+    def warm_up(self, slots: Sequence[Slot]) -> None:
+        def decode(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            self._decoded(tensors["latents"])
+            return tensors
+
+        for _, prompt, seed in slots[:1]:
+            self._run(prompt, seed, 1, callback_on_step_end=decode)
+
+    def _draw(self, number: int, prompt: str, seed: int) -> None:
+        def save(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            if index + 1 in self.steps:
+                self._save(self._decoded(tensors["latents"]), index + 1, number)
+            return tensors
+
+        self._run(prompt, seed, self.recipe.num_inference_steps, callback_on_step_end=save)  # decodes the last again
+
+    @torch.no_grad()
+    def _decoded(self, latents: torch.Tensor) -> Any:
+        vae = self.pipe.vae
+        before = vae.dtype
+        if vae.config.force_upcast:
+            vae.to(torch.float32)
+        pixels = self.family.decode(latents)
+        vae.to(before)
+        return self.pipe.image_processor.postprocess(pixels.detach(), output_type="pil")[0]
+
+
+class Limit(Variant):
+    """What no way to draw can be faster than: the pipeline's loop over full batches, and the decodes. No pictures.
+
+    Prompts are encoded before, latents are copied at the wanted steps, decoded after the loop, and stay on the device.
+    """
+
+    def __init__(self, family: Any, steps: Sequence[int], folder: Path):
+        super().__init__(family, steps, folder)
+        self.latents: dict[int, torch.Tensor] = {}
+        """Of the last batch, by step."""
+        self._embeddings: dict[str, Any] = {}
+
+    @contextlib.contextmanager
+    def ready(self, slots: Sequence[Slot]) -> Iterator[None]:
+        with vae_in(self.pipe, self.recipe.vae_dtype):
+            self._embeddings = {prompt: self.family.encode(prompt) for _, prompt, _ in slots}
+            yield
+            self._embeddings = {}
+
+    def draw(self, slots: Sequence[Slot]) -> None:
+        size = self.recipe.batch_size
+        for start in range(0, len(slots), size):
+            self._draw(slots[start : start + size], self.steps)
+        if self.recipe.device == "cuda":
+            torch.cuda.synchronize()
+
+    def warm_up(self, slots: Sequence[Slot]) -> None:
+        if slots:
+            self._draw(slots[: self.recipe.batch_size], [1])
+
+    def _draw(self, slots: Sequence[Slot], steps: Sequence[int]) -> None:
+        slots = [*slots, *[slots[-1]] * (self.recipe.batch_size - len(slots))]
+        self.latents = {}
+
+        def keep(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            if index + 1 in steps:
+                self.latents[index + 1] = tensors["latents"].clone()
+                pipe._interrupt = index + 1 == max(steps)
+            return tensors
+
+        embeddings = [self._embeddings[prompt] for _, prompt, _ in slots]
+        seeds = [seed for _, _, seed in slots]
+        pipelines.denoise(self.family, embeddings, seeds, self.recipe.num_inference_steps, keep)
+        pixels = self.recipe.height * self.recipe.width
+        chunk = max(1, LIMIT_DECODES // pixels) if self.recipe.device == "cuda" else len(slots)
+        for latents in self.latents.values():
+            for part in latents.split(chunk):
+                self.family.decode(part)
+
+
+VARIANTS: dict[str, type[Separate] | type[CallbackScript] | type[Limit]] = {
+    "separate": Separate,
+    "callback": CallbackScript,
+    "limit": Limit,
+}
+
+
+def load(recipe: Recipe) -> Any:
+    """The family that variants are made of."""
+    return pipelines.load(recipe)
+
+
+@contextlib.contextmanager
+def vae_in(pipe: Any, dtype: str) -> Iterator[None]:
+    """The VAE in another dtype, and back. Rounded weights stay rounded: here only time counts."""
+    before = pipe.vae.dtype
+    pipe.vae.to(getattr(torch, dtype))
+    yield
+    pipe.vae.to(before)

@@ -1,0 +1,256 @@
+"""The verb `bench`: proxyqueue beside separate runs, the callback script and the bare model, interleaved.
+Knows what is timed from where to where; how each draws is elsewhere."""
+
+import contextlib
+import dataclasses
+import gc
+import io
+import json
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from actors.recipe import Recipe
+from ray_app import bench_machine, bench_report, bench_work, bench_worker, cluster, index, layout, recipes, runs
+from ray_app.bench_options import Bench
+from ray_app.bench_pool import Arrangement, Pool, arrangements, deal
+from ray_app.errors import OK, Refused, one_line
+from ray_app.generate import generate
+from ray_app.options import Generate, check_text
+from ray_app.storage import open_storage
+from ray_app.worker import SCHEMA
+from ray_app.writer import write_images
+
+WRITER_IMAGES = 200
+"""Images that are written again, alone, to learn what writing one costs."""
+
+
+def bench(options: Bench) -> int:
+    """Measure and report; the exit code.
+
+    Raises:
+        Refused: bad options, a model that can't be loaded, no GPU where one is asked for, a variant that fails.
+    """
+    check_text(options)
+    options.check()
+    machine = bench_machine.describe()  # first: its load is that of others
+    with working_folder(options.work_dir) as (folder, kept):
+        report = measure(options, machine, folder, kept)
+    publish(report, options.format, options.output, bench_report.text)
+    return OK
+
+
+def measure(options: Bench, machine: dict[str, Any], folder: Path, kept: bool) -> dict[str, Any]:
+    """The report."""
+    work = bench_work.choose(options)
+    annotations = folder / "prompts.json"
+    work.write(annotations, Generate.prompt_field)
+    asked = options.generate(annotations, folder)
+    asked.check()
+    recipe = recipes.resolve(asked)
+    if recipe.device == "cuda" and not machine["gpu"]:
+        raise Refused("--device cuda: this machine has no GPU; on CPUs take --model mid or tiny")
+    spread = _candidates(options, recipe)
+    with contextlib.ExitStack() as stack:
+        ray_start = 0.0
+        if "proxyqueue" in options.variants:
+            began = time.perf_counter()
+            stack.enter_context(cluster.connected("local"))
+            ray_start = time.perf_counter() - began
+        others = [name for name in options.variants if name != "proxyqueue"]
+        processes = max((arrangement.processes for arrangement in spread), default=1) if others else 0
+        pool = stack.enter_context(Pool(recipe, work.steps, processes))
+        rounds = _Rounds(work, recipe, asked, pool, folder, kept)
+        for name in others:
+            rounds.calibrate(name, spread)
+        for number in range(options.rounds):
+            turn = number % len(options.variants)
+            for name in (*options.variants[turn:], *options.variants[:turn]):
+                seconds = rounds.measure(number, name)
+                print(f"round {number + 1} of {options.rounds}: {name} {seconds:.2f} s", file=sys.stderr, flush=True)
+    seconds = {name: rounds.seconds[name] for name in options.variants}
+    return {
+        "machine": machine,
+        "versions": runs.versions(),
+        "command": sys.argv[1:],
+        "options": dataclasses.asdict(options),
+        "recipe": dataclasses.asdict(recipe),
+        "rounds": options.rounds,
+        "work": {
+            "slots": len(work.slots),
+            "different": len(work.different),
+            "steps": work.steps,
+            "images": work.images,
+        },
+        "variants": {
+            name: {
+                "what": bench_report.WHAT[name],
+                "arrangement": rounds.arrangements[name],
+                **bench_report.rates(work.images, values),
+            }
+            for name, values in seconds.items()
+        },
+        "ratios": bench_report.ratios(seconds),
+        "proxyqueue": rounds.of_proxyqueue(ray_start) if "proxyqueue" in seconds else None,
+    }
+
+
+def _candidates(options: Bench, recipe: Recipe) -> list[Arrangement]:
+    """The arrangements to choose from."""
+    found = arrangements(bench_machine.cores(), recipe.device)
+    if options.arrangement == "auto" or len(found) == 1:
+        return found
+    return [found[0] if options.arrangement == "processes" else found[1]]
+
+
+class _Rounds:
+    """Measures one variant at a time and keeps what was measured."""
+
+    def __init__(self, work: bench_work.Work, recipe: Recipe, asked: Generate, pool: Pool, folder: Path, kept: bool):
+        self.work, self.recipe, self.asked, self.pool = work, recipe, asked, pool
+        self.folder, self.kept = folder, kept
+        self.seconds: dict[str, list[float]] = {}
+        self.arrangements: dict[str, dict[str, Any]] = {}
+        self._end_to_end: list[float] = []
+        self._shares: list[dict[str, float]] = []
+        self._writer_seconds: list[float] = []
+        self._gpu_busy: list[float] = []
+
+    def calibrate(self, name: str, candidates: list[Arrangement]) -> None:
+        """Choose the arrangement that draws a few slots fastest."""
+        tried = []
+        for candidate in candidates if len(candidates) > 1 else []:
+            few = max(arrangement.processes for arrangement in candidates) * self._batch_size(name)
+            with self._place("calibration", name) as place:
+                tried.append(self._draw(name, candidate, place, few))
+        best = candidates[tried.index(min(tried))] if tried else candidates[0]
+        trials = zip(candidates, tried, strict=False)
+        self.arrangements[name] = {
+            **dataclasses.asdict(best),
+            "tried": [{**dataclasses.asdict(candidate), "seconds": seconds} for candidate, seconds in trials],
+        }
+
+    def measure(self, number: int, name: str) -> float:
+        """Seconds of one variant in one round."""
+        with self._place(f"round{number}", name) as place:
+            if name == "proxyqueue":
+                seconds = self._proxyqueue(place)
+            else:
+                chosen = self.arrangements[name]
+                seconds = self._draw(name, Arrangement(chosen["processes"], chosen["threads"]), place)
+        self.seconds.setdefault(name, []).append(seconds)
+        return seconds
+
+    def of_proxyqueue(self, ray_start: float) -> dict[str, Any]:
+        """What else was measured of it, of each round, and shares as means."""
+        writer, seconds = statistics.median(self._writer_seconds), statistics.median(self.seconds["proxyqueue"])
+        return {
+            "actors": self.arrangements["proxyqueue"]["processes"],
+            "shares": {name: statistics.fmean(round_[name] for round_ in self._shares) for name in self._shares[0]},
+            "shares_of_rounds": self._shares,
+            "writer": {
+                "milliseconds_an_image": 1000 * writer,
+                "share_of_cores": writer * self.work.images / (seconds * bench_machine.cores()),
+            },
+            "end_to_end": {
+                "ray_start_seconds": ray_start,  # once: Ray stays up over the rounds
+                "seconds": [ray_start + value for value in self._end_to_end],
+            },
+            "gpu_busy_percent": self._gpu_busy,
+        }
+
+    def _batch_size(self, name: str) -> int:
+        return self.recipe.batch_size if name == "limit" else 1
+
+    def _draw(self, name: str, arrangement: Arrangement, place: Path, most: int | None = None) -> float:
+        slots = self.work.different if name == "limit" else self.work.slots
+        shares = deal(slots[:most], arrangement.processes, self._batch_size(name))
+        return self.pool.draw(name, shares, arrangement.threads, place)
+
+    def _proxyqueue(self, place: Path) -> float:
+        """From the first denoise, or the encoding of its prompt, until the last part of the index is there."""
+        notes, output = place / "notes", place / "out"
+        notes.mkdir()
+        began = time.time()
+        with bench_machine.GpuBusy() as gpu, contextlib.redirect_stdout(io.StringIO()):
+            code = generate(
+                dataclasses.replace(self.asked, output_base_path=str(output)), worker=bench_worker.noting(notes)
+            )
+        ended = time.time()
+        gc.collect()  # Ray Data's actors can outlive their run until then
+        rows = index.read(open_storage(str(output)), self.recipe.model_type, index.SCHEMA.names)
+        drawn = rows["status"].to_pylist().count("ok")
+        if code or drawn != self.work.images:
+            raise Refused(f"proxyqueue drew {drawn:,} of {self.work.images:,} images; try the same with generate")
+        actors = bench_worker.read(notes)
+        first = bench_worker.first(actors)
+        parts = (output / layout.index_folder(self.recipe.model_type)).iterdir()
+        last = max(part.stat().st_mtime for part in parts)
+        threads = 1 if self.recipe.device == "cpu" else bench_machine.cores()
+        self.arrangements["proxyqueue"] = {"processes": len(actors), "threads": threads, "tried": []}
+        self._end_to_end.append(ended - began)
+        self._shares.append(bench_worker.shares(actors, first, last))
+        self._writer_seconds.append(_writer_seconds(rows, output, place / "again"))
+        warm = min(interval.ended for actor in actors for interval in actor if interval.work == "denoising")
+        if (busy := gpu.percent(warm, last)) is not None:
+            self._gpu_busy.append(busy)
+        return last - first
+
+    @contextlib.contextmanager
+    def _place(self, stage: str, name: str) -> Iterator[Path]:
+        place = self.folder / stage / name
+        place.mkdir(parents=True)
+        yield place
+        if not self.kept or stage == "calibration":
+            shutil.rmtree(place)
+
+
+def _writer_seconds(rows: pa.Table, output: Path, again: Path) -> float:
+    """Seconds the writer stage takes for an image, alone on the machine: in a run it is beside the actors."""
+    images = []
+    for row in rows.slice(0, WRITER_IMAGES).to_pylist():
+        folder, file = row["path"].split("/", 1)
+        assert layout.parse_step_folder(folder)
+        slot = {**row, "file": file}
+        images.append({**row, "image": (output / row["path"]).read_bytes(), "slots": [slot]})
+    table = pa.Table.from_pylist(images, schema=SCHEMA)
+    storage = open_storage(str(again), runs.new_id())
+    storage.check_writable(create=True)
+    began = time.perf_counter()
+    write_images(table, storage, rows["path"][0].as_py().split("_")[2])
+    return (time.perf_counter() - began) / len(images)
+
+
+@contextlib.contextmanager
+def working_folder(named: str | None) -> Iterator[tuple[Path, bool]]:
+    """A folder for what is drawn, and whether it stays."""
+    if named is None:
+        with tempfile.TemporaryDirectory(prefix="proxyqueue_bench_") as folder:
+            yield Path(folder), False
+        return
+    folder = Path(named).expanduser().resolve()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise Refused(f"--work_dir {folder}: is not empty")
+    except OSError as error:
+        raise Refused(f"--work_dir {folder}: can't be written: {error.strerror or one_line(error)}") from error
+    yield folder, True
+
+
+def publish(report: dict[str, Any], style: str, output: str | None, text: Any) -> None:
+    """Print the report, and write it as JSON where that is asked for."""
+    whole = json.dumps(report, indent=1)
+    print(whole if style == "json" else text(report))
+    if output is not None:
+        try:
+            Path(output).write_text(whole + "\n")
+        except OSError as error:
+            raise Refused(f"--output {output}: can't be written: {error.strerror or one_line(error)}") from error

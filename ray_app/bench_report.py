@@ -1,0 +1,85 @@
+"""A benchmark's report: ratios from seconds, and the table of a report.
+Knows figures; nothing of how they came about."""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+WHAT = {
+    "separate": "a run for each number of steps, batch 1, pictures saved",
+    "callback": "decodes and saves in the callback, batch 1, the last picture decoded twice",
+    "proxyqueue": "Ray, actors, writer and index; from the first denoise to the last committed row",
+    "limit": "the pipeline's loop over full batches and the decodes; no encoding, no files",
+}
+
+
+def rates(images: int, seconds: Sequence[float]) -> dict[str, Any]:
+    """A variant's figures: images/s counts what is asked for, so one that draws duplicates once gains by it."""
+    each = [images / value for value in seconds]
+    return {"seconds": list(seconds), "images_per_second": each, "median_images_per_second": statistics.median(each)}
+
+
+def ratios(seconds: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
+    """How many times as many images/s proxyqueue draws as each other variant: of each round, then their median."""
+    ours = seconds.get("proxyqueue")
+    found = {}
+    for name, theirs in seconds.items():
+        if ours and name != "proxyqueue":
+            each = [their / our for their, our in zip(theirs, ours, strict=True)]
+            spread = {"median": statistics.median(each), "min": min(each), "max": max(each)}
+            found[f"proxyqueue/{name}"] = {"each": each, **spread}
+    return found
+
+
+def text(report: dict[str, Any]) -> str:
+    """The tables."""
+    machine, work, recipe = report["machine"], report["work"], report["recipe"]
+    gpu = machine["gpu"] or "no GPU"
+    lines = [
+        f"machine          {machine['cores']} cores of {machine['cpu']}, {machine['memory_gb']:g} GB, {gpu};"
+        f" load before {machine['load']:g}",
+        f"versions         {', '.join(f'{name} {version}' for name, version in report['versions'].items())}",
+        f"model            {recipe['model_path']} {recipe['model_type']}, {recipe['width']} x {recipe['height']},"
+        f" {recipe['num_inference_steps']} steps, {recipe['dtype']} on {recipe['device']}",
+        f"work             {work['slots']:,} slots, {work['different']:,} different, at {len(work['steps'])} steps:"
+        f" {work['images']:,} images; batches of {recipe['batch_size']}; {report['rounds']} rounds",
+        "",
+        f"{'variant':<16} {'images/s':>9} {'seconds: median, min, max':>30}   arrangement",
+    ]
+    for name, variant in report["variants"].items():
+        seconds = variant["seconds"]
+        spread = f"{statistics.median(seconds):10.2f}{min(seconds):10.2f}{max(seconds):10.2f}"
+        lines.append(
+            f"{name:<16} {variant['median_images_per_second']:9.2f} {spread}   {arrangement(variant['arrangement'])}"
+        )
+    if report["ratios"]:
+        lines += ["", f"{'ratio, images/s':<24} {'median':>8} {'min':>8} {'max':>8}"]
+    for name, ratio in report["ratios"].items():
+        lines.append(f"{name:<24} {ratio['median']:8.3f} {ratio['min']:8.3f} {ratio['max']:8.3f}")
+    return "\n".join([*lines, *_of_proxyqueue(report.get("proxyqueue"))])
+
+
+def arrangement(found: dict[str, Any]) -> str:
+    """How a variant was spread over the machine."""
+    processes, threads = found["processes"], found["threads"]
+    words = f"{processes} process{'es' if processes > 1 else ''} of {threads} thread{'s' if threads > 1 else ''}"
+    tried = ", ".join(f"{trial['processes']}x{trial['threads']}: {trial['seconds']:.2f} s" for trial in found["tried"])
+    return f"{words} (tried {tried})" if tried else words
+
+
+def _of_proxyqueue(found: dict[str, Any] | None) -> list[str]:
+    if not found:
+        return []
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in found["shares"].items())
+    writer, end_to_end = found["writer"], found["end_to_end"]
+    lines = [
+        "",
+        f"where the time goes in proxyqueue's {found['actors']} actors: {shares}",
+        f"beside them the writer: {writer['milliseconds_an_image']:.2f} ms an image, measured alone,"
+        f" {writer['share_of_cores']:.1%} of the run's cores",
+        f"end to end: {statistics.median(end_to_end['seconds']):.1f} s, with loading models and"
+        f" {end_to_end['ray_start_seconds']:.1f} s for starting Ray",
+    ]
+    if found["gpu_busy_percent"]:
+        lines.append(f"GPU busy after warm-up: {statistics.median(found['gpu_busy_percent']):.1f} %")
+    return lines

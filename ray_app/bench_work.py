@@ -1,0 +1,75 @@
+"""What a benchmark draws: slots with as many duplicates as real annotations have, and an annotations file of them.
+Knows prompts; nothing of how they are drawn."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from ray_app import circo
+from ray_app.bench_options import Bench
+from ray_app.errors import Refused
+
+DUPLICATES = 0.05
+"""Share of the slots that ask for the same as another: CIRCO's test set has 199 of 4,000."""
+PROMPTS_A_QUERY = 5
+SEED = 0
+
+_COLOURS = ("red", "blue", "green", "yellow", "white", "black", "brown")
+_THINGS = ("dog", "bicycle", "boat", "train", "kite", "umbrella", "chair", "horse", "cup", "clock", "bear")
+_PLACES = ("on a beach", "in a kitchen", "by a lake", "on a street at night", "in the snow")
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """Slots to draw: number, prompt and seed of each."""
+
+    slots: list[tuple[int, str, int]]
+    steps: list[int]
+
+    @property
+    def different(self) -> list[tuple[int, str, int]]:
+        """The first slot of each prompt: what has to be denoised."""
+        first: dict[str, tuple[int, str, int]] = {}
+        for slot in self.slots:
+            first.setdefault(slot[1], slot)
+        return list(first.values())
+
+    @property
+    def images(self) -> int:
+        """Images asked for, whoever draws them."""
+        return len(self.slots) * len(self.steps)
+
+    def write(self, file: Path, prompt_field: str) -> None:
+        """As annotations, one query a slot, so that slot i's image is `combined_{i}_0`."""
+        entries = [{"id": i, "reference_img_id": i, prompt_field: [prompt]} for i, prompt, _ in self.slots]
+        file.write_text(json.dumps(entries))
+
+
+def choose(options: Bench) -> Work:
+    """The slots that these options mean.
+
+    Raises:
+        Refused: annotations that can't be read, or have fewer prompts than are asked for.
+    """
+    prompts = _real(options, options.json_file) if options.json_file else made_up(options.prompts)
+    return Work([(number, prompt, SEED) for number, prompt in enumerate(prompts)], options.steps())
+
+
+def made_up(count: int) -> list[str]:
+    """Prompts of which `DUPLICATES` repeat an earlier one, evenly spread; always the same."""
+    repeats = round(count * DUPLICATES)
+    places = {(number + 1) * count // repeats - 1 for number in range(repeats)} if repeats else set()
+    prompts: list[str] = []
+    for number in range(count):
+        colour, thing, place = (words[number % len(words)] for words in (_COLOURS, _THINGS, _PLACES))
+        repeated = number in places and number
+        prompts.append(prompts[number // 2] if repeated else f"a {colour} {thing} {place}, photo {number}")
+    return prompts
+
+
+def _real(options: Bench, file: str) -> list[str]:
+    queries = circo.load(file, options.prompt_field, PROMPTS_A_QUERY).queries()
+    prompts = [prompt for query in queries for prompt in query.prompts][: options.prompts]
+    if len(prompts) < options.prompts:
+        raise Refused(f"--prompts {options.prompts}: {file} has {len(prompts)} of them")
+    return prompts
