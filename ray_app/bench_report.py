@@ -42,7 +42,7 @@ def text(report: dict[str, Any]) -> str:
         f"model            {recipe['model_path']} {recipe['model_type']}, {recipe['width']} x {recipe['height']},"
         f" {recipe['num_inference_steps']} steps, {recipe['dtype']} on {recipe['device']}",
         f"work             {work['slots']:,} slots, {work['different']:,} different, at {len(work['steps'])} steps:"
-        f" {work['images']:,} images; batches of {recipe['batch_size']}; {report['rounds']} rounds",
+        f" {work['images']:,} images; batches of {recipe['batch_size']}; rounds: {report['rounds']}",
         "",
         f"{'variant':<16} {'images/s':>9} {'seconds: median, min, max':>30}   arrangement",
     ]

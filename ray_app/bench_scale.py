@@ -139,7 +139,7 @@ def _check_space(options: BenchScale, folder: Path) -> None:
     needed = {
         "images": max(options.slots, default=0) * len(options.steps()) * image,
         "resume": options.resume_slots // 2 * BLOCK,
-        "index": options.rows * 2 * 150,  # before and after compact; 110 bytes a row were seen
+        "index": options.rows * 2 * 150,  # before and after compact
     }
     most = max((needed.get(part, 0) for part in options.parts), default=0)
     free = shutil.disk_usage(folder).free
