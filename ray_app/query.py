@@ -6,7 +6,9 @@ import json
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,7 +21,11 @@ from ray_app.errors import OK, Refused, one_line
 from ray_app.interrupts import Interrupts
 from ray_app.storage import Storage, open_storage
 
+Write = Callable[[pa.Schema, Iterator[pa.RecordBatch]], object]
+"""Takes the columns and the rows of an answer."""
+
 ROWS_A_BATCH = 10_000
+WAIT_SECONDS = 0.1
 PLACE = 24
 """Characters of the SQL that an error shows from its place on."""
 
@@ -70,7 +76,7 @@ def query(options: Query) -> int:
 def answer(
     storage: Storage,
     sql: str,
-    write: Callable[[pa.Schema, Iterator[pa.RecordBatch]], object],
+    write: Write,
     check: bool = False,
     native: bool | None = None,
 ) -> None:
@@ -78,8 +84,7 @@ def answer(
     for _ in range(index.LISTINGS):
         try:
             with views.connected(storage, check, native) as connection:
-                reader = _run(connection, sql)
-                write(reader.schema, iter(reader))
+                _interruptible(connection, lambda connection=connection: _run(connection, sql, write))
                 return
         except FileNotFoundError:
             continue  # compaction: the part's rows stand in another by now
@@ -103,7 +108,22 @@ def schema() -> str:
     return "\n".join(lines)
 
 
-def _run(connection: duckdb.DuckDBPyConnection, sql: str) -> pa.RecordBatchReader:
+def _interruptible(connection: duckdb.DuckDBPyConnection, run: Callable[[], object]) -> None:
+    """Run it in a thread of its own: in one that waits for DuckDB no signal would be seen."""
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run)
+        try:
+            while not wait([running], timeout=WAIT_SECONDS).done:
+                pass
+        except KeyboardInterrupt:
+            while not running.done():
+                connection.interrupt()
+                time.sleep(WAIT_SECONDS)
+            raise
+        running.result()
+
+
+def _run(connection: duckdb.DuckDBPyConnection, sql: str, write: Write) -> None:
     statements = connection.extract_statements(sql)
     allowed = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN, duckdb.StatementType.MULTI)
     if len(statements) != 1:
@@ -118,10 +138,11 @@ def _run(connection: duckdb.DuckDBPyConnection, sql: str) -> pa.RecordBatchReade
         raise
     if relation is None:
         raise Refused("SQL: gives no rows; one SELECT is answered")
-    return relation.to_arrow_reader(ROWS_A_BATCH)
+    reader = relation.to_arrow_reader(ROWS_A_BATCH)
+    write(reader.schema, iter(reader))
 
 
-def _writer(options: Query) -> Callable[[pa.Schema, Iterator[pa.RecordBatch]], object]:
+def _writer(options: Query) -> Write:
     """What takes the answer: the terminal, or a file that is there whole or not at all."""
     if options.output is None:
         return lambda schema, batches: _write(sys.stdout, options.format or "table", schema, batches)

@@ -138,6 +138,7 @@ def _rows(storage: Storage, names: list[str]) -> int:
 def _lock(connection: duckdb.DuckDBPyConnection, paths: list[str], scratch: str) -> None:
     """From here on it reads these files and its own scratch, and nothing else; no extension comes, no setting goes."""
     connection.execute("SET errors_as_json = true")
+    connection.execute("SET enable_progress_bar = false")  # it would stand between the rows
     connection.execute("SET TimeZone = 'UTC'")
     connection.execute("SET python_enable_replacements = false")
     connection.execute("SET autoinstall_known_extensions = false")
