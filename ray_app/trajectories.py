@@ -73,8 +73,9 @@ class Trajectories:
             raise Refused(f"{storage.at(layout.INDEX)}: no image of {what} in it; set --output_base_path")
         self.captures = sorted(captures, key=lambda capture: (capture[0] != "xt", capture[1]))
         """(snapshot, step) of every image, xt before x0."""
-        ids = [np.asarray(table["query_id"]) for table in self._tables.values()]
-        self.query_ids: list[int] = np.unique(np.concatenate(ids)).tolist()
+        # sorted: a query's rows stand together
+        self._ids = {model_type: np.asarray(table["query_id"]) for model_type, table in self._tables.items()}
+        self.query_ids: list[int] = np.unique(np.concatenate(list(self._ids.values()))).tolist()
         self.models = list(self._tables)
 
     def of(self, query_ids: Sequence[int]) -> Iterator[Trajectory]:
@@ -89,8 +90,7 @@ class Trajectories:
 
     def _of_model(self, model_type: str, query_id: int) -> Iterator[Trajectory]:
         table = self._tables[model_type]
-        ids = np.asarray(table["query_id"])  # sorted: a query's rows stand together
-        first, last = np.searchsorted(ids, [query_id, query_id + 1])
+        first, last = np.searchsorted(self._ids[model_type], [query_id, query_id + 1])
         rows = table.slice(first, last - first).to_pylist()
         for _, group in itertools.groupby(rows, key=lambda row: (row["prompt_index"], row["image_index"])):
             mine = list(group)

@@ -312,6 +312,16 @@ def test_a_smaller_gallery_leaves_no_pages_of_a_larger_one(tmp_path, capsys, mon
     assert not (output / "gallery/thumbnails").exists()
 
 
+def test_clean_takes_the_gallery_with_all_else(tmp_path, capsys):
+    output = tmp_path / "out"
+    draw(output, range(2), ["xt"])
+    assert shown(output) == 0
+    (output / "gallery/mine.txt").write_text("")
+    assert main(["clean", "--output_base_path", str(output), "--all", "--yes"]) == 0
+    assert "stays: gallery/mine.txt" in capsys.readouterr().out
+    assert [path.relative_to(output).as_posix() for path in output.rglob("*")] == ["gallery", "gallery/mine.txt"]
+
+
 def test_a_file_that_is_no_picture_is_named_and_the_page_goes_on(tmp_path, capsys):
     output = tmp_path / "out"
     draw(output, [0], ["xt"], [1])
@@ -368,7 +378,7 @@ def test_what_makes_no_sense_is_refused(sixty, capsys, arguments, message):
 
 
 def test_more_than_a_picture_can_hold_is_refused(sixty, tmp_path, capsys):
-    assert shown(sixty, "--contact_sheet", str(tmp_path / "a.png"), "--thumbnails", "4096") == 0
-    draw(tmp_path / "large", range(200), ["xt"], [1], size=(300, 300))
+    assert shown(sixty, "--contact_sheet", str(tmp_path / "a.png"), "--thumbnails", "4096", "--limit", "2") == 0
+    draw(tmp_path / "large", range(60), ["xt"], [1], size=(300, 300))
     assert shown(tmp_path / "large", "--contact_sheet", str(tmp_path / "b.png")) == 2
     assert "more than 113 rows of 256 pixels; take fewer with --query_ids" in capsys.readouterr().err

@@ -239,6 +239,7 @@ def test_what_asks_and_shows_reads_a_store_as_it_reads_a_folder(storage, tmp_pat
     answers = []
     for number, output in enumerate((str(here), storage.url)):
         asked = ["--output_base_path", output]
+        capsys.readouterr()
         assert main(["query", *asked, "--format", "json", "SELECT * FROM images ORDER BY ALL"]) == 0
         assert main(["status", *asked, "--format", "json"]) == 0
         assert main(["export", *asked, "--format", "ipcir"]) == 1
