@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ray_app import index, layout, partition, runs
 from ray_app.errors import one_line
@@ -212,6 +212,8 @@ def _bad_picture(data: bytes, width: int, height: int) -> str | None:
             if image.size != (width, height):
                 return f"{image.width} x {image.height} pixels instead of {width} x {height}"
             extremes = image.convert("RGB").getextrema()
+    except UnidentifiedImageError:
+        return "can't be decoded: not a picture of a known format"
     except Exception as error:  # a damaged file can make Pillow raise nearly anything
         return f"can't be decoded: {one_line(error, 200)}"
     return "one colour only" if all(low == high for low, high in extremes) else None  # type: ignore[misc]

@@ -29,7 +29,7 @@ USAGE = """proxyqueue: draw text-to-image proxies for composed image retrieval, 
   proxyqueue clean --output_base_path out --model_type sdxl          remove images with their rows and caches
   proxyqueue compact --output_base_path out                          many small parts of the index into few
   proxyqueue bench --model mid                                       images/s beside scripts and the bare model
-  proxyqueue bench scale                                             what the queue itself costs, up to millions
+  proxyqueue bench_scale                                             what the queue itself costs, up to millions
   proxyqueue submit --address http://HEAD:8265 -- generate …flags    generate as a job of a Ray cluster
   proxyqueue doctor --address auto                                   what a cluster offers, and what is wrong with it
   proxyqueue query --preset steps --output_base_path out             ask the index with SQL

@@ -161,7 +161,7 @@ def shrink(output):
 
 def garble(output):
     replace_image(output, IMAGE, b"no picture")
-    detail = f"can't be decoded: cannot identify image file '{output / IMAGE}' (query 2, prompt 1, image 0)"
+    detail = "can't be decoded: not a picture of a known format (query 2, prompt 1, image 0)"
     return [("bad picture", IMAGE, detail)]
 
 
