@@ -7,9 +7,10 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from tests.nodes import answers, commands, free_port, wait_for
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 
@@ -117,36 +118,8 @@ class Tunnel:
 
 def pids(marker: str) -> list[int]:
     """Processes that have the marker in their command line."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if (
-                marker in (process / "cmdline").read_bytes().decode(errors="replace")
-                and int(process.name) != os.getpid()
-            ):
-                found.append(int(process.name))
-    return found
-
-
-def free_port() -> int:
-    """Outside the ports that Ray keeps for workers."""
-    while True:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            if not 10_000 < free.getsockname()[1] < 20_000:
-                return free.getsockname()[1]
+    return [process for process, line in commands().items() if marker in line and process != os.getpid()]
 
 
 def listens(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-        return True
-    return False
-
-
-def wait_for(what: Callable[[], object], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if what():
-            return True
-        time.sleep(0.1)
-    return False
+    return answers(f"127.0.0.1:{port}")
