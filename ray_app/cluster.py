@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -49,7 +50,22 @@ def connected(address: str | None) -> Iterator[None]:
     try:
         yield
     finally:
+        _hush_threads()
         ray.shutdown()
+
+
+def _hush_threads() -> None:
+    """Threads of Ray Data that outlive an interrupted run end in an error, and would tell of it with a traceback."""
+    import ray
+    from ray.exceptions import RaySystemError
+
+    tell = threading.excepthook
+
+    def tell_others(thread: threading.ExceptHookArgs) -> None:
+        if ray.is_initialized() or not isinstance(thread.exc_value, RaySystemError):
+            tell(thread)
+
+    threading.excepthook = tell_others
 
 
 def _check_answers(address: str) -> str | None:
