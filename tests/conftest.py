@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,9 @@ from actors.recipe import Recipe
 from ray_app import cluster, index, recipes, runs
 from ray_app.options import Generate
 from ray_app.storage import open_storage
+
+# a shell that runs the tests in the background lets them ignore Ctrl-C, and all that they start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "ray_app" / "sample.json"

@@ -124,8 +124,9 @@ def test_ten_drivers_are_killed_one_after_another(tmp_path, undisturbed, chance)
     assert result.returncode == 0, result.stderr
     check_all_is_there(output, undisturbed)
     states = [record["state"] for record in runs.read_all(open_storage(str(output)))]
-    assert states[-1] == "complete"
-    assert set(states[:-1]) <= {"died"}
+    if "nothing to draw" not in result.stdout:  # else the last kill came after the last row
+        assert states.pop() == "complete"
+    assert set(states) == {"died"}
 
 
 def kill_compaction(output: Path, chance: random.Random) -> None:
