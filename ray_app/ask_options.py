@@ -1,4 +1,4 @@
-"""The flags of the verbs that ask and show: query, status, gallery, export.
+"""The flags of the verbs that ask and show: query, status, gallery, export, convergence.
 Knows names and defaults; nothing of files."""
 
 import dataclasses
@@ -184,3 +184,37 @@ class Export:
         for step in self.steps:
             if step < 1:
                 raise Refused(f"--steps {step}: steps begin at 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Convergence:
+    """Measure how near each step's image is to the last step's: PSNR and SSIM (scikit-image), a row a slot and step.
+
+    Writes OUTPUT/convergence/convergence.parquet and a plot beside it, and prints the medians. Images of the same slot
+    and denoise are compared, by tasks of Ray Data; slots whose last step failed or is missing don't count.
+
+    Example: proxyqueue convergence --output_base_path out --model_type sdxl
+
+    Exit codes: 0 measured, 1 some images could not be compared (they are named), 2 refused, 130 interrupted.
+    """
+
+    output_base_path: str = "./output"
+    """OUTPUT: whose images to compare."""
+    model_type: Literal["sdxl", "flux"] | None = None
+    """This family only; default every one."""
+    steps: tuple[int, ...] = ()
+    """These steps only, the last of them the one to compare with; default all."""
+    snapshot: Literal["xt", "x0"] | None = None
+    """This kind of snapshot only; default both."""
+    address: str | None = None
+    """Ray cluster to join, as of generate."""
+    shared_filesystem: bool = False
+    """OUTPUT is mounted on every node of the cluster: any of them compares."""
+
+    def check(self) -> None:
+        """Raise Refused for steps that can't be."""
+        for step in self.steps:
+            if step < 1:
+                raise Refused(f"--steps {step}: steps begin at 1")
+        if len(set(self.steps)) == 1:
+            raise Refused(f"--steps {self.steps[0]}: name at least two, the last is what others are compared with")

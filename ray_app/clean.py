@@ -85,7 +85,9 @@ def _folders(storage: Storage, options: Clean) -> list[str]:
         if options.snapshot in (None, folder.snapshot) and (not options.steps or folder.step in options.steps)
     ]
     return found + (
-        [layout.INDEX, layout.RUNS, layout.STAGING, layout.GALLERY] if options.all and not options.caches else []
+        [layout.INDEX, layout.RUNS, layout.STAGING, layout.GALLERY, layout.CONVERGENCE]
+        if options.all and not options.caches
+        else []
     )
 
 
@@ -114,6 +116,8 @@ def _kind(folder: str, name: str) -> str | None:
     if folder == layout.GALLERY:
         return PAGE if layout.is_gallery_file(name) else None
     path = f"{folder}/{name}"
+    if path in (layout.CONVERGENCE_TABLE, layout.CONVERGENCE_PLOT):
+        return PAGE
     if layout.is_index_part(path):
         return PART
     return RECORD if layout.is_run_file(path) else None

@@ -13,7 +13,7 @@ from typing import Any
 import tyro
 
 from ray_app import __version__
-from ray_app.ask_options import Export, Gallery, Query, Status
+from ray_app.ask_options import Convergence, Export, Gallery, Query, Status
 from ray_app.bench_options import Bench, BenchScale
 from ray_app.errors import INTERRUPTED, OK, REFUSED, Refused
 from ray_app.options import Demo, Generate, Preview
@@ -36,6 +36,7 @@ USAGE = """proxyqueue: draw text-to-image proxies for composed image retrieval, 
   proxyqueue status --output_base_path out --watch                   what is there of what was asked, time left
   proxyqueue gallery --output_base_path out                          a page to look at: a row a slot, a column a step
   proxyqueue export --format imagefolder --output_base_path out      for datasets, webdataset, retrieval scripts
+  proxyqueue convergence --output_base_path out                      how near is each step to the last: table and plot
 
 Each verb has its own --help."""
 
@@ -124,6 +125,12 @@ def _export(options: Export) -> int:
     return export(options)
 
 
+def _convergence(options: Convergence) -> int:
+    from ray_app.convergence import convergence
+
+    return convergence(options)
+
+
 VERBS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "generate": (Generate, _generate),
     "preview": (Preview, _preview),
@@ -139,6 +146,7 @@ VERBS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "status": (Status, _status),
     "gallery": (Gallery, _gallery),
     "export": (Export, _export),
+    "convergence": (Convergence, _convergence),
 }
 
 

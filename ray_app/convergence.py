@@ -1,0 +1,201 @@
+"""The verb `convergence`: how near each step's image is to the last one's, measured by Ray Data tasks over the index.
+Knows which images are compared, the table and where it is written; the measure is in likeness, the plot in its own."""
+
+import functools
+import logging
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute
+
+from ray_app import cluster, convergence_plot, index, layout, likeness, runs
+from ray_app.ask_options import Convergence
+from ray_app.errors import OK, PROBLEMS, Refused
+from ray_app.interrupts import Interrupts
+from ray_app.progress import Checked
+from ray_app.storage import Storage, open_storage
+from ray_app.trajectories import OK as IS_OK
+from ray_app.trajectories import Trajectories
+
+# its functions are made when it is imported: type checkers don't see them
+pc: Any = pyarrow.compute
+
+PAIRS_A_TASK = 64
+MOST_NAMED = 10
+SLOT = ["query_id", "prompt_index", "image_index"]
+
+COLUMNS = {
+    "model": (pa.string(), "sdxl or flux"),
+    "query_id": (pa.int64(), "the slot, as in the index"),
+    "prompt_index": (pa.int16(), "the slot"),
+    "image_index": (pa.int16(), "the slot"),
+    "snapshot": (pa.string(), "xt or x0"),
+    "step": (pa.int16(), "whose image is compared"),
+    "last_step": (pa.int16(), "with whose image"),
+    "psnr": (pa.float32(), "in dB; infinite where the images are equal, null where one can't be read"),
+    "ssim": (pa.float32(), "at most 1; null as psnr"),
+    "problem": (pa.string(), "why there is no value, else null"),
+}
+SCHEMA = pa.schema([(name, kind) for name, (kind, _) in COLUMNS.items()])
+
+
+class Spread(NamedTuple):
+    """Of a measure over slots: the median and the quartiles. Never a mean: PSNR may be infinite."""
+
+    low: float
+    median: float
+    high: float
+
+
+class Line(NamedTuple):
+    """One step of one kind of snapshot, over all its slots."""
+
+    model: str
+    snapshot: str
+    step: int
+    last_step: int
+    images: int
+    psnr: Spread
+    ssim: Spread
+
+
+def convergence(options: Convergence) -> int:
+    """Measure, write, show; the exit code.
+
+    Raises:
+        Refused: nothing to compare, or a place that can't be written.
+    """
+    options.check()
+    storage = open_storage(options.output_base_path, runs.new_id())
+    storage.check_writable(create=False)
+    wanted = [name for name in layout.MODEL_TYPES if options.model_type in (None, name)]
+    shown = Trajectories(storage, wanted, options.steps, options.snapshot)
+    compared = pa.concat_tables([pairs(shown.rows(model_type), model_type) for model_type in shown.models])
+    if not compared.num_rows:
+        raise Refused(f"{storage.at(layout.INDEX)}: no slot has two steps' images of one denoise; nothing to compare")
+    try:
+        with Interrupts() as interrupts, cluster.connected(options.address):
+            interrupts.install()  # Ray takes SIGTERM for itself
+            table = _measured(storage, compared, options.shared_filesystem)
+        lines = summary(table)
+        storage.write(layout.CONVERGENCE_TABLE, index.to_parquet(table))
+        storage.write(layout.CONVERGENCE_PLOT, convergence_plot.png(lines))
+    finally:
+        storage.remove_staging()
+    print("\n".join(_text(lines)))
+    print(f"table            {storage.at(layout.CONVERGENCE_TABLE)}")
+    print(f"plot             {storage.at(layout.CONVERGENCE_PLOT)}")
+    return _tell_problems(table)
+
+
+def pairs(rows: pa.Table, model_type: str) -> pa.Table:
+    """A model's images, each beside the one that its slot has at the last step; slots in the order of their keys.
+
+    Slots without an image at the last step are left out, and images of another denoise than the one there.
+    """
+    rows = rows.filter(pc.equal(rows["status"], IS_OK))
+    last_step = pc.max(rows["step"])
+    # x0 is xt after the last step: where both are there, both are compared with the file that xt has
+    last = rows.filter(pc.equal(rows["step"], last_step)).sort_by([("snapshot", "descending")])
+    last = last.group_by([*SLOT, "denoise_id"], use_threads=False).aggregate([("path", "first")])
+    earlier = rows.filter(pc.less(rows["step"], last_step)).select([*SLOT, "denoise_id", "snapshot", "step", "path"])
+    joined = earlier.join(
+        last.rename_columns([*SLOT, "denoise_id", "last_path"]), [*SLOT, "denoise_id"], join_type="inner"
+    )
+    joined = joined.sort_by([(name, "ascending") for name in (*SLOT, "snapshot", "step")])
+    joined = joined.append_column("last_step", pa.repeat(last_step.cast(pa.int16()), joined.num_rows))
+    return joined.append_column("model", pa.repeat(pa.scalar(model_type), joined.num_rows)).combine_chunks()
+
+
+def summary(table: pa.Table) -> list[Line]:
+    """What the table says of each model, snapshot and step, xt before x0."""
+    table = table.filter(pc.is_valid(table["psnr"]))
+    groups = table.group_by(["model", "last_step", "snapshot", "step"]).aggregate([]).to_pylist()
+    lines = []
+    for group in sorted(groups, key=lambda g: (g["model"] != "sdxl", g["snapshot"] != "xt", g["step"])):
+        here = functools.reduce(pc.and_, [pc.equal(table[name], value) for name, value in group.items()])
+        mine = table.filter(here)
+        lines.append(Line(**group, images=mine.num_rows, psnr=_spread(mine["psnr"]), ssim=_spread(mine["ssim"])))
+    return lines
+
+
+def _spread(values: pa.ChunkedArray) -> Spread:
+    return Spread(*pc.quantile(values, [0.25, 0.5, 0.75], interpolation="nearest").to_pylist())
+
+
+def _measured(storage: Storage, compared: pa.Table, shared: bool) -> pa.Table:
+    """The table of all pairs, measured by tasks of some pairs each; images stay in the tasks."""
+    import ray.data
+    from ray.data import DataContext
+
+    DataContext.get_current().enable_progress_bars = False
+    DataContext.get_current().print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it would log is raised too
+    here: dict[str, Any] = (
+        {} if shared or storage.everywhere else {"label_selector": {"ray.io/node-id": cluster.node_id()}}
+    )
+    starts = range(0, compared.num_rows, PAIRS_A_TASK)
+    tasks = ray.data.from_arrow([compared.slice(start, PAIRS_A_TASK) for start in starts])
+    measured = tasks.map_batches(
+        functools.partial(_measure, storage=storage), batch_size=None, batch_format="pyarrow", **here
+    )
+    blocks: Any = measured.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    progress, done = Checked(compared.num_rows, "compared"), []
+    try:
+        for block in blocks:
+            done.append(block)
+            progress.add(block.num_rows)
+    finally:
+        progress.close()
+    order = [(name, "ascending") for name in ("model", *SLOT, "snapshot", "step")]
+    return pa.concat_tables(done).sort_by(order).combine_chunks()
+
+
+def _measure(rows: pa.Table, storage: Storage) -> pa.Table:
+    """A task: the rows of `SCHEMA` for some pairs."""
+    found = list(_compare_each(rows.to_pylist(), storage))
+    values = {name: pa.array([each[name] for each in found], SCHEMA.field(name).type) for name in found[0]}
+    return pa.table([values[name] if name in values else rows[name] for name in SCHEMA.names], schema=SCHEMA)
+
+
+def _compare_each(rows: list[dict[str, Any]], storage: Storage) -> Iterator[dict[str, Any]]:
+    read = functools.lru_cache(maxsize=1)(
+        lambda path: likeness.decode(storage.read(path))
+    )  # a slot's rows are together
+    for row in rows:
+        path = row["last_path"]
+        try:
+            reference = read(path)
+            path = row["path"]
+            psnr, ssim = likeness.compare(likeness.decode(storage.read(path)), reference)
+            yield {"psnr": psnr, "ssim": ssim, "problem": None}
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error).split("<")[0].strip()
+            yield {"psnr": None, "ssim": None, "problem": f"{path}: {reason or type(error).__name__}"}
+
+
+def _text(lines: list[Line]) -> Iterator[str]:
+    """The table for people: medians, and what the middle half of the slots has."""
+    form = "{:<6} {:<8} {:<10} {:>8} {:>10}  {:<13} {:>6}  {}"
+    yield form.format("model", "snapshot", "step", "images", "PSNR", "half within", "SSIM", "half within")
+    for line in lines:
+        yield form.format(
+            line.model,
+            line.snapshot,
+            f"{line.step} of {line.last_step}",
+            f"{line.images:,}",
+            f"{line.psnr.median:.1f} dB",
+            f"{line.psnr.low:.1f} to {line.psnr.high:.1f}",
+            f"{line.ssim.median:.3f}",
+            f"{line.ssim.low:.3f} to {line.ssim.high:.3f}",
+        )
+
+
+def _tell_problems(table: pa.Table) -> int:
+    problems = table["problem"].drop_null().unique().to_pylist()
+    for problem in problems[:MOST_NAMED]:
+        print(f"not compared: {problem}")
+    if len(problems) > MOST_NAMED:
+        print(f"and {len(problems) - MOST_NAMED:,} more, in the table's column problem")
+    return PROBLEMS if problems else OK

@@ -1,0 +1,49 @@
+"""The picture of `convergence`: PSNR and SSIM by step, a line a model and snapshot, a band where half of the slots are.
+Knows matplotlib; nothing of images or files."""
+
+import io
+import itertools
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ray_app.convergence import Line
+
+MEASURES = {"psnr": "PSNR to the last step's image (dB)", "ssim": "SSIM to the last step's image"}
+STYLES = {"xt": "-", "x0": "--"}
+COLOURS = {"sdxl": "#1f5fa8", "flux": "#c4561a"}
+
+
+def png(lines: Sequence["Line"]) -> bytes:
+    """The plot as a PNG, without a display. A median or quartile that is infinite, equal images, is not drawn."""
+    from matplotlib.figure import Figure  # not pyplot: that would look for a display
+
+    figure = Figure(figsize=(10, 4), dpi=150, layout="constrained")
+    steps = sorted({line.step for line in lines})
+    for axes, (measure, label) in zip(figure.subplots(1, 2), MEASURES.items(), strict=True):
+        for (model, snapshot), group in itertools.groupby(lines, lambda line: (line.model, line.snapshot)):
+            _draw(axes, list(group), measure, COLOURS[model], STYLES[snapshot], f"{model} {snapshot}")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(steps, [str(step) for step in steps])
+        axes.minorticks_off()
+        axes.set_xlabel("step")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+    if lines:
+        figure.axes[0].legend(title="median, half of the slots in the band", frameon=False)
+        last = {line.last_step for line in lines}
+        figure.suptitle(f"How near is step k to step {' or '.join(map(str, sorted(last)))}?")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _draw(axes: Any, group: list["Line"], measure: str, colour: str, style: str, label: str) -> None:
+    steps = [line.step for line in group]
+    low, median, high = (
+        [value if math.isfinite(value) else math.nan for value in values]
+        for values in zip(*(getattr(line, measure) for line in group), strict=True)
+    )
+    axes.plot(steps, median, style, color=colour, marker="o", markersize=4, label=label)
+    axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)

@@ -1,0 +1,50 @@
+"""How alike two pictures are: PSNR and SSIM. Knows scikit-image and encoded bytes; nothing of steps or files."""
+
+import io
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+SIGMA, WINDOW = 1.5, 11
+"""The Gaussian window of SSIM's authors (Wang et al. 2004): standard deviation and width in pixels."""
+
+
+class Likeness(NamedTuple):
+    """Of one picture to another of the same size; equal ones have infinite PSNR and an SSIM of 1."""
+
+    psnr: float
+    """Peak signal-to-noise ratio in dB, over all channels."""
+    ssim: float
+    """Structural similarity, the mean over pixels and channels; at most 1."""
+
+
+def decode(data: bytes) -> np.ndarray:
+    """A picture's pixels, uint8 (height, width, 3).
+
+    Raises:
+        OSError: it can't be decoded.
+    """
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def compare(picture: np.ndarray, reference: np.ndarray) -> Likeness:
+    """PSNR and SSIM of two pictures, uint8 (height, width, 3).
+
+    Raises:
+        ValueError: they differ in size, or are smaller than SSIM's window.
+    """
+    from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+    if picture.shape != reference.shape:
+        raise ValueError(f"{picture.shape[1]}x{picture.shape[0]} pixels, not {reference.shape[1]}x{reference.shape[0]}")
+    if min(reference.shape[:2]) < WINDOW:
+        raise ValueError(f"smaller than the {WINDOW} pixels that SSIM looks at together")
+    with np.errstate(divide="ignore"):
+        psnr = peak_signal_noise_ratio(reference, picture, data_range=255)
+    ssim: Any = structural_similarity(
+        reference, picture, channel_axis=2, data_range=255, gaussian_weights=True, sigma=SIGMA,
+        use_sample_covariance=False,
+    )  # fmt: skip
+    return Likeness(float(psnr), float(ssim))
