@@ -21,7 +21,7 @@ class SDXL:
     """SDXL base and turbo."""
 
     def __init__(self, pipe: Any, recipe: Recipe):
-        self.pipe, self.recipe = pipe, recipe
+        self.pipe, self.recipe, self.denoiser = pipe, recipe, pipe.unet
 
     @staticmethod
     def pipeline_class() -> Any:
@@ -73,7 +73,7 @@ class Flux:
     """FLUX.1 schnell and dev."""
 
     def __init__(self, pipe: Any, recipe: Recipe):
-        self.pipe, self.recipe = pipe, recipe
+        self.pipe, self.recipe, self.denoiser = pipe, recipe, pipe.transformer
 
     @staticmethod
     def pipeline_class() -> Any:
@@ -121,28 +121,24 @@ def load(recipe: Recipe) -> SDXL | Flux:
     _quiet_libraries()
     family = FAMILIES[recipe.model_type]
     dtypes = {"default": getattr(torch, recipe.dtype), "vae": getattr(torch, recipe.vae_dtype)}
-    if recipe.model_path == tiny.NAME:
-        pipe = tiny.build(recipe.model_type)
-        for name, part in pipe.components.items():
-            if isinstance(part, torch.nn.Module):
-                part.to(dtype=dtypes.get(name, dtypes["default"]))
-    elif recipe.model_path in bench_models.NAMES:
+    if recipe.model_path in bench_models.NAMES:
         pipe = bench_models.build(recipe.model_path, recipe.model_type, dtypes, recipe.device)
     else:
-        options = {"add_watermarker": False} if family is SDXL else {}
+        built_in = recipe.model_path == tiny.NAME
         pipe = family.pipeline_class().from_pretrained(
-            recipe.model_path,
+            tiny.folder(recipe.model_type) if built_in else recipe.model_path,
             revision=recipe.hub_revision,
             variant=recipe.variant,
             dtype=dtypes,
             use_safetensors=True,
-            **options,
+            **({"add_watermarker": False} if family is SDXL else {}),
         )
     pipe.set_progress_bar_config(disable=True)
     pipe.to(recipe.device)
+    loaded = family(pipe, recipe)
     if recipe.compiled:
-        (pipe.unet if family is SDXL else pipe.transformer).compile_repeated_blocks()
-    return family(pipe, recipe)
+        loaded.denoiser.compile_repeated_blocks()
+    return loaded
 
 
 def decode_to_uint8(family: SDXL | Flux, latents: torch.Tensor) -> tuple[np.ndarray, list[bool]]:

@@ -2,6 +2,7 @@
 Knows pipelines and pictures in a folder; nothing of Ray, of an index, or of what is faster."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,12 @@ class Variant:
 
     @contextlib.contextmanager
     def ready(self, slots: Sequence[Slot]) -> Iterator[None]:
-        """Around `draw`: what is not part of it, before and after."""
-        yield
+        """Around `draw`: what is not part of it, before and after.
+
+        Scripts load the whole pipeline in one dtype; it casts the VAE for a decode itself where it must.
+        """
+        with vae_in(self.pipe, self.recipe.dtype):
+            yield
 
     def draw(self, slots: Sequence[Slot]) -> None:
         """Draw these slots; returns when they are done, on a GPU too."""
@@ -68,12 +73,6 @@ class Variant:
 class Separate(Variant):
     """A run of its own for each number of steps, prompt by prompt; the finished pictures of N-step runs."""
 
-    @contextlib.contextmanager
-    def ready(self, slots: Sequence[Slot]) -> Iterator[None]:
-        """Scripts load the whole pipeline in one dtype; it casts the VAE for a decode itself where it must."""
-        with vae_in(self.pipe, self.recipe.dtype):
-            yield
-
     def draw(self, slots: Sequence[Slot]) -> None:
         for number, prompt, seed in slots:
             for step in self.steps:
@@ -86,11 +85,6 @@ class Separate(Variant):
 
 class CallbackScript(Variant):
     """One run a prompt; at a wanted step the callback casts the VAE up, decodes, casts it down and saves."""
-
-    @contextlib.contextmanager
-    def ready(self, slots: Sequence[Slot]) -> Iterator[None]:
-        with vae_in(self.pipe, self.recipe.dtype):
-            yield
 
     def draw(self, slots: Sequence[Slot]) -> None:
         for number, prompt, seed in slots:
@@ -173,10 +167,67 @@ class Limit(Variant):
                 self.family.decode(part)
 
 
+class OneByOne(Limit):
+    """Without batches."""
+
+    def __init__(self, family: Any, steps: Sequence[int], folder: Path):
+        super().__init__(family, steps, folder)
+        self.recipe = dataclasses.replace(self.recipe, batch_size=1)
+
+
+class VaeBfloat16(Limit):
+    """With a VAE of half the bytes."""
+
+    def __init__(self, family: Any, steps: Sequence[int], folder: Path):
+        super().__init__(family, steps, folder)
+        self.recipe = dataclasses.replace(self.recipe, vae_dtype="bfloat16")
+
+
+class ChannelsLast(Limit):
+    """With the weights of convolutions, and so their inputs, in the order that some kernels like better."""
+
+    @contextlib.contextmanager
+    def ready(self, slots: Sequence[Slot]) -> Iterator[None]:
+        with super().ready(slots):
+            for part in (self.family.denoiser, self.pipe.vae):
+                part.to(memory_format=torch.channels_last)
+            yield
+            for part in (self.family.denoiser, self.pipe.vae):
+                part.to(memory_format=torch.contiguous_format)
+
+
+class FusedQKV(Limit):
+    """With one matrix for queries, keys and values where there were three."""
+
+    @contextlib.contextmanager
+    def ready(self, slots: Sequence[Slot]) -> Iterator[None]:
+        with super().ready(slots):
+            self.family.denoiser.fuse_qkv_projections()
+            yield
+            self.family.denoiser.unfuse_qkv_projections()
+
+
+class Compiled(Limit):
+    """With the denoiser's repeated blocks compiled; what compiling costs is not counted."""
+
+    @contextlib.contextmanager
+    def ready(self, slots: Sequence[Slot]) -> Iterator[None]:
+        with super().ready(slots):
+            self.family.denoiser.compile_repeated_blocks()
+            yield
+            for module in self.family.denoiser.modules():
+                module._compiled_call_impl = None  # what compiling in place has set
+
+
 VARIANTS: dict[str, type[Separate] | type[CallbackScript] | type[Limit]] = {
     "separate": Separate,
     "callback": CallbackScript,
     "limit": Limit,
+    "batch_of_one": OneByOne,
+    "vae_bfloat16": VaeBfloat16,
+    "channels_last": ChannelsLast,
+    "fused_qkv": FusedQKV,
+    "compiled": Compiled,
 }
 
 

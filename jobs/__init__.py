@@ -1,1 +1,1 @@
-"""Thin entry points for a Ray cluster: `ray job submit --working-dir . -- python -m jobs.generate …`."""
+"""Entry points: of Ray jobs (`ray job submit … -- python -m jobs.generate …`), and the training of the tiny models."""

@@ -64,18 +64,19 @@ def measure(options: Bench, machine: dict[str, Any], folder: Path, kept: bool) -
             began = time.perf_counter()
             stack.enter_context(cluster.connected("local"))
             ray_start = time.perf_counter() - began
-        others = [name for name in options.variants if name != "proxyqueue"]
+        names = (*options.variants, *options.levers)
+        others = [name for name in names if name != "proxyqueue"]
         processes = max((arrangement.processes for arrangement in spread), default=1) if others else 0
         pool = stack.enter_context(Pool(recipe, work.steps, processes))
         rounds = _Rounds(work, recipe, asked, pool, folder, kept)
         for name in others:
             rounds.calibrate(name, spread)
         for number in range(options.rounds):
-            turn = number % len(options.variants)
-            for name in (*options.variants[turn:], *options.variants[:turn]):
+            turn = number % len(names)
+            for name in (*names[turn:], *names[:turn]):
                 seconds = rounds.measure(number, name)
                 print(f"round {number + 1} of {options.rounds}: {name} {seconds:.2f} s", file=sys.stderr, flush=True)
-    seconds = {name: rounds.seconds[name] for name in options.variants}
+    seconds = {name: rounds.seconds[name] for name in names}
     return {
         "machine": machine,
         "versions": runs.versions(),
@@ -97,7 +98,7 @@ def measure(options: Bench, machine: dict[str, Any], folder: Path, kept: bool) -
             }
             for name, values in seconds.items()
         },
-        "ratios": bench_report.ratios(seconds),
+        "ratios": bench_report.ratios(seconds, options.levers),
         "proxyqueue": rounds.of_proxyqueue(ray_start) if "proxyqueue" in seconds else None,
     }
 
@@ -167,10 +168,10 @@ class _Rounds:
         }
 
     def _batch_size(self, name: str) -> int:
-        return self.recipe.batch_size if name == "limit" else 1
+        return 1 if name in ("separate", "callback") else self.recipe.batch_size
 
     def _draw(self, name: str, arrangement: Arrangement, place: Path, most: int | None = None) -> float:
-        slots = self.work.different if name == "limit" else self.work.slots
+        slots = self.work.slots if name in ("separate", "callback") else self.work.different
         shares = deal(slots[:most], arrangement.processes, self._batch_size(name))
         return self.pool.draw(name, shares, arrangement.threads, place)
 

@@ -13,6 +13,7 @@ VARIANTS = ("separate", "callback", "proxyqueue", "limit")
 """In the order of the first round."""
 
 Variant = Literal["separate", "callback", "proxyqueue", "limit"]
+Lever = Literal["batch_of_one", "vae_bfloat16", "channels_last", "fused_qkv", "compiled"]
 Part = Literal["images", "plan", "resume", "index"]
 
 
@@ -34,6 +35,8 @@ class Bench:
     """Family of the model."""
     variants: tuple[Variant, ...] = VARIANTS
     """Which of them to measure."""
+    levers: tuple[Lever, ...] = ()
+    """Measure the limit with one thing changed too, a variant each: what the thing is worth."""
     rounds: int = 5
     """How often each is measured."""
     prompts: int = 42
@@ -92,6 +95,8 @@ class Bench:
         _at_least(self, rounds=1, prompts=1)
         if not self.variants or len(set(self.variants)) < len(self.variants):
             raise Refused("--variants: name some of them, each once")
+        if self.levers and ("limit" not in self.variants or len(set(self.levers)) < len(self.levers)):
+            raise Refused("--levers: name each once, and limit in --variants: that is what they are compared with")
         if self.model == bench_models.FULL and self.device == "cpu":
             raise Refused("--model full: is for GPUs; on CPUs take mid")
         assert self.model in (tiny.NAME, *bench_models.NAMES)

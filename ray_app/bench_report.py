@@ -10,6 +10,11 @@ WHAT = {
     "callback": "decodes and saves in the callback, batch 1, the last picture decoded twice",
     "proxyqueue": "Ray, actors, writer and index; from the first denoise to the last committed row",
     "limit": "the pipeline's loop over full batches and the decodes; no encoding, no files",
+    "batch_of_one": "the limit, prompt by prompt",
+    "vae_bfloat16": "the limit with the VAE in bfloat16",
+    "channels_last": "the limit with denoiser and VAE in torch's channels_last format",
+    "fused_qkv": "the limit with fused projections of queries, keys and values",
+    "compiled": "the limit with the denoiser's blocks compiled",
 }
 
 
@@ -19,15 +24,19 @@ def rates(images: int, seconds: Sequence[float]) -> dict[str, Any]:
     return {"seconds": list(seconds), "images_per_second": each, "median_images_per_second": statistics.median(each)}
 
 
-def ratios(seconds: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
-    """How many times as many images/s proxyqueue draws as each other variant: of each round, then their median."""
-    ours = seconds.get("proxyqueue")
+def ratios(seconds: dict[str, list[float]], levers: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """How many times as many images/s: proxyqueue to each other variant, each lever to the limit it changes.
+
+    Of each round, then their median.
+    """
+    pairs = [("proxyqueue", name) for name in seconds if name not in ("proxyqueue", *levers)]
+    pairs += [(lever, "limit") for lever in levers]
     found = {}
-    for name, theirs in seconds.items():
-        if ours and name != "proxyqueue":
-            each = [their / our for their, our in zip(theirs, ours, strict=True)]
+    for one, other in pairs:
+        if one in seconds:
+            each = [theirs / ours for theirs, ours in zip(seconds[other], seconds[one], strict=True)]
             spread = {"median": statistics.median(each), "min": min(each), "max": max(each)}
-            found[f"proxyqueue/{name}"] = {"each": each, **spread}
+            found[f"{one}/{other}"] = {"each": each, **spread}
     return found
 
 

@@ -1,21 +1,17 @@
-"""The verb `demo`: generate on the bundled sample with both tiny models, then show the tree and ask the index."""
+"""The verb `demo`: the sample drawn with both tiny models, the tree, three questions to the index, and a gallery."""
 
 from pathlib import Path
 
-import duckdb
-
 from actors import tiny
 from ray_app import cluster, layout
+from ray_app.ask_options import Gallery, Query
 from ray_app.errors import OK
+from ray_app.gallery import gallery
 from ray_app.generate import generate
 from ray_app.options import Demo, Generate
+from ray_app.query import query
 
 SAMPLE = Path(__file__).with_name("sample.json")
-
-IMAGES_VIEW = """
-CREATE VIEW images AS SELECT * FROM read_parquet('{index}', hive_partitioning = true)
-QUALIFY row_number() OVER (PARTITION BY model, query_id, prompt_index, image_index, snapshot, step
-                           ORDER BY created_at DESC) = 1"""
 
 QUERIES = {
     "How many images of each step, and what did one cost?": """
@@ -45,11 +41,11 @@ def demo(options: Demo) -> int:
             codes.append(generate(asked))
     print("\n# The tree")
     print("\n".join(_tree(Path(options.output_base_path))))
-    connection = duckdb.connect()
-    connection.execute(IMAGES_VIEW.format(index=f"{options.output_base_path}/{layout.INDEX}/**/*.parquet"))
     for question, sql in QUERIES.items():
-        print(f"\n# {question}{sql}")
-        connection.sql(sql).show()
+        print(f"\n# {question}{sql}", flush=True)
+        query(Query(sql, output_base_path=options.output_base_path))
+    print("\n# Every image, to look at", flush=True)
+    gallery(Gallery(output_base_path=options.output_base_path, json_file=str(SAMPLE)))
     return max(codes, default=OK)
 
 
@@ -57,6 +53,8 @@ def _tree(root: Path) -> list[str]:
     """The output's folders with the number of files in each."""
     lines = [f"{root}/"]
     for folder in sorted(path for path in root.rglob("*") if path.is_dir()):
+        if folder.relative_to(root).parts[0] == layout.GALLERY:  # of an earlier demo
+            continue
         files = sum(path.is_file() for path in folder.iterdir())
         depth = len(folder.relative_to(root).parts)
         lines.append(f"{'  ' * depth}{folder.name}/" + (f"  {files} files" if files else ""))

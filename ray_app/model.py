@@ -19,6 +19,7 @@ WEIGHT_FOLDERS = {
     "flux": ("transformer", "vae", "text_encoder", "text_encoder_2"),
 }
 SCHEDULER = "scheduler/scheduler_config.json"
+TOKENIZER = "tokenizer_2/tokenizer_config.json"
 SIZE_MULTIPLE = {"sdxl": 8, "flux": 16}
 """What height and width must be divisible by; diffusers refuses other sizes of SDXL and silently rounds Flux's."""
 FLUX_SAMPLE_SIZE = 128
@@ -27,7 +28,11 @@ FLUX_SAMPLE_SIZE = 128
 
 @dataclasses.dataclass(frozen=True)
 class ModelCard:
-    """A model as its files describe it. `revision` is a hub commit, or "sha256:…" of a local folder."""
+    """A model as its files describe it.
+
+    `revision` is a hub commit, "sha256:…" of a local folder or "builtin:…"; `prompt_tokens` what the last tokenizer
+    takes at most, None where it does not say.
+    """
 
     model_type: str
     path: str
@@ -36,6 +41,7 @@ class ModelCard:
     scheduler: str
     scheduler_config: dict[str, Any]
     default_size: int
+    prompt_tokens: int | None
 
     def scheduler_fingerprint(self) -> str:
         """A hash of what decides the scheduler's steps."""
@@ -76,13 +82,14 @@ def read_card(model_type: str, path: str, revision: str | None, half: bool) -> M
     """
     if path == tiny.NAME:
         _no_revision(path, revision)
-        scheduler = dict(tiny.CONFIGS[model_type]["scheduler"])
-        size = tiny.default_size(model_type)
-        return ModelCard(model_type, path, tiny.REVISION, None, scheduler.pop("_class_name"), scheduler, size)
+        built_in = read_card(model_type, str(tiny.folder(model_type)), None, half)
+        return dataclasses.replace(built_in, path=path, revision=tiny.revision(model_type), default_size=tiny.SIZE)
     if path in bench_models.NAMES:
         _no_revision(path, revision)
         scheduler, size = bench_models.scheduler(model_type), bench_models.default_size(path, model_type)
-        return ModelCard(model_type, path, bench_models.REVISION, None, scheduler.pop("_class_name"), scheduler, size)
+        return ModelCard(
+            model_type, path, bench_models.REVISION, None, scheduler.pop("_class_name"), scheduler, size, None
+        )
     folder = Path(os.path.expanduser(path))
     if path and folder.is_dir():
         _no_revision(path, revision)
@@ -111,6 +118,7 @@ def read_card(model_type: str, path: str, revision: str | None, half: bool) -> M
         scheduler=scheduler["_class_name"],
         scheduler_config=scheduler,
         default_size=_default_size(model_type, path, folder),
+        prompt_tokens=_prompt_tokens(folder),
     )
 
 
@@ -128,6 +136,15 @@ def _default_size(model_type: str, path: str, folder: Path) -> int:
         return FLUX_SAMPLE_SIZE * vae_factor
     unet = _read_json(path, folder, "unet/config.json")
     return _whole(path, "unet/config.json", unet, "sample_size", 128) * vae_factor
+
+
+def _prompt_tokens(folder: Path) -> int | None:
+    """Tokenizers that name no limit leave the file out, or say 1e30."""
+    try:
+        longest = json.loads((folder / TOKENIZER).read_text()).get("model_max_length")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+    return longest if isinstance(longest, int) and 0 < longest < 2**31 else None
 
 
 def _whole(path: str, name: str, config: dict[str, Any], key: str, default: int) -> int:

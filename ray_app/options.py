@@ -59,7 +59,7 @@ class Generate:
     width: int | None = None
     """Pixels; likewise."""
     max_sequence_length: int = 256
-    """Tokens of a prompt that Flux's T5 encoder sees, at most 512; another length is another image."""
+    """Tokens of a prompt that Flux's T5 encoder sees, at most 512 and what it takes; another length, another image."""
     negative_prompt: str | None = None
     """What not to draw (SDXL, with guidance above 1)."""
     seed: int = 0
@@ -230,7 +230,7 @@ class Preview:
 class Demo:
     """The whole thing on this machine, offline: six sample queries, tiny SDXL and tiny Flux, a local Ray, CPUs only.
 
-    Prints the tree and three sample queries on the index.
+    Prints the tree and three sample queries on the index, and writes a gallery to look at.
 
     Example: proxyqueue demo
     """

@@ -45,7 +45,7 @@ def resolve(options: Generate) -> Recipe:
         guidance_scale=options.guidance_scale,
         height=height,
         width=width,
-        max_sequence_length=options.max_sequence_length if options.model_type == "flux" else None,
+        max_sequence_length=_prompt_tokens(options, card) if options.model_type == "flux" else None,
         negative_prompt=options.negative_prompt,
         batch_size=options.batch_size or default_batch_size(options.model_type, device, height, width),
         image_format=options.image_format,
@@ -95,6 +95,11 @@ FLAGS = {
     "compiled": "--compile",
 }
 """How a user says a recipe's field."""
+
+
+def _prompt_tokens(options: Generate, card: ModelCard) -> int:
+    """No more than the tokenizer takes: a model that was trained on short prompts draws worse with more padding."""
+    return min(options.max_sequence_length, card.prompt_tokens or options.max_sequence_length)
 
 
 def _check_snapshot(options: Generate, card: ModelCard) -> None:

@@ -63,12 +63,17 @@ def circo_json() -> str:
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Folders saved with save_pretrained: SDXL with Euler and with EulerAncestral, Flux, and SDXL with two poisons."""
+    import torch
     from diffusers import EulerDiscreteScheduler
 
     from actors import tiny
+    from actors.pipelines import FAMILIES
 
     root = tmp_path_factory.mktemp("models")
-    flux, ancestral, euler, poison = (tiny.build(kind) for kind in ("flux", "sdxl", "sdxl", "sdxl"))
+    flux, ancestral, euler, poison = (
+        FAMILIES[kind].pipeline_class().from_pretrained(tiny.folder(kind), dtype=torch.float32)
+        for kind in ("flux", "sdxl", "sdxl", "sdxl")
+    )
     scheduler = {name: value for name, value in euler.scheduler.config.items() if name != "timestep_spacing"}
     euler.scheduler = EulerDiscreteScheduler.from_config(scheduler, timestep_spacing="leading")
     _poison(poison)
@@ -150,7 +155,7 @@ def check_index_is_true(output: Path, model_type: str = "sdxl") -> int:
 
 def read_tree(root: Path) -> dict[str, bytes]:
     """Every image of an output by its relative path."""
-    files = (path for path in root.rglob("combined*/*") if path.is_file())
+    files = (path for path in root.glob("proxy_images_*/combined*/*") if path.is_file())
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
 
 

@@ -117,7 +117,15 @@ def measured(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> tuple
     annotations = folder / "five.json"
     annotations.write_text(json.dumps([{"id": 0, "reference_img_id": 1, "multi_gpt-3.5_opt": PROMPTS}]))
     flags = {"max_inference_steps": 4, "save_steps": tuple(map(str, STEPS)), "num_workers": "1"}
-    options = Bench("tiny", rounds=2, prompts=5, json_file=str(annotations), arrangement="processes", **flags)
+    options = Bench(
+        "tiny",
+        rounds=2,
+        prompts=5,
+        json_file=str(annotations),
+        arrangement="processes",
+        levers=("batch_of_one",),
+        **flags,
+    )
     report = measure(options, bench_machine.describe(), folder, kept=True)
     return json.loads(json.dumps(report)), folder
 
@@ -137,17 +145,18 @@ def psnr(one: np.ndarray, other: np.ndarray) -> float:
 def test_the_figures_follow_from_the_seconds(measured):
     report, _ = measured
     assert report["work"] == {"slots": 5, "different": 4, "steps": list(STEPS), "images": 15}
-    assert list(report["variants"]) == list(VARIANTS)
+    assert list(report["variants"]) == [*VARIANTS, "batch_of_one"]
     seconds = {name: variant["seconds"] for name, variant in report["variants"].items()}
     for name, variant in report["variants"].items():
         assert len(seconds[name]) == 2
         assert min(seconds[name]) > 0
         assert variant["images_per_second"] == [pytest.approx(15 / value) for value in seconds[name]]
         assert variant["median_images_per_second"] == statistics.median(variant["images_per_second"])
-    assert set(report["ratios"]) == {"proxyqueue/separate", "proxyqueue/callback", "proxyqueue/limit"}
+    assert set(report["ratios"]) == {*(f"proxyqueue/{name}" for name in VARIANTS[:2]), "proxyqueue/limit",
+                                     "batch_of_one/limit"}  # fmt: skip
     for name, ratio in report["ratios"].items():
-        theirs = seconds[name.split("/")[1]]
-        each = [their / our for their, our in zip(theirs, seconds["proxyqueue"], strict=True)]
+        one, other = name.split("/")
+        each = [theirs / ours for theirs, ours in zip(seconds[other], seconds[one], strict=True)]
         assert ratio["each"] == pytest.approx(each)
         assert (ratio["median"], ratio["min"], ratio["max"]) == (statistics.median(each), min(each), max(each))
     of_ours = report["proxyqueue"]
@@ -193,6 +202,36 @@ def test_the_limit_has_the_generators_latents(recipe_for, tmp_path):
         assert np.array_equal(pixels[:3], own[capture])
 
 
+@pytest.mark.parametrize(
+    "lever",
+    ["batch_of_one", "vae_bfloat16", "channels_last", "fused_qkv", pytest.param("compiled", marks=pytest.mark.slow)],
+)
+def test_a_lever_draws_what_the_limit_draws_and_leaves_the_model_as_it_was(recipe_for, tmp_path, lever):
+    recipe = recipe_for(model_path="tiny", max_inference_steps=4, batch_size=2)
+    family = pipelines.load(recipe)
+    slots = [(number, prompt, number) for number, prompt in enumerate(PROMPTS[:2])]
+
+    def draw(name: str) -> tuple[torch.Tensor, bool]:
+        variant = variants.VARIANTS[name](family, STEPS, tmp_path)
+        with variant.ready(slots):
+            variant.warm_up(slots)
+            variant.draw(slots)
+            changed = str(family.pipe.vae.dtype) + str(family.denoiser) != before
+            changed |= any(m._compiled_call_impl is not None for m in family.denoiser.modules())
+            changed |= any(w.ndim == 4 and not w.is_contiguous() for w in family.denoiser.parameters())
+            return variant.latents[4], changed or variant.recipe.batch_size == 1
+
+    before = str(family.pipe.vae.dtype) + str(family.denoiser)
+    alone, unchanged = draw("limit")
+    drawn, changed = draw(lever)
+    assert changed
+    assert not unchanged
+    assert torch.allclose(drawn, alone[-len(drawn) :], atol=1e-3)
+    if lever != "vae_bfloat16":  # rounded weights stay rounded
+        again, _ = draw("limit")
+        assert torch.equal(again, alone)
+
+
 def test_shares_of_work_that_overlaps():
     """Ten seconds of two actors; the second encodes for a second beside its denoising."""
     actors = [
@@ -220,6 +259,7 @@ def test_slots_are_dealt_in_batches_and_duplicates_are_as_real_ones():
         ({"model": "full", "device": "cpu"}, "--model full: is for GPUs; on CPUs take mid"),
         ({"rounds": 0}, "--rounds 0: must be at least 1"),
         ({"variants": ("limit", "limit")}, "--variants: name some of them, each once"),
+        ({"variants": ("proxyqueue",), "levers": ("compiled",)}, "--levers: name each once, and limit in --variants"),
         ({"work_dir": str(ROOT)}, f"--work_dir {ROOT}: is not empty"),
         ({"json_file": str(ROOT / "ray_app/sample.json"), "prompts": 99}, "--prompts 99: .*sample.json has 30 of them"),
     ],

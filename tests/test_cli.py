@@ -106,7 +106,9 @@ def test_demo_draws_both_models_and_asks_the_index(tmp_path):
     assert len(read_tree(tmp_path / "proxyqueue_demo")) == 2 * 6 * 5 * 5
     assert "proxy_images_flux_step32/\n    combined/  25 files\n    combined_query4/  5 files" in result.stdout
     assert result.stdout.count("SELECT") == 3
-    assert "│ flux    │    32 │     30 │       29 │" in result.stdout
+    assert "\nflux     32      30        29 " in result.stdout
+    assert result.stdout.endswith(f"open             {tmp_path}/proxyqueue_demo/gallery/index.html\n")
+    assert len(list((tmp_path / "proxyqueue_demo/gallery/thumbnails").rglob("*.jpg"))) == 2 * 6 * 5 * 5
     again = run_cli("demo", cwd=tmp_path)
     assert again.stdout.count("nothing to draw: all 150 images are there") == 2
 

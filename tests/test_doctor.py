@@ -122,9 +122,9 @@ def test_whether_the_model_fits_the_memory_of_a_machine_without_gpus(node):
 
 
 def test_a_models_size_is_read_from_its_own_files(models, tmp_path):
-    from actors import tiny
+    from diffusers import StableDiffusionXLPipeline
 
-    pipe = tiny.build("sdxl")
+    pipe = StableDiffusionXLPipeline.from_pretrained(models["sdxl_euler"])
     parts = {name: getattr(pipe, name) for name in ("unet", "vae", "text_encoder", "text_encoder_2")}
     counts = {name: sum(tensor.numel() for tensor in part.state_dict().values()) for name, part in parts.items()}
     weights, _, counted = footprint.needed("sdxl", models["sdxl_euler"], "cuda")

@@ -106,7 +106,7 @@ def test_rows_carry_the_runs_columns(finished):
     assert row["run_id"] == record["run_id"]
     assert (row["model_path"], row["scheduler"], row["dtype"]) == ("tiny", "EulerAncestralDiscreteScheduler", "float32")
     assert (row["width"], row["height"], row["format"], row["batch_size"], row["seed"]) == (64, 64, "jpg", 4, 0)
-    assert row["prompt"] == "Chocolate cake on a white plate, candles lit."
+    assert row["prompt"] == "Pancakes on a plate."
     assert len(row["actor_id"]) == 32
     assert len(row["node_id"]) == 56
 

@@ -23,7 +23,7 @@ def test_cards_of_saved_folders(models):
     euler = read_card("sdxl", models["sdxl_euler"], None, half=False)
     assert (euler.scheduler, euler.default_size, euler.variant) == ("EulerDiscreteScheduler", 64, None)
     flux = read_card("flux", models["flux"], None, half=False)
-    assert (flux.scheduler, flux.default_size) == ("FlowMatchEulerDiscreteScheduler", 1024)
+    assert (flux.scheduler, flux.default_size) == ("FlowMatchEulerDiscreteScheduler", 512)
     assert euler.revision.startswith("sha256:")
     assert euler.revision != read_card("sdxl", models["sdxl_ancestral"], None, half=False).revision
 
@@ -108,6 +108,16 @@ def test_sizes_and_numbers_of_steps_a_model_cannot_do(recipe_for):
             recipe_for(model_path="tiny", **flags)
 
 
+def test_flux_reads_no_more_of_a_prompt_than_its_tokenizer_takes(models, tmp_path, recipe_for):
+    folder = copy(models, "flux", tmp_path / "model")
+    for longest, asked, used in ((48, 256, 48), (48, 20, 20), (512, 256, 256), (int(1e30), 256, 256)):
+        edit(folder, "tokenizer_2/tokenizer_config.json", model_max_length=longest)
+        recipe = recipe_for(model_type="flux", model_path=str(folder), max_sequence_length=asked)
+        assert recipe.max_sequence_length == used
+    (folder / "tokenizer_2/tokenizer_config.json").unlink()
+    assert recipe_for(model_type="flux", model_path=str(folder)).max_sequence_length == 256
+
+
 def test_x0_is_refused_by_name_for_a_scheduler_that_has_none(models, tmp_path, recipe_for):
     folder = copy(models, "sdxl_euler", tmp_path / "model")
     edit(folder, "scheduler/scheduler_config.json", _class_name="DPMSolverMultistepScheduler")
@@ -120,7 +130,7 @@ def test_dtypes_by_device(models, recipe_for):
     on_cuda = recipe_for(model_path=models["sdxl_euler"], device="cuda")
     assert (on_cuda.dtype, on_cuda.vae_dtype) == ("float16", "float32")
     flux = recipe_for(model_type="flux", model_path=models["flux"], device="cuda")
-    assert (flux.dtype, flux.vae_dtype, flux.batch_size) == ("bfloat16", "bfloat16", 1)
+    assert (flux.dtype, flux.vae_dtype, flux.batch_size) == ("bfloat16", "bfloat16", 4)
 
 
 def test_a_hub_model_in_the_cache_is_pinned_to_its_commit(models, tmp_path):

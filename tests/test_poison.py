@@ -137,10 +137,10 @@ def test_pixels_that_are_no_picture_are_failures(recipe_for, value, error_type, 
 
 
 def draw_with_little_memory(megabytes: int) -> None:
-    """In a process of its own: what a batch of eight at 512 px needs more than `megabytes` on top of the model."""
+    """In a process of its own: what a batch of eight at 256 px needs more than `megabytes` on top of the model."""
     from ray_app import recipes
 
-    flags = {"model_path": "tiny", "max_inference_steps": 1, "save_steps": ("1",), "height": 512, "width": 512}
+    flags = {"model_path": "tiny", "max_inference_steps": 1, "save_steps": ("1",), "height": 256, "width": 256}
     recipe = recipes.resolve(Generate(batch_size=8, **flags))
     generator = ImageGenerator(recipe, [Capture(1)], threads=1)
     small = ImageGenerator(dataclasses.replace(recipe, height=64, width=64), [Capture(1)], threads=1)
@@ -152,7 +152,7 @@ def draw_with_little_memory(megabytes: int) -> None:
     print(json.dumps([drawn["status"], drawn["batch_size"], drawn["error_type"], generator.batch_size]))
 
 
-@pytest.mark.parametrize(("megabytes", "succeeds"), [(350, True), (20, False)])
+@pytest.mark.parametrize(("megabytes", "succeeds"), [(250, True), (20, False)])
 def test_lack_of_memory_makes_batches_smaller_and_then_failures(megabytes, succeeds):
     code = f"from tests.test_poison import draw_with_little_memory; draw_with_little_memory({megabytes})"
     result = subprocess.run(

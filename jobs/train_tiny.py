@@ -1,0 +1,121 @@
+"""`python -m jobs.train_tiny`: train the two tiny models that the package ships, from nothing, on this machine's CPUs.
+Knows the stages' order and sizes and where the result goes; what is learned is in tiny_stages."""
+
+import dataclasses
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+import ray_app
+from actors import tiny
+from jobs import emoji
+from ray_app.errors import OK, REFUSED, Refused
+
+SAMPLE = Path(ray_app.__file__).with_name("sample.json")
+README = Path(__file__).parent.parent / "README.md"
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Train the tiny models on emoji and their names; the same command goes on where it was stopped.
+
+    Needs: apt-get install fonts-noto-color-emoji unicode-cldr-core && pip install 'proxyqueue[train]'
+    """
+
+    model_type: tuple[Literal["sdxl", "flux"], ...] = ("sdxl", "flux")
+    """Which families' denoisers; what both need is trained in any case."""
+    folder: str = "./tiny_training"
+    """Checkpoints stand here."""
+    output: str = str(tiny.ROOT)
+    """Where the finished pipelines go, a folder tiny_{model_type} each."""
+    vae_steps: int = 700
+    """Batches of 16 pictures that the autoencoder learns from."""
+    encoder_steps: int = 2000
+    """Batches of 128 prompts that the text encoders learn from."""
+    denoiser_steps: int = 3000
+    """Batches of 32 prompts that the denoiser learns from."""
+    limit: int | None = None
+    """Learn the first N pictures only, for a try."""
+    seed: int = 0
+    """Of the first weights and the prompts' wording."""
+    threads: int | None = None
+    """CPU threads; default all."""
+    evaluate: bool = False
+    """Train nothing; measure the shipped models. With both families README's table and pictures are written too."""
+    names: int = 200
+    """Names that are drawn to measure."""
+
+
+def main(options: Train) -> int:
+    """Train what is asked for; 0."""
+    import torch
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    emojis = emoji.read()[: options.limit]
+    if options.evaluate:
+        _evaluate(options, emojis)
+        return OK
+    _train(options, emojis)
+    return OK
+
+
+def _train(options: Train, emojis: list[emoji.Emoji]) -> None:
+    import torch
+
+    from jobs import captions, tiny_models, tiny_stages
+
+    folders = {model_type: Path(options.folder) / model_type for model_type in ("sdxl", "flux")}
+    print(f"{len(emojis)} pictures; checkpoints in {options.folder}", flush=True)
+    pixels = tiny_stages.pixels_of(emojis)
+    vocabulary = captions.words(emojis)
+    pipes = {kind: tiny_models.untrained(kind, vocabulary, options.seed) for kind in folders}
+    sdxl, flux = pipes["sdxl"], pipes["flux"]
+    # what one family has learned the other starts from: Flux's wider autoencoder learns faster, CLIP is SDXL's second
+    tiny_stages.train_vae(flux, pixels, options.vae_steps, 16, folders["flux"])
+    tiny_stages.fold(flux.vae, sdxl.vae, pixels)
+    tiny_stages.train_vae(sdxl, pixels, options.vae_steps // 18, 16, folders["sdxl"])
+    tiny_stages.train_clip_encoders(sdxl, emojis, pixels, options.encoder_steps, 128, folders["sdxl"])
+    tiny_stages.share_words(sdxl, flux)
+    tiny_stages.train_t5_encoder(flux, emojis, pixels, options.encoder_steps // 4, 128, folders["flux"])
+    for kind in options.model_type:
+        pipe = pipes[kind]
+        latents = tiny_stages.latents_of(pipe.vae, pixels)
+        embeddings = tiny_stages.embeddings_of(pipe, emojis, options.seed)
+        train = {"sdxl": tiny_stages.train_unet, "flux": tiny_stages.train_transformer}[kind]
+        train(pipe, latents, embeddings, options.denoiser_steps, 32, folders[kind])
+        place = Path(options.output) / f"tiny_{kind}"
+        shutil.rmtree(place, ignore_errors=True)
+        pipe.to(torch.float16).save_pretrained(place)
+        size = sum(file.stat().st_size for file in place.rglob("*.safetensors"))
+        print(f"{kind}: {place}, {size / 1e6:.1f} MB", flush=True)
+
+
+def _evaluate(options: Train, emojis: list[emoji.Emoji]) -> None:
+    from jobs import evaluate_tiny
+
+    shares: evaluate_tiny.Shares = {}
+    for model_type in options.model_type:
+        shares |= evaluate_tiny.shares_right(model_type, emojis, options.names, options.seed)
+    print(evaluate_tiny.table(shares))
+    if set(options.model_type) == {"sdxl", "flux"}:
+        evaluate_tiny.plot(shares, README.parent / ".github" / "steps.png")
+        evaluate_tiny.grid(README.parent / ".github" / "demo.png", _sample_prompts())
+        evaluate_tiny.write_table(README, evaluate_tiny.table(shares))
+
+
+def _sample_prompts() -> list[str]:
+    """The first prompt of each of the demo's queries."""
+    return [query["multi_gpt-3.5_opt"][0] for query in json.loads(SAMPLE.read_text())]
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(tyro.cli(Train, use_underscores=True, config=(tyro.conf.FlagCreatePairsOff,))))
+    except Refused as refused:
+        print(f"train_tiny: {refused}", file=sys.stderr)
+        sys.exit(REFUSED)

@@ -1,0 +1,154 @@
+"""The shipped tiny models draw what they are asked for; their training goes on where it was stopped."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from actors import pipelines, tiny
+from actors.capture import StepCapture
+from actors.generator import ImageGenerator
+from actors.recipe import Capture
+from jobs import captions, emoji, fitting
+from ray_app.errors import Refused
+from tests.conftest import ROOT
+
+FAMILIES = ["sdxl", "flux"]
+REFERENCE = Path(__file__).with_name("emoji.png")
+NAMES = [
+    "dog face", "cat face", "panda", "parrot", "red apple", "watermelon", "pizza", "doughnut", "birthday cake",
+    "red heart", "sunflower", "evergreen tree", "house", "bicycle", "police car", "rocket", "soccer ball", "guitar",
+    "umbrella", "snowman",
+]  # fmt: skip
+"""What the reference shows, from left to right."""
+
+
+def test_together_they_are_16_mb_of_float16():
+    files = [file for kind in FAMILIES for file in tiny.folder(kind).rglob("*") if file.is_file()]
+    weights = [file for file in files if file.suffix == ".safetensors"]
+    assert {file.suffix for file in files} <= {".safetensors", ".json", ".txt"}
+    assert len(weights) == 8
+    assert sum(file.stat().st_size for file in weights) <= 16e6
+    for file in weights:
+        with safe_open(file, "pt") as opened:
+            assert {opened.get_slice(key).get_dtype() for key in opened.keys()} <= {"F16", "I64"}  # noqa: SIM118
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_they_draw_what_they_are_asked_for(recipe_for, kind):
+    """For how many of twenty names is the right picture the nearest? By chance for one."""
+    recipe = recipe_for(model_type=kind, model_path="tiny", batch_size=len(NAMES))
+    family = pipelines.load(recipe)
+    sheet = torch.from_numpy(np.array(Image.open(REFERENCE).convert("RGB"))).float() / 127.5 - 1
+    pictures = torch.stack(sheet.split(tiny.SIZE, dim=1)).permute(0, 3, 1, 2)
+    wanted = [Capture(step, snapshot) for step, snapshot in ((1, "xt"), (8, "x0"), (32, "xt"))]
+    with torch.no_grad(), StepCapture(wanted).attached(family.pipe) as capture:
+        pipelines.denoise(family, [family.encode(name) for name in NAMES], [0] * len(NAMES), 32, capture)
+        known = family.pipe.vae.encode(pictures).latent_dist.mean
+        drawn = [family.pipe.vae.encode(family.decode(capture.latents[one])).latent_dist.mean for one in wanted]
+    right = [
+        int((torch.cdist(latents.flatten(1), known.flatten(1)).argmin(1) == torch.arange(len(NAMES))).sum())
+        for latents in drawn
+    ]
+    assert right[2] >= 14, right
+    assert right[1] >= 10, right
+    assert right[0] < right[2], right
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_any_prompt_is_drawn(recipe_for, kind):
+    flags = {"max_inference_steps": 2, "save_steps": ("2",), "batch_size": 4}
+    generator = ImageGenerator(recipe_for(model_type=kind, model_path="tiny", **flags), [Capture(2)], threads=1)
+    prompts = ["", " ", "一只狗在海边", "🐶🐶 👩‍🚀", "\0", "Ünïcode DOG!?", "dog " * 100, "<unk> <|endoftext|> </s>"]
+    columns = generator({"prompt": prompts, "seed": [0] * len(prompts), "captures": [[0]] * len(prompts)})
+    assert columns["status"] == ["ok"] * len(prompts)
+    truncated = dict(zip(prompts, columns["prompt_truncated"], strict=True))
+    assert truncated["dog " * 100]
+    assert not truncated["Ünïcode DOG!?"]
+
+
+def test_other_weights_are_another_recipe(recipe_for, tmp_path, monkeypatch):
+    import shutil
+
+    before = recipe_for(model_path="tiny").model_revision
+    assert before.startswith("builtin:")
+    assert before != recipe_for(model_type="flux", model_path="tiny").model_revision
+    shutil.copytree(tiny.folder("sdxl"), tmp_path / "tiny_sdxl")
+    weights = tmp_path / "tiny_sdxl/unet/diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+    monkeypatch.setattr(tiny, "ROOT", tmp_path)
+    tiny.revision.cache_clear()
+    after = recipe_for(model_path="tiny").model_revision
+    tiny.revision.cache_clear()
+    assert after != before
+
+
+def test_a_stopped_training_ends_with_the_same_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", -1)
+
+    def run(folder, stop_at=None):
+        torch.manual_seed(0)
+        module = torch.nn.Linear(3, 3)
+
+        def loss(generator):
+            if generator.initial_seed() == stop_at:
+                raise KeyboardInterrupt
+            batch = torch.randn(8, 3, generator=generator)
+            return (module(batch) - batch).square().mean()
+
+        fitting.fit("part", module, loss, 20, 0.2, folder, report=lambda _: None)
+        return module.weight
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "stopped", stop_at=12)
+    assert torch.equal(run(tmp_path / "stopped"), whole)
+    assert torch.dist(whole, torch.eye(3)) < 1.2
+
+
+def test_words_of_the_captions_are_whole_tokens():
+    words = ["dog", "dogs", "piñata", "umbrella", "beach"]
+    clip, t5 = captions.clip_tokenizer(words), captions.t5_tokenizer(words, 48)
+    for word in words:
+        assert len(clip(word).input_ids) == 3
+        assert len(t5(word).input_ids) == len(t5(word.capitalize()).input_ids) == 2
+    assert len(clip("zebra").input_ids) > 3
+
+
+def test_the_same_words_are_the_same_tokens_every_time():
+    words = sorted({word for text in (*captions.BEFORE, *captions.AFTER, *NAMES) for word in text.split()})
+    first, second = (captions.clip_tokenizer(words).backend_tokenizer.to_str() for _ in range(2))
+    assert first == second
+
+
+def test_missing_training_data_is_one_line_that_says_what_to_install(tmp_path):
+    with pytest.raises(
+        Refused, match=r"font\.ttf: not there; the training data comes with: apt-get install fonts-noto"
+    ):
+        emoji.read(font=tmp_path / "font.ttf")
+
+
+@pytest.mark.slow
+def test_training_from_nothing_to_pipelines_that_load(tmp_path):
+    pytest.importorskip("fontTools", reason="the extra `train` is not installed")
+    if not (emoji.FONT.is_file() and emoji.NAMES.is_file()):
+        pytest.skip(f"the training data is not installed: {emoji.INSTALL}")
+    steps = ["--vae_steps", "4", "--encoder_steps", "2", "--denoiser_steps", "2", "--limit", "30"]
+    folders = ["--folder", str(tmp_path / "work"), "--output", str(tmp_path)]
+    for reported in ("step 4 of 4", "tiny_flux"):  # the second time everything is there
+        command = [sys.executable, "-m", "jobs.train_tiny", *steps, *folders]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400)
+        assert result.returncode == 0, result.stderr
+        assert reported in result.stdout
+    assert "step 4 of 4" not in result.stdout
+    for kind in FAMILIES:
+        pipe = pipelines.FAMILIES[kind].pipeline_class().from_pretrained(tmp_path / f"tiny_{kind}", dtype=torch.float32)
+        pipe.set_progress_bar_config(disable=True)
+        assert np.array(pipe("a dog", num_inference_steps=2, height=64, width=64).images[0]).shape == (64, 64, 3)
