@@ -157,12 +157,12 @@ def train_t5_encoder(
 
 
 def picture_code(pixels: torch.Tensor) -> torch.Tensor:
-    """The principal components of the pictures' coarse pixels (n, CODE), the strong ones damped."""
+    """The principal components of the pictures' coarse pixels (n, CODE), the strong ones damped; zeros if n < CODE."""
     coarse = F.avg_pool2d(pixels, 4).flatten(1)
     centred = coarse - coarse.mean(0)
     left, strength, _ = torch.linalg.svd(centred, full_matrices=False)
     code = left[:, :CODE] * strength[:CODE].sqrt()
-    return code / code.std()
+    return F.pad(code / code.std(), (0, CODE - code.shape[1]))
 
 
 @torch.no_grad()

@@ -125,8 +125,16 @@ def _draw(job: Job, interrupts: Interrupts, worker: type[Worker]) -> int:
             if outcome["state"] in ("complete", "some failed"):
                 raise  # else the error that is on its way out already is the one to tell
         finally:
-            storage.remove_staging()
+            _remove_staging(storage, cut_short=outcome["state"] in ("interrupted", "failed"))
     return SOME_FAILED if run.counts["failed"] or job.plan.images_given_up else OK
+
+
+def _remove_staging(storage: Storage, cut_short: bool) -> None:
+    """Remove what was staged; again for a second if the run was cut short: its writers may end a moment after it."""
+    storage.remove_staging()
+    for _ in range(4 if cut_short else 0):
+        time.sleep(0.25)
+        storage.remove_staging()
 
 
 def _begin(job: Job) -> runs.Record:

@@ -59,6 +59,7 @@ def test_a_wrong_argument_gets_one_line_on_any_terminal(encoding, tmp_path):
     assert result.stderr == "proxyqueue: --idx x: takes INT (see proxyqueue generate --help)\n"
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_leaves_a_true_index_and_goes_on(tmp_path):
     """Ctrl-C, then SIGTERM, each as soon as the run has committed a part; then to the end."""
     flags = "--model_path tiny --max_inference_steps 4 --save_steps 1 4 --img_per_prompt 20 --output_base_path out"
@@ -100,6 +101,7 @@ def test_preview_saves_each_step_and_the_last_twice(tmp_path):
         assert Image.open(folder / "final.png").size == (64, 64)
 
 
+@pytest.mark.slow
 def test_demo_draws_both_models_and_asks_the_index(tmp_path):
     result = run_cli("demo", cwd=tmp_path)
     assert result.returncode == 0, result.stderr

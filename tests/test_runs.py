@@ -109,7 +109,7 @@ def test_two_drivers_on_one_output(tmp_path):
     command = ["generate", "--json_file", str(SAMPLE), *flags.split(), "--output_base_path", "out"]
     first = start_cli(*command, "--idx", "0", cwd=tmp_path)
     deadline = time.monotonic() + 60
-    while not read_tree(tmp_path) and time.monotonic() < deadline:
+    while not read_tree(tmp_path / "out") and time.monotonic() < deadline:
         time.sleep(0.1)
     second = run_cli(*command, "--idx", "0", cwd=tmp_path)
     assert second.returncode == 2

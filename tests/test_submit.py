@@ -82,7 +82,8 @@ def test_ctrl_c_detaches_stop_stops_and_the_same_command_goes_on(jobs, here, tmp
     following = start_cli("submit", "--address", jobs.dashboard, *asked, cwd=here, **environment)
     try:
         assert wait_for(lambda: list(output.rglob("*.parquet")), 120)
-        processes = [*pids("jobs.generate --model_path"), *pids("ray::MapWorker")]
+        drivers = set(pids("jobs.generate --model_path")) & set(pids(str(output)))
+        processes = [*drivers, *pids("ray::MapWorker")]
         variables = [Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") for pid in processes]
         own = [found for found in variables if f"HF_TOKEN={SECRET}".encode() in found]
         assert len([found for found in own if b"RAY_JOB_STOP_WAIT_TIME_S=60" in found]) >= 3  # a driver, two workers

@@ -196,6 +196,7 @@ def test_each_damage_is_found_repaired_and_nothing_else_is_touched(spoil, output
     }
 
 
+@pytest.mark.slow
 def test_generate_after_repair_makes_it_whole_bit_for_bit(output, drawn, capsys):
     flip(output)
     (output / STEP1 / "combined/combined_100101_0.jpg").unlink()
