@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -123,8 +123,12 @@ class Limit(Variant):
     Prompts are encoded before, latents are copied at the wanted steps, decoded after the loop, and stay on the device.
     """
 
+    changes: ClassVar[dict[str, Any]] = {}
+    """Of the recipe, by field."""
+
     def __init__(self, family: Any, steps: Sequence[int], folder: Path):
         super().__init__(family, steps, folder)
+        self.recipe = dataclasses.replace(self.recipe, **self.changes)
         self.latents: dict[int, torch.Tensor] = {}
         """Of the last batch, by step."""
         self._embeddings: dict[str, Any] = {}
@@ -170,17 +174,13 @@ class Limit(Variant):
 class OneByOne(Limit):
     """Without batches."""
 
-    def __init__(self, family: Any, steps: Sequence[int], folder: Path):
-        super().__init__(family, steps, folder)
-        self.recipe = dataclasses.replace(self.recipe, batch_size=1)
+    changes: ClassVar[dict[str, Any]] = {"batch_size": 1}
 
 
 class VaeBfloat16(Limit):
     """With a VAE of half the bytes."""
 
-    def __init__(self, family: Any, steps: Sequence[int], folder: Path):
-        super().__init__(family, steps, folder)
-        self.recipe = dataclasses.replace(self.recipe, vae_dtype="bfloat16")
+    changes: ClassVar[dict[str, Any]] = {"vae_dtype": "bfloat16"}
 
 
 class ChannelsLast(Limit):

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from ray_app.errors import Refused
+from ray_app.options import check_steps
 
 PRESETS = ("steps", "failures", "timing", "duplicates", "shared_references")
 
@@ -90,9 +91,7 @@ class Status:
         for name in ("num_prompts", "img_per_prompt"):
             if getattr(self, name) < 1:
                 raise Refused(f"--{name} {getattr(self, name)}: must be at least 1")
-        for step in self.steps:
-            if step < 1:
-                raise Refused(f"--steps {step}: steps begin at 1")
+        check_steps(self.steps)
         if not 0 < self.seconds < 86_400:
             raise Refused(f"--seconds {self.seconds:g}: must be above 0, and at most a day")
 
@@ -181,9 +180,7 @@ class Export:
             raise Refused("--by_query: goes with --format ipcir")
         if not 1 <= self.shard_images <= 1_000_000:
             raise Refused(f"--shard_images {self.shard_images}: must be from 1 to 1000000")
-        for step in self.steps:
-            if step < 1:
-                raise Refused(f"--steps {step}: steps begin at 1")
+        check_steps(self.steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,8 +210,6 @@ class Convergence:
 
     def check(self) -> None:
         """Raise Refused for steps that can't be."""
-        for step in self.steps:
-            if step < 1:
-                raise Refused(f"--steps {step}: steps begin at 1")
+        check_steps(self.steps)
         if len(set(self.steps)) == 1:
             raise Refused(f"--steps {self.steps[0]}: name at least two, the last is what others are compared with")

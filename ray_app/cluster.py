@@ -167,6 +167,22 @@ def nodes() -> int:
     return sum(node["Alive"] for node in ray.nodes())
 
 
+def quiet_data() -> Any:
+    """Ray Data's context of this driver, without bars and log: what it would log is raised too."""
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    return context
+
+
+def placed(anywhere: bool) -> dict[str, Any]:
+    """Arguments of a Ray Data stage whose tasks may run on any node, or must on the driver's."""
+    return {} if anywhere else {"label_selector": {"ray.io/node-id": node_id()}}
+
+
 def node_id() -> str:
     """The driver's node."""
     import ray

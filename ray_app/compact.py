@@ -45,7 +45,7 @@ def compact(options: Compact) -> int:
         Refused: no index there, or another process is rewriting it.
     """
     storage = open_storage(options.output_base_path, runs.new_id())
-    model_types = [name for name in layout.MODEL_TYPES if options.model_type in (None, name)]
+    model_types = layout.model_types(options.model_type)
     model_types = [name for name in model_types if storage.list_names(layout.index_folder(name), "*.parquet")]
     if not model_types:
         raise Refused(f"{storage.at(layout.INDEX)}: no part of an index there; set --output_base_path")

@@ -2,7 +2,6 @@
 Knows which images are compared, the table and where it is written; the measure is in likeness, the plot in its own."""
 
 import functools
-import logging
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -69,7 +68,7 @@ def convergence(options: Convergence) -> int:
     options.check()
     storage = open_storage(options.output_base_path, runs.new_id())
     storage.check_writable(create=False)
-    wanted = [name for name in layout.MODEL_TYPES if options.model_type in (None, name)]
+    wanted = layout.model_types(options.model_type)
     shown = Trajectories(storage, wanted, options.steps, options.snapshot)
     compared = pa.concat_tables([pairs(shown.rows(model_type), model_type) for model_type in shown.models])
     if not compared.num_rows:
@@ -127,18 +126,15 @@ def _spread(values: pa.ChunkedArray) -> Spread:
 def _measured(storage: Storage, compared: pa.Table, shared: bool) -> pa.Table:
     """The table of all pairs, measured by tasks of some pairs each; images stay in the tasks."""
     import ray.data
-    from ray.data import DataContext
 
-    DataContext.get_current().enable_progress_bars = False
-    DataContext.get_current().print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it would log is raised too
-    here: dict[str, Any] = (
-        {} if shared or storage.everywhere else {"label_selector": {"ray.io/node-id": cluster.node_id()}}
-    )
+    cluster.quiet_data()
     starts = range(0, compared.num_rows, PAIRS_A_TASK)
     tasks = ray.data.from_arrow([compared.slice(start, PAIRS_A_TASK) for start in starts])
     measured = tasks.map_batches(
-        functools.partial(_measure, storage=storage), batch_size=None, batch_format="pyarrow", **here
+        functools.partial(_measure, storage=storage),
+        batch_size=None,
+        batch_format="pyarrow",
+        **cluster.placed(shared or storage.everywhere),
     )
     blocks: Any = measured.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     progress, done = Checked(compared.num_rows, "compared"), []

@@ -3,7 +3,6 @@ Knows Ray Data; nothing of annotations or of what a pixel is."""
 
 import collections
 import functools
-import logging
 import os
 import queue
 import sys
@@ -181,16 +180,11 @@ def _configure(patient: bool) -> None:
     # that have no place are asking enough. It reads these when it is imported
     for name in ("CPU", "GPU", "MEMORY", "OBJECT_STORE_MEMORY"):
         os.environ.setdefault(f"RAY_DATA_DEFAULT_CLUSTER_SCALING_UP_{name}_UTIL_THRESHOLD", "1e9")
-    from ray.data import DataContext
-
-    context = DataContext.get_current()
+    context = cluster.quiet_data()
     if patient:
         context.execution_no_progress_timeout_s = -1  # a GPU may take hours to come; a batch that hangs is ended anyway
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
     context.max_consecutive_actor_init_deaths = INIT_DEATHS
     context.max_errored_blocks = 0  # more would let a block's remaining images vanish silently
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it would log is raised too
 
 
 class _Results:

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ray_app import layout, runs
+from ray_app import runs
 from ray_app.ask_options import Export
 from ray_app.errors import Refused
 from ray_app.interrupts import Interrupts
@@ -36,11 +36,6 @@ def _formats() -> dict[str, Callable[[Storage, Export, Interrupts], int]]:
         "ipcir": export_ipcir,
     }
     return {name: module.export for name, module in modules.items()}
-
-
-def model_types(options: Export) -> list[str]:
-    """The families that are exported."""
-    return [name for name in layout.MODEL_TYPES if options.model_type in (None, name)]
 
 
 @contextlib.contextmanager

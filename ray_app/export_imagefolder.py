@@ -7,7 +7,6 @@ import pyarrow as pa
 from ray_app import existing, index, layout
 from ray_app.ask_options import Export
 from ray_app.errors import OK, Refused
-from ray_app.export import model_types
 from ray_app.interrupts import Interrupts
 from ray_app.storage import Storage
 
@@ -19,7 +18,7 @@ def export(storage: Storage, options: Export, interrupts: Interrupts) -> int:
     storage.check_writable(create=False)
     written = 0
     try:
-        for model_type in model_types(options):
+        for model_type in layout.model_types(options.model_type):
             rows = index.read(storage, model_type, index.SCHEMA.names)
             rows = rows.take(pa.array(index.newest(rows)))
             rows = rows.filter(pa.array(existing.are_there(storage, model_type, rows)))

@@ -13,7 +13,7 @@ import pyarrow.compute
 from ray_app import layout, remote
 from ray_app.ask_options import Export
 from ray_app.errors import OK, PROBLEMS
-from ray_app.export import model_types, new_folder
+from ray_app.export import new_folder
 from ray_app.interrupts import Interrupts
 from ray_app.storage import Storage
 from ray_app.trajectories import OK as IS_OK
@@ -27,7 +27,7 @@ MOST_NAMED = 20
 
 def export(storage: Storage, options: Export, interrupts: Interrupts) -> int:
     """Check every step's folder, and write second queries' trees if asked; the exit code."""
-    shown = Trajectories(storage, model_types(options), options.steps, options.snapshot)
+    shown = Trajectories(storage, layout.model_types(options.model_type), options.steps, options.snapshot)
     problems = 0
     second: dict[int, str] = {}
     for model_type in shown.models:

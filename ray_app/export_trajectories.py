@@ -11,9 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ray_app import layout
 from ray_app.ask_options import Export
 from ray_app.errors import OK
-from ray_app.export import model_types, new_folder
+from ray_app.export import new_folder
 from ray_app.interrupts import Interrupts
 from ray_app.storage import Storage
 from ray_app.trajectories import OK as IS_OK
@@ -38,7 +39,7 @@ IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 
 def export(storage: Storage, options: Export, interrupts: Interrupts) -> int:
     """Write all slots in files of --shard_images rows; the exit code."""
-    shown = Trajectories(storage, model_types(options), options.steps, options.snapshot)
+    shown = Trajectories(storage, layout.model_types(options.model_type), options.steps, options.snapshot)
     schema = _schema(shown.captures)
     slots = shown.of(shown.query_ids)
     rows = files = 0

@@ -3,15 +3,14 @@ Knows Ray Data and what the webdataset library reads; a shard is all that a task
 
 import functools
 import json
-import logging
 from typing import Any
 
 import pyarrow as pa
 
-from ray_app import cluster
+from ray_app import cluster, layout
 from ray_app.ask_options import Export
 from ray_app.errors import OK
-from ray_app.export import model_types, new_folder
+from ray_app.export import new_folder
 from ray_app.interrupts import Interrupts
 from ray_app.storage import Storage
 from ray_app.trajectories import OK as IS_OK
@@ -23,7 +22,7 @@ IN_JSON = ("query_id", "reference_img_id", "prompt_index", "image_index", "k", "
 
 def export(storage: Storage, options: Export, interrupts: Interrupts) -> int:
     """Write shards of --shard_images images, the steps of a slot one after the other; the exit code."""
-    shown = Trajectories(storage, model_types(options), options.steps, options.snapshot)
+    shown = Trajectories(storage, layout.model_types(options.model_type), options.steps, options.snapshot)
     samples = pa.Table.from_pylist(
         [
             {**{name: row[name] for name in IN_JSON}, "model": one.model}
@@ -49,7 +48,6 @@ def key(row: dict[str, Any]) -> str:
 
 def _write(storage: Storage, shards: list[pa.Table], folder: str, shared: bool) -> None:
     import ray.data
-    from ray.data import DataContext
     from ray.data.datasource import FilenameProvider
 
     class Numbered(FilenameProvider):
@@ -61,10 +59,8 @@ def _write(storage: Storage, shards: list[pa.Table], folder: str, shared: bool) 
         def get_filename_for_block(self, block: Any, write_uuid: str, task_index: int, block_index: int) -> str:
             return f"shard-{task_index:06d}.tar"
 
-    DataContext.get_current().enable_progress_bars = False
-    DataContext.get_current().print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it would log is raised too
-    where: dict[str, Any] = {} if shared else {"label_selector": {"ray.io/node-id": cluster.node_id()}}
+    cluster.quiet_data()
+    where = cluster.placed(shared)
     images = ray.data.from_arrow(shards).map_batches(
         functools.partial(_read, storage=storage), batch_size=None, batch_format="pyarrow", **where
     )

@@ -38,7 +38,7 @@ def gallery(options: Gallery) -> int:
     """
     options.check()
     storage = open_storage(options.output_base_path)
-    shown = Trajectories(storage, [name for name in layout.MODEL_TYPES if options.model_type in (None, name)])
+    shown = Trajectories(storage, layout.model_types(options.model_type))
     query_ids = _chosen(shown.query_ids, options)
     with Interrupts():
         if options.contact_sheet is not None:

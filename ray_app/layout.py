@@ -40,6 +40,11 @@ class StepFolder(NamedTuple):
     step: int
 
 
+def model_types(only: str | None) -> list[str]:
+    """The families, or the one that is named."""
+    return [name for name in MODEL_TYPES if only in (None, name)]
+
+
 def why_not_plain(name: str) -> str | None:
     """Why an id can't be part of a file name, or None if it can. Nothing may ever be written outside OUTPUT."""
     if not name:

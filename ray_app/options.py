@@ -3,6 +3,7 @@ Knows names and defaults; nothing of models, annotations or Ray."""
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from actors import bench_models, tiny
@@ -237,6 +238,13 @@ class Demo:
 
     output_base_path: str = "./proxyqueue_demo"
     """OUTPUT of the demo; a second demo there finds everything done."""
+
+
+def check_steps(steps: Sequence[int]) -> None:
+    """Raise Refused for the first of --steps that can't be one."""
+    for step in steps:
+        if step < 1:
+            raise Refused(f"--steps {step}: steps begin at 1")
 
 
 def check_text(options: Any) -> None:

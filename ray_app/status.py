@@ -73,7 +73,7 @@ def look(storage: Storage, options: Status, slots: pa.Table | None = None) -> di
     alive = {record["run_id"] for record in records if runs.is_alive(record)}
     lines: list[Line] = []
     going_on: list[dict[str, Any]] = []
-    for model_type in (name for name in layout.MODEL_TYPES if options.model_type in (None, name)):
+    for model_type in layout.model_types(options.model_type):
         mine = [record for record in records if record.get("model_type") == model_type]
         rows = _newest(storage, model_type)
         if not mine and not rows.num_rows:

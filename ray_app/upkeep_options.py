@@ -5,6 +5,7 @@ import dataclasses
 from typing import Literal
 
 from ray_app.errors import Refused
+from ray_app.options import check_steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,9 +89,7 @@ class Clean:
         for name, value in named.items():
             if self.all and value:
                 raise Refused(f"--all: takes everything; leave out --{name}")
-        for step in self.steps:
-            if step < 1:
-                raise Refused(f"--steps {step}: steps begin at 1")
+        check_steps(self.steps)
 
 
 @dataclasses.dataclass(frozen=True)

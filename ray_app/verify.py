@@ -65,7 +65,7 @@ def _slots(options: Verify) -> pa.Table | None:
 def _models(storage: Storage, options: Verify) -> list[Model]:
     if not storage.exists():
         raise Refused(f"--output_base_path {storage.url}: no such folder")
-    model_types = [name for name in layout.MODEL_TYPES if options.model_type in (None, name)]
+    model_types = layout.model_types(options.model_type)
     there = [
         name
         for name in model_types
