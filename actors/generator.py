@@ -2,7 +2,6 @@
 A plain class that needs no Ray: call it from a test, a benchmark or a notebook."""
 
 import dataclasses
-import gc
 import io
 import time
 from collections import OrderedDict
@@ -13,12 +12,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from actors import pipelines
+from actors import memory, pipelines
 from actors.capture import StepCapture
 from actors.recipe import Capture, Recipe
-
-NO_MEMORY = ("can't allocate memory", "could not create a primitive", "out of memory", "ALLOC_FAILED")
-"""What a RuntimeError says where memory is what is missing: torch's CPU allocator, oneDNN, CUDA, cuBLAS and cuDNN."""
 
 EMBEDDINGS_KEPT = 64
 """Prompts whose embeddings stay on the device; equal prompts stand close together in a plan."""
@@ -137,11 +133,11 @@ class ImageGenerator:
             return self._draw(requests)
         except Exception as error:
             # not the error itself: its frames would hold the batch's tensors while it is drawn again
-            no_memory = _is_out_of_memory(error)
+            no_memory = memory.is_short(error)
             name = "OutOfMemory" if no_memory else type(error).__name__
             failure = Failure(name, " ".join(str(error).split())[:500])
         if no_memory:
-            _release_memory(self.recipe.device)
+            memory.give_back(self.recipe.device)
             if self.batch_size > 1:
                 self.batch_size //= 2
                 return self._draw_all(requests)
@@ -269,16 +265,3 @@ def encode(pixels: np.ndarray, image_format: str, quality: int | None) -> bytes:
     options = {} if quality is None else {"quality": quality}
     Image.fromarray(pixels).save(buffer, format=pillow_format, **options)
     return buffer.getvalue()
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Of the GPU, or of the host, where torch and the libraries below it raise a plain RuntimeError."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
-
-
-def _release_memory(device: str) -> None:
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.empty_cache()

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from actors import bench_models, tiny
+from actors import bench_models, memory, tiny
 from actors.recipe import Recipe
 
 Embeddings = dict[str, torch.Tensor]
@@ -119,6 +119,8 @@ def load(recipe: Recipe) -> SDXL | Flux:
     model is run.
     """
     _quiet_libraries()
+    if recipe.device == "cpu":
+        memory.keep_freed()
     family = FAMILIES[recipe.model_type]
     dtypes = {"default": getattr(torch, recipe.dtype), "vae": getattr(torch, recipe.vae_dtype)}
     if recipe.model_path in bench_models.NAMES:

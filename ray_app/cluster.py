@@ -15,6 +15,9 @@ from ray_app.errors import Refused, one_line
 
 LOCAL_IP = "127.0.0.1"
 CONNECT_SECONDS = 10.0
+IDLE_SECONDS = 600
+"""For which a Ray of this machine alone keeps a process without a task. Its own second would end the writers' after
+each batch, and a new one takes a core for a second to start."""
 
 
 @contextlib.contextmanager
@@ -38,7 +41,8 @@ def connected(address: str | None) -> Iterator[None]:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     options: dict[str, Any] = {}
     if address == "local":  # of no use to other machines: it listens on the loopback address alone, without a dashboard
-        options = {"_node_ip_address": LOCAL_IP, "include_dashboard": False}
+        patient = {"idle_worker_killing_time_threshold_ms": IDLE_SECONDS * 1000}
+        options = {"_node_ip_address": LOCAL_IP, "include_dashboard": False, "_system_config": patient}
     elif _check_answers(address) == LOCAL_IP:  # or Ray would look for it at this machine's other address
         options = {"_node_ip_address": LOCAL_IP}
     try:

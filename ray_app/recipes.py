@@ -56,12 +56,9 @@ def resolve(options: Generate) -> Recipe:
 
 
 def default_batch_size(model_type: str, device: str, height: int, width: int) -> int:
-    """Prompts denoised together where nothing is said: what fits the smallest GPUs the families are run on.
-
-    On CPUs a batch pays only while its activations fit the caches: for pictures of 64 pixels, as the tiny models draw.
-    """
+    """Prompts denoised together where nothing is said: what fits the smallest GPUs the families are run on."""
     if device == "cpu":
-        return 4 if height * width <= 64 * 64 else 1
+        return 4
     at_512 = {"sdxl": 8, "flux": 4}[model_type]
     return max(1, at_512 * PIXELS_512 // (height * width))
 

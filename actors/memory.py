@@ -1,0 +1,48 @@
+"""Memory of a process that draws: kept between layers on CPUs, found to be short, given back when it is.
+Knows the C library's allocator and torch's; nothing of pipelines."""
+
+import ctypes
+import gc
+from collections.abc import Iterable
+
+import torch
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+"""glibc's numbers of its malloc's settings, in bytes."""
+KEEPING = ((M_MMAP_THRESHOLD, 2**30), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26))
+GIVING_BACK = ((M_MMAP_THRESHOLD, 2**17), (M_TRIM_THRESHOLD, 2**17), (M_TOP_PAD, 0))
+
+SHORT = ("can't allocate memory", "could not create a primitive", "out of memory", "ALLOC_FAILED")
+"""What a RuntimeError says where memory is what is missing: torch's CPU allocator, oneDNN, CUDA, cuBLAS and cuDNN."""
+
+
+def keep_freed() -> None:
+    """Let the C library, where it is glibc, keep the memory of freed tensors for the next ones.
+
+    It would hand large blocks back to the system, which then clears every page anew at each layer.
+    """
+    _set(KEEPING)
+
+
+def is_short(error: Exception) -> bool:
+    """Whether memory ran out, of the GPU or of the host, where torch and libraries below raise a plain RuntimeError."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in SHORT)
+
+
+def give_back(device: str) -> None:
+    """Give what is free to the system, and on CPUs from now on at once: a smaller batch needs pieces of other sizes."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    else:
+        _set(GIVING_BACK)
+        if malloc_trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+            malloc_trim(0)
+
+
+def _set(settings: Iterable[tuple[int, int]]) -> None:
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        for number, size in settings:
+            mallopt(number, size)
