@@ -40,9 +40,9 @@ def connected(address: str | None) -> Iterator[None]:
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     options: dict[str, Any] = {}
-    if address == "local":  # of no use to other machines: it listens on the loopback address alone, without a dashboard
+    if address == "local":
         patient = {"idle_worker_killing_time_threshold_ms": IDLE_SECONDS * 1000}
-        options = {"_node_ip_address": LOCAL_IP, "include_dashboard": False, "_system_config": patient}
+        options = {"include_dashboard": False, "_system_config": patient}
     elif _check_answers(address) == LOCAL_IP:  # or Ray would look for it at this machine's other address
         options = {"_node_ip_address": LOCAL_IP}
     try:

@@ -155,7 +155,7 @@ def draw_with_little_memory(megabytes: int, enough_for_one: bool) -> None:
     print(json.dumps([drawn["status"], drawn["batch_size"], drawn["error_type"], generator.batch_size]))
 
 
-@pytest.mark.parametrize(("megabytes", "succeeds"), [(250, True), (20, False)])
+@pytest.mark.parametrize(("megabytes", "succeeds"), [(170, True), (20, False)])
 def test_lack_of_memory_makes_batches_smaller_and_then_failures(megabytes, succeeds):
     code = f"from tests.test_poison import draw_with_little_memory as draw; draw({megabytes}, {succeeds})"
     result = subprocess.run(
