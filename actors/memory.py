@@ -10,6 +10,8 @@ import torch
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 """glibc's numbers of its malloc's settings, in bytes."""
 KEEPING = ((M_MMAP_THRESHOLD, 2**30), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26))
+USUAL = ((M_MMAP_THRESHOLD, 2**25), (M_TRIM_THRESHOLD, 2**26), (M_TOP_PAD, 2**17))
+"""Where glibc's own settings end up when large blocks are freed; to compare with."""
 GIVING_BACK = ((M_MMAP_THRESHOLD, 2**17), (M_TRIM_THRESHOLD, 2**17), (M_TOP_PAD, 0))
 
 SHORT = ("can't allocate memory", "could not create a primitive", "out of memory", "ALLOC_FAILED")
@@ -21,7 +23,7 @@ def keep_freed() -> None:
 
     It would hand large blocks back to the system, which then clears every page anew at each layer.
     """
-    _set(KEEPING)
+    use(KEEPING)
 
 
 def is_short(error: Exception) -> bool:
@@ -37,12 +39,13 @@ def give_back(device: str) -> None:
     if device == "cuda":
         torch.cuda.empty_cache()
     else:
-        _set(GIVING_BACK)
+        use(GIVING_BACK)
         if malloc_trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
             malloc_trim(0)
 
 
-def _set(settings: Iterable[tuple[int, int]]) -> None:
+def use(settings: Iterable[tuple[int, int]]) -> None:
+    """Set these of glibc's malloc, for the whole process; nothing where it is not glibc."""
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         for number, size in settings:
             mallopt(number, size)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from actors import pipelines
+from actors import memory, pipelines
 from actors.recipe import Recipe
 
 LIMIT_DECODES = 2**21
@@ -183,6 +183,17 @@ class VaeBfloat16(Limit):
     changes: ClassVar[dict[str, Any]] = {"vae_dtype": "bfloat16"}
 
 
+class UsualMalloc(Limit):
+    """With memory of large tensors going back to the system, as the C library does unasked."""
+
+    @contextlib.contextmanager
+    def ready(self, slots: Sequence[Slot]) -> Iterator[None]:
+        with super().ready(slots):
+            memory.use(memory.USUAL)
+            yield
+            memory.keep_freed()
+
+
 class ChannelsLast(Limit):
     """With the weights of convolutions, and so their inputs, in the order that some kernels like better."""
 
@@ -224,6 +235,7 @@ VARIANTS: dict[str, type[Separate] | type[CallbackScript] | type[Limit]] = {
     "callback": CallbackScript,
     "limit": Limit,
     "batch_of_one": OneByOne,
+    "usual_malloc": UsualMalloc,
     "vae_bfloat16": VaeBfloat16,
     "channels_last": ChannelsLast,
     "fused_qkv": FusedQKV,

@@ -13,7 +13,7 @@ VARIANTS = ("separate", "callback", "proxyqueue", "limit")
 """In the order of the first round."""
 
 Variant = Literal["separate", "callback", "proxyqueue", "limit"]
-Lever = Literal["batch_of_one", "vae_bfloat16", "channels_last", "fused_qkv", "compiled"]
+Lever = Literal["batch_of_one", "usual_malloc", "vae_bfloat16", "channels_last", "fused_qkv", "compiled"]
 Part = Literal["images", "plan", "resume", "index"]
 
 

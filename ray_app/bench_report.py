@@ -11,6 +11,7 @@ WHAT = {
     "proxyqueue": "Ray, actors, writer and index; from the first denoise to the last committed row",
     "limit": "the pipeline's loop over full batches and the decodes; no encoding, no files",
     "batch_of_one": "the limit, prompt by prompt",
+    "usual_malloc": "the limit with the C library's own settings for freed memory",
     "vae_bfloat16": "the limit with the VAE in bfloat16",
     "channels_last": "the limit with denoiser and VAE in torch's channels_last format",
     "fused_qkv": "the limit with fused projections of queries, keys and values",
