@@ -78,14 +78,13 @@ class Driver:
             KeyboardInterrupt: a signal came; the index is true.
             Refused: the model can't be loaded, or the output not be written.
         """
-        here = cluster.node_id()
         self.metrics = Metrics(self.recipe.model_type)
-        ledger = start_ledger(here)
+        ledger = start_ledger(cluster.node_id())
         watchdog = Watchdog(ledger, self.options.denoise_timeout, self.recipe.model_path)
         gpus, batches = self.options.gpus(), list(self.plan.batches(self.recipe.batch_size))
         autoscaler = autoscaling.find() if gpus else None
         actors = cluster.pool_size(self.options.workers(), gpus, len(batches), autoscaler)
-        results = _Results(self._dataset(batches, actors, ledger, here, patient=autoscaler is not None))
+        results = _Results(self._dataset(batches, actors, ledger, patient=autoscaler is not None))
         actors_up = functools.partial(cluster.actors_up, self.worker.__name__)
         workers_up = functools.partial(cluster.actors_that_fit, gpus)
         waiting = autoscaling.Waiting(autoscaler, actors, workers_up) if autoscaler else None
@@ -137,7 +136,7 @@ class Driver:
                     file=sys.stderr,
                 )
 
-    def _dataset(self, batches: list[pa.Table], actors: int, ledger: Any, here: str, patient: bool) -> Any:
+    def _dataset(self, batches: list[pa.Table], actors: int, ledger: Any, patient: bool) -> Any:
         """One block a batch: a task that a killed actor leaves is replayed whole and gives the same rows again."""
         _configure(patient)
         import ray.data
@@ -171,7 +170,7 @@ class Driver:
             batch_format="pyarrow",
             num_cpus=0,
             compute=TaskPoolStrategy(size=min(WRITERS * nodes, len(batches))),
-            label_selector=None if anywhere else {"ray.io/node-id": here},
+            **cluster.placed(anywhere),
         )
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from actors import memory
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = 64 * 2**20 // resource.getpagesize()
 """Of a tensor that is large for malloc: more than the 32 MiB up to which glibc learns to keep memory by itself."""
 
@@ -33,7 +33,7 @@ def held() -> int:
 
 
 def measure() -> None:
-    """What the tests below look at, as JSON."""
+    """What the test below looks at, as JSON."""
     found = {"usual": large_tensors(32)}
     memory.keep_freed()
     large_tensors(8)
