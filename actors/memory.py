@@ -1,14 +1,12 @@
-"""Memory of a process that draws: kept between layers on CPUs, found to be short, given back when it is.
+"""Memory of a process: kept between layers where it draws on CPUs, found to be short, given back when it is.
 Knows the C library's allocator and torch's; nothing of pipelines."""
 
 import ctypes
 import gc
 from collections.abc import Iterable
 
-import torch
-
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
-"""glibc's numbers of its malloc's settings, in bytes."""
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8
+"""glibc's numbers of its malloc's settings, all but the last in bytes."""
 KEEPING = ((M_MMAP_THRESHOLD, 2**30), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26))
 USUAL = ((M_MMAP_THRESHOLD, 2**25), (M_TRIM_THRESHOLD, 2**26), (M_TOP_PAD, 2**17))
 """Where glibc's own settings end up when large blocks are freed; to compare with."""
@@ -26,8 +24,19 @@ def keep_freed() -> None:
     use(KEEPING)
 
 
+def share_heaps() -> None:
+    """Let threads that start from now on share the heaps that are there, where the C library is glibc.
+
+    It would make one for each, up to eight a core. What is freed in one is not used in another, so that a process that
+    passes rows from thread to thread would grow with them.
+    """
+    use([(M_ARENA_MAX, 1)])
+
+
 def is_short(error: Exception) -> bool:
     """Whether memory ran out, of the GPU or of the host, where torch and libraries below raise a plain RuntimeError."""
+    import torch
+
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in SHORT)
@@ -37,6 +46,8 @@ def give_back(device: str) -> None:
     """Give what is free to the system, and on CPUs from now on at once: a smaller batch needs pieces of other sizes."""
     gc.collect()
     if device == "cuda":
+        import torch
+
         torch.cuda.empty_cache()
     else:
         use(GIVING_BACK)

@@ -50,6 +50,9 @@ class Variant:
         """Draw something short with the shapes of these slots, so that nothing is loaded or tuned while it counts."""
         raise NotImplementedError
 
+    def show(self) -> None:
+        """Save what `draw` left unsaved and others compare with; not part of it."""
+
     def _run(self, prompt: str, seed: int, num_inference_steps: int, **more: Any) -> Any:
         """The pipeline as a script calls it: one prompt, its picture at the end."""
         return self.pipe(
@@ -131,6 +134,8 @@ class Limit(Variant):
         self.recipe = dataclasses.replace(self.recipe, **self.changes)
         self.latents: dict[int, torch.Tensor] = {}
         """Of the last batch, by step."""
+        self._pixels: dict[int, torch.Tensor] = {}
+        self._drawn: list[int] = []
         self._embeddings: dict[str, Any] = {}
 
     @contextlib.contextmanager
@@ -151,9 +156,16 @@ class Limit(Variant):
         if slots:
             self._draw(slots[: self.recipe.batch_size], [1])
 
+    def show(self) -> None:
+        """The last batch's pictures, as PNG."""
+        for step, pixels in self._pixels.items():
+            pictures = self.pipe.image_processor.postprocess(pixels, output_type="pil")
+            for number, image in zip(self._drawn, pictures, strict=False):  # the rest fills the batch
+                image.save(self.folder / f"step{step}" / f"{number}.png")
+
     def _draw(self, slots: Sequence[Slot], steps: Sequence[int]) -> None:
+        self.latents, self._pixels, self._drawn = {}, {}, [number for number, _, _ in slots]
         slots = [*slots, *[slots[-1]] * (self.recipe.batch_size - len(slots))]
-        self.latents = {}
 
         def keep(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             if index + 1 in steps:
@@ -166,9 +178,8 @@ class Limit(Variant):
         pipelines.denoise(self.family, embeddings, seeds, self.recipe.num_inference_steps, keep)
         pixels = self.recipe.height * self.recipe.width
         chunk = max(1, LIMIT_DECODES // pixels) if self.recipe.device == "cuda" else len(slots)
-        for latents in self.latents.values():
-            for part in latents.split(chunk):
-                self.family.decode(part)
+        for step, latents in self.latents.items():
+            self._pixels[step] = torch.cat([self.family.decode(part) for part in latents.split(chunk)])
 
 
 class OneByOne(Limit):
@@ -250,8 +261,13 @@ def load(recipe: Recipe) -> Any:
 
 @contextlib.contextmanager
 def vae_in(pipe: Any, dtype: str) -> Iterator[None]:
-    """The VAE in another dtype, and back. Rounded weights stay rounded: here only time counts."""
+    """The VAE in another dtype, and back with the weights it had: casting back would leave them rounded."""
     before = pipe.vae.dtype
+    if before == getattr(torch, dtype):
+        yield
+        return
+    exact = {name: weight.clone() for name, weight in pipe.vae.state_dict().items()}
     pipe.vae.to(getattr(torch, dtype))
     yield
     pipe.vae.to(before)
+    pipe.vae.load_state_dict(exact)

@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import io
 import json
+import math
 import shutil
 import statistics
 import sys
@@ -15,10 +16,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from actors.recipe import Recipe
-from ray_app import bench_machine, bench_report, bench_work, bench_worker, cluster, index, layout, recipes, runs
+from ray_app import (
+    bench_machine,
+    bench_report,
+    bench_work,
+    bench_worker,
+    cluster,
+    index,
+    layout,
+    likeness,
+    recipes,
+    runs,
+)
 from ray_app.bench_options import Bench
 from ray_app.bench_pool import Arrangement, Pool, arrangements, deal
 from ray_app.errors import OK, Refused, one_line
@@ -99,6 +112,7 @@ def measure(options: Bench, machine: dict[str, Any], folder: Path, kept: bool) -
             for name, values in seconds.items()
         },
         "ratios": bench_report.ratios(seconds, options.levers),
+        "likeness": {name: rounds.likeness_to_limit(name) for name in options.levers},
         "proxyqueue": rounds.of_proxyqueue(ray_start) if "proxyqueue" in seconds else None,
     }
 
@@ -123,6 +137,8 @@ class _Rounds:
         self._shares: list[dict[str, float]] = []
         self._writer_seconds: list[float] = []
         self._gpu_busy: list[float] = []
+        self._had_core: list[float] = []
+        self._pictures: dict[str, dict[str, np.ndarray]] = {}
 
     def calibrate(self, name: str, candidates: list[Arrangement]) -> None:
         """Choose the arrangement that draws a few slots fastest."""
@@ -146,6 +162,8 @@ class _Rounds:
             else:
                 chosen = self.arrangements[name]
                 seconds = self._draw(name, Arrangement(chosen["processes"], chosen["threads"]), place)
+                files = {str(file.relative_to(place)): file for file in place.rglob("*.png")}
+                self._pictures[name] = {picture: likeness.decode(file.read_bytes()) for picture, file in files.items()}
         self.seconds.setdefault(name, []).append(seconds)
         return seconds
 
@@ -165,7 +183,15 @@ class _Rounds:
                 "seconds": [ray_start + value for value in self._end_to_end],
             },
             "gpu_busy_percent": self._gpu_busy,
+            "had_core": statistics.fmean(self._had_core) if self._had_core else None,
         }
+
+    def likeness_to_limit(self, name: str) -> dict[str, Any]:
+        """PSNR in dB of a lever's pictures to the limit's, of the last round; None where the pictures are equal."""
+        ours, exact = self._pictures[name], self._pictures["limit"]
+        each = sorted(likeness.compare(ours[picture], exact[picture]).psnr for picture in ours.keys() & exact.keys())
+        least, median = (None if math.isinf(psnr) else psnr for psnr in (each[0], statistics.median_low(each)))
+        return {"pictures": len(each), "least_psnr": least, "median_psnr": median}
 
     def _batch_size(self, name: str) -> int:
         return 1 if name in ("separate", "callback") else self.recipe.batch_size
@@ -198,6 +224,8 @@ class _Rounds:
         self.arrangements["proxyqueue"] = {"processes": len(actors), "threads": threads, "tried": []}
         self._end_to_end.append(ended - began)
         self._shares.append(bench_worker.shares(actors, first, last))
+        if self.recipe.device == "cpu":
+            self._had_core.append(bench_worker.had_core(actors))
         self._writer_seconds.append(_writer_seconds(rows, output, place / "again"))
         warm = min(interval.ended for actor in actors for interval in actor if interval.work == "denoising")
         if (busy := gpu.percent(warm, last)) is not None:

@@ -126,4 +126,5 @@ def _draw_once(end: Any, variant: Any, share: list[Slot], threads: int) -> None:
         end.recv()
         variant.draw(share)
         end.send("ok")
+        variant.show()
     end.send("ok")

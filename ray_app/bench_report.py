@@ -66,6 +66,12 @@ def text(report: dict[str, Any]) -> str:
         lines += ["", f"{'ratio, images/s':<24} {'median':>8} {'min':>8} {'max':>8}"]
     for name, ratio in report["ratios"].items():
         lines.append(f"{name:<24} {ratio['median']:8.3f} {ratio['min']:8.3f} {ratio['max']:8.3f}")
+    if report["likeness"]:
+        lines += ["", f"{'pictures to those of limit':<26} {'PSNR, dB':>8} {'least':>8}"]
+    for name, found in report["likeness"].items():
+        values = (found["median_psnr"], found["least_psnr"])
+        median, least = ("equal" if value is None else f"{value:.1f}" for value in values)
+        lines.append(f"{name:<26} {median:>8} {least:>8}   of {found['pictures']}")
     return "\n".join([*lines, *_of_proxyqueue(report.get("proxyqueue"))])
 
 
@@ -90,6 +96,11 @@ def _of_proxyqueue(found: dict[str, Any] | None) -> list[str]:
         f"end to end: {statistics.median(end_to_end['seconds']):.1f} s, with loading models and"
         f" {end_to_end['ray_start_seconds']:.1f} s for starting Ray",
     ]
+    if found["had_core"] is not None:
+        lines.append(
+            f"while they worked, actors had a core {found['had_core']:.1%} of the time; others had it else: Ray's own"
+            " processes, the driver, the writer"
+        )
     if found["gpu_busy_percent"]:
         lines.append(f"GPU busy after warm-up: {statistics.median(found['gpu_busy_percent']):.1f} %")
     return lines

@@ -24,6 +24,8 @@ class Interval:
     work: str
     began: float
     ended: float
+    cpu_seconds: float
+    """Of the thread that called: where it draws alone, what it lacks to the whole time was another process's."""
 
 
 def noting(folder: Path) -> type[Worker]:
@@ -60,12 +62,12 @@ def _noted(work: str, call: Callable[..., Any], file: int) -> Callable[..., Any]
 
     @functools.wraps(call)
     def noted(*arguments: Any, **named: Any) -> Any:
-        began = time.time()
+        began, cpu_began = time.time(), time.thread_time()
         try:
             return call(*arguments, **named)
         finally:
-            # one write a line: threads may end at the same time, and a killed actor leaves whole lines
-            os.write(file, f"{json.dumps([work, began, time.time()])}\n".encode())
+            line = json.dumps([work, began, time.time(), time.thread_time() - cpu_began])
+            os.write(file, f"{line}\n".encode())  # in one piece: threads may end at once, a killed actor leaves no half
 
     noted.not_noted = call  # type: ignore[attr-defined]
     return noted
@@ -91,6 +93,12 @@ def shares(actors: Sequence[Sequence[Interval]], began: float, ended: float) -> 
     whole = (ended - began) * len(actors)
     found = {work: sum(i.ended - i.began for actor in actors for i in actor if i.work == work) / whole for work in WORK}
     return {**found, "waiting": 1 - sum(map(_covered, actors)) / whole}
+
+
+def had_core(actors: Sequence[Sequence[Interval]]) -> float:
+    """Share of their working time in which 1-thread actors had a core; for the rest other processes had it."""
+    intervals = [interval for actor in actors for interval in actor]
+    return sum(i.cpu_seconds for i in intervals) / sum(i.ended - i.began for i in intervals)
 
 
 def _covered(intervals: Sequence[Interval]) -> float:

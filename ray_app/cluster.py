@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from actors import memory
 from ray_app.autoscaling import HEAD, Autoscaler
 from ray_app.errors import Refused, one_line
 
@@ -30,6 +31,7 @@ def connected(address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # else a thread that outlives an interrupted run starts Ray anew
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else its C++ side writes warnings into the progress
+    memory.share_heaps()  # before Ray's threads are there
     import ray
     import ray._private.worker
 

@@ -64,9 +64,9 @@ class Progress:
         if not up and left and self._waiting:
             drawn = f"{self.done:,} of {self.total:,} images, " if self._drawn else ""
             return f"{drawn}{self._waiting()}, {time.monotonic() - self._none_since:.0f} s"
-        eta = duration(left / rate) if rate > 0 else "?"
+        speed, eta = (f"{rate:.1f}", duration(left / rate)) if rate > 0 else ("?", "?")  # one batch tells no rate
         return (
-            f"{self.done:,} of {self.total:,} images, {rate:.1f} images/s, {eta} left, {self.failed:,} failed,"
+            f"{self.done:,} of {self.total:,} images, {speed} images/s, {eta} left, {self.failed:,} failed,"
             f" {up} actors up"
         )
 

@@ -167,6 +167,7 @@ def test_the_figures_follow_from_the_seconds(measured):
         assert all(0 < share < 1 for share in shares.values())
     assert of_ours["actors"] == report["variants"]["proxyqueue"]["arrangement"]["processes"] == 1
     assert of_ours["writer"]["milliseconds_an_image"] > 0
+    assert 0 < of_ours["had_core"] <= 1
     assert of_ours["gpu_busy_percent"] == [] or report["machine"]["gpu"]
     text = bench_report.text(report)
     assert all(name in text for name in (*VARIANTS, *report["ratios"], "waiting"))
@@ -185,7 +186,21 @@ def test_every_variant_draws_what_it_says(measured):
                 assert (psnr(ours, separate) > 40) == (step == 4)
     for variant in ("separate", "callback"):
         assert len(list((folder / "round1" / variant).rglob("*.jpg"))) == 15  # equal prompts are drawn again
-    assert not list((folder / "round1" / "limit").rglob("*.*"))
+    for variant in ("limit", "batch_of_one"):  # they save nothing but what is compared
+        last = 4 if variant == "limit" else 1  # of the pictures of the last batch
+        assert len(list((folder / "round1" / variant).rglob("*.*"))) == last * len(STEPS)
+
+
+def test_likeness_is_that_of_the_pictures(measured):
+    """All that two variants both show of the last round."""
+    report, folder = measured
+    shown = {variant: folder / "round1" / variant for variant in ("limit", "batch_of_one")}
+    both = [file.relative_to(shown["batch_of_one"]) for file in shown["batch_of_one"].rglob("*.png")]
+    each = sorted(psnr(*(np.array(Image.open(place / file)) for place in shown.values())) for file in both)
+    found = report["likeness"]["batch_of_one"]
+    assert found["pictures"] == len(each) == len(STEPS)
+    assert found["least_psnr"] == (None if math.isinf(each[0]) else pytest.approx(each[0]))
+    assert found["median_psnr"] == (None if math.isinf(each[1]) else pytest.approx(each[1]))
 
 
 def test_the_limit_has_the_generators_latents(recipe_for, tmp_path):
@@ -229,22 +244,24 @@ def test_a_lever_draws_what_the_limit_draws_and_leaves_the_model_as_it_was(recip
             return variant.latents[4], changed or variant.recipe.batch_size == 1
 
     before = str(family.pipe.vae.dtype) + str(family.denoiser)
+    exact = {name: weight.clone() for name, weight in family.pipe.vae.state_dict().items()}
     alone, unchanged = draw("limit")
     drawn, changed = draw(lever)
     assert changed == (lever != "usual_malloc")  # that changes the process: see test_memory
     assert not unchanged
     assert torch.allclose(drawn, alone[-len(drawn) :], atol=1e-3)
-    if lever != "vae_bfloat16":  # rounded weights stay rounded
-        again, _ = draw("limit")
-        assert torch.equal(again, alone)
+    again, _ = draw("limit")
+    assert torch.equal(again, alone)
+    assert all(torch.equal(weight, exact[name]) for name, weight in family.pipe.vae.state_dict().items())
 
 
 def test_shares_of_work_that_overlaps():
     """Ten seconds of two actors; the second encodes for a second beside its denoising."""
     actors = [
-        [Interval("denoising", 100, 104), Interval("decoding", 104, 106)],
-        [Interval("denoising", 101, 109), Interval("encoding", 103, 104), Interval("text encoding", 100, 101)],
+        [Interval("denoising", 100, 104, 3), Interval("decoding", 104, 106, 2)],
+        [Interval("denoising", 101, 109, 6), Interval("encoding", 103, 104, 1), Interval("text encoding", 100, 101, 0)],
     ]
+    assert bench_worker.had_core(actors) == 12 / 16
     shares = bench_worker.shares(actors, 100, 110)
     assert {name: pytest.approx(share * 20) for name, share in shares.items()} == {
         "text encoding": 1, "denoising": 12, "decoding": 2, "encoding": 1, "waiting": 20 - 6 - 9,

@@ -1,10 +1,12 @@
 """actors.memory, on the allocator of this very machine. In a process of its own: a used heap has room to spare."""
 
+import ctypes
 import json
 import platform
 import resource
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,30 @@ def held() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1])
 
 
+def show_heaps(shared: bool) -> None:
+    """What glibc tells of this process's heaps, on stdout, before four threads allocate at once and after."""
+    libc, together = ctypes.CDLL(None), threading.Barrier(4)
+    libc.malloc.restype = ctypes.c_void_p
+
+    def allocate() -> None:
+        libc.malloc(1_000)
+        together.wait()  # one that has ended leaves its heap to the next
+
+    def tell() -> None:
+        libc.malloc_info(0, ctypes.c_void_p.in_dll(libc, "stdout"))
+        libc.fflush(None)
+
+    if shared:
+        memory.share_heaps()
+    tell()
+    threads = [threading.Thread(target=allocate) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    tell()
+
+
 def measure() -> None:
     """What the test below looks at, as JSON."""
     found = {"usual": large_tensors(32)}
@@ -44,13 +70,25 @@ def measure() -> None:
     print(json.dumps(found))
 
 
-@glibc
-def test_memory_of_freed_tensors_is_kept_until_it_is_short():
-    code = "from tests.test_memory import measure; measure()"
+def alone(call: str) -> str:
+    """What a function of this file prints in a process of its own."""
+    code = f"from tests.test_memory import *; {call}"
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
     )
-    found = json.loads(run.stdout)
+    return run.stdout
+
+
+@glibc
+def test_memory_of_freed_tensors_is_kept_until_it_is_short():
+    found = json.loads(alone("measure()"))
     assert found["usual"] >= 32 * PAGES
     assert found["kept"] < 16 * PAGES  # a small block may land where a large one was
     assert found["held_after"] <= found["held_before"] - PAGES * 0.9
+
+
+@glibc
+@pytest.mark.parametrize(("shared", "new"), [(False, 4), (True, 0)])
+def test_threads_get_heaps_of_their_own_unless_they_share(shared, new):
+    before, after, _ = alone(f"show_heaps({shared})").split("</malloc>")
+    assert after.count("<heap nr=") - before.count("<heap nr=") == new
