@@ -175,7 +175,10 @@ class _Memory:
 
 
 def _status_mb(field: str) -> float:
-    """A figure of this process: VmRSS, its memory now, or VmHWM, the most it had. getrusage's would be the parent's."""
+    """A figure of this process: VmRSS, its memory now; RssShmem, of that what it shares; VmHWM, the most it had.
+
+    getrusage's would be the parent's.
+    """
     lines = Path("/proc/self/status").read_text().splitlines()
     return round(next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) / 1024, 1)
 

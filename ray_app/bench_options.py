@@ -106,7 +106,7 @@ class Bench:
 class BenchScale:
     """Measure what the queue itself costs: images that cost nothing, a million slots, five million rows.
 
-    Each measurement runs in a fresh process. The defaults write some 40 GB to --work_dir and take about an hour.
+    Each measurement runs in a fresh process. The defaults write some 40 GB to --work_dir.
 
     Example: proxyqueue bench_scale --parts plan index --plan_slots 100000 --rows 500000
 

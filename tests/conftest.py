@@ -129,6 +129,12 @@ def run_cli(*arguments: str, cwd: Path | None = None, **environment: str) -> sub
     )
 
 
+def run_python(code: str) -> str:
+    """What code prints in a process of its own, where memory is as at a start."""
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120).stdout
+
+
 def start_cli(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.Popen[str]:
     """The same, going on in the background."""
     return subprocess.Popen(

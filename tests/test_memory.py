@@ -4,8 +4,6 @@ import ctypes
 import json
 import platform
 import resource
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import pytest
 import torch
 
 from actors import memory
-from tests.conftest import ROOT
+from tests.conftest import run_python
 
 PAGES = 64 * 2**20 // resource.getpagesize()
 """Of a tensor that is large for malloc: more than the 32 MiB up to which glibc learns to keep memory by itself."""
@@ -72,11 +70,7 @@ def measure() -> None:
 
 def alone(call: str) -> str:
     """What a function of this file prints in a process of its own."""
-    code = f"from tests.test_memory import *; {call}"
-    run = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
-    )
-    return run.stdout
+    return run_python(f"from tests.test_memory import *; {call}")
 
 
 @glibc

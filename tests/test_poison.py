@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,7 @@ from ray_app.errors import OK, SOME_FAILED, Refused
 from ray_app.generate import generate
 from ray_app.options import Generate
 from ray_app.storage import open_storage
-from tests.conftest import ROOT, read_tree
+from tests.conftest import read_tree, run_python
 from tests.poison import DyingLoader, PoisonedWorker
 
 PROMPTS = [f"a dog number {number}" for number in range(10)]
@@ -157,11 +155,8 @@ def draw_with_little_memory(megabytes: int, enough_for_one: bool) -> None:
 
 def drawn_with(megabytes: int, enough_for_one: bool) -> tuple[list[str], list[int], list[str | None], int]:
     """Status, batch size and error of each image, and the generator's batch size after that."""
-    code = f"from tests.test_poison import draw_with_little_memory as draw; draw({megabytes}, {enough_for_one})"
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
-    )
-    return json.loads(result.stdout)
+    call = f"draw_with_little_memory({megabytes}, {enough_for_one})"
+    return json.loads(run_python(f"from tests.test_poison import *; {call}"))
 
 
 def test_lack_of_memory_makes_batches_smaller():
