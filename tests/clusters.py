@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -10,7 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tests.nodes import answers, commands, free_port, wait_for
+from tests.nodes import answers, commands, free_port, marked, short_folder, wait_for
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 
@@ -19,7 +18,7 @@ class Cluster:
     """A head node with a dashboard, and more nodes as asked for; each a process that can be killed.
 
     Args:
-        folder: with a short path, since Ray makes sockets below it.
+        folder: of `short_folder`, which kills the nodes at its end.
         token: whether Ray's ports want TOKEN.
         flags: of `ray start` of the head.
     """
@@ -34,32 +33,25 @@ class Cluster:
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "RAY_USAGE_STATS_ENABLED": "0",
             **auth(token),
+            **marked(folder),
         }
+        self.log = folder / "nodes.log"
         self.processes: list[subprocess.Popen] = []
         self.start("--head", f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1",
                    f"--temp-dir={folder}", *flags)  # fmt: skip
-        wait_for(lambda: listens(port) and listens(dashboard), 90)
+        up = wait_for(lambda: listens(port) and listens(dashboard), 90)
+        assert up, f"no Ray head on ports {port} and {dashboard} after 90 s: {self.log.read_text()[-2000:]}"
 
     def start(self, *flags: str, within: Sequence[str] = (), **environment: str) -> subprocess.Popen:
         """Start a node, by way of another command where one is given."""
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--node-ip-address=127.0.0.1"]
         # where jobs are started: one fixed port a machine, and nodes of many tests share this one
         command += [f"--dashboard-agent-listen-port={free_port()}", *flags]
-        with (self.folder.parent / f"{self.folder.name}.log").open("a") as log:
+        with self.log.open("a") as log:
             self.processes.append(
                 subprocess.Popen([*within, *command], env={**self.environment, **environment}, stdout=log, stderr=log)
             )
         return self.processes[-1]
-
-    def stop(self) -> None:
-        """End all nodes and what they started, with SIGKILL: a head that is asked to end drains for half a minute."""
-        for process in self.processes:
-            process.kill()
-        for pid in pids(str(self.folder)):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        for process in self.processes:
-            process.wait()
 
 
 def auth(token: bool) -> dict[str, str]:
@@ -68,15 +60,10 @@ def auth(token: bool) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def cluster(folder: Path, *flags: str, token: bool = False) -> Iterator[Cluster]:
-    """A cluster that is ended at the end."""
-    started = None
-    try:
-        started = Cluster(folder, *flags, token=token)
-        yield started
-    finally:
-        if started:
-            started.stop()
+def cluster(*flags: str, token: bool = False) -> Iterator[Cluster]:
+    """A cluster that is killed at the end: a head that is asked to end drains for half a minute."""
+    with short_folder() as folder:
+        yield Cluster(folder, *flags, token=token)
 
 
 class Tunnel:

@@ -3,12 +3,14 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,20 +54,26 @@ def commands() -> dict[int, str]:
     return found
 
 
+def below(*ancestors: int) -> set[int]:
+    """All processes below others, themselves left out."""
+    parents = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parents[int(folder.name)] = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+    found = set()
+    for process in parents:
+        above = parents[process]
+        while above and above not in ancestors:
+            above = parents.get(above, 0)
+        if above:
+            found.add(process)
+    return found - {*ancestors}
+
+
 def children(ancestor: int, marker: str) -> list[int]:
     """Processes below another whose command line has the marker."""
-    parents, lines = {}, commands()
-    for process in lines:
-        with contextlib.suppress(OSError, ValueError):
-            parents[process] = int(Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[1])
-    found = []
-    for process, command in lines.items():
-        above: int | None = process
-        while above and above != ancestor:
-            above = parents.get(above)
-        if above == ancestor and marker in command and process != ancestor:
-            found.append(process)
-    return found
+    lines = commands()
+    return [process for process in below(ancestor) if marker in lines.get(process, "")]
 
 
 def kill(process: int) -> None:
@@ -75,10 +83,51 @@ def kill(process: int) -> None:
 
 def kill_tree(process: subprocess.Popen) -> None:
     """SIGKILL to a process and all below it, as when a machine goes away."""
-    for below in children(process.pid, ""):
-        kill(below)
-    process.kill()
+    tree = {process.pid, *below(process.pid)}  # before the first dies: nothing leads to an orphan
+    for found in tree:
+        kill(found)
     process.wait()
+
+
+@contextlib.contextmanager
+def short_folder() -> Iterator[Path]:
+    """A folder for the temporary files of Ray nodes: pytest's are too deep for sockets, whose paths have 107 bytes.
+
+    Give the nodes the folder as `--temp-dir` and the variables of `marked`. At the end all their processes are killed.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))
+    try:
+        yield folder
+    finally:
+        kill_all_in(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def marked(folder: Path) -> dict[str, str]:
+    """Variables by which `kill_all_in` finds a process: Ray's agents rename themselves and outlive their raylet."""
+    return {"TEST_NODES_FOLDER": str(folder)}
+
+
+def kill_all_in(folder: Path) -> None:
+    """SIGKILL to all processes with the folder in command line or environment and to all below, until none is left."""
+
+    def kill_found() -> bool:
+        found = processes_in(folder)
+        for process in found:
+            kill(process)
+        return not found
+
+    assert wait_for(kill_found, 30), f"processes of {folder} outlive SIGKILL: {processes_in(folder)}"
+
+
+def processes_in(folder: Path) -> set[int]:
+    """Processes that have the folder in their command line or environment, and all below them."""
+    found = {process for process, line in commands().items() if str(folder) in line}
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if str(folder).encode() in (process / "environ").read_bytes():
+                found.add(int(process.name))
+    return (found | below(*found)) - {os.getpid()}
 
 
 class AutoscaledHead:
@@ -125,7 +174,8 @@ class AutoscaledHead:
         self.config_file.write_text(json.dumps(config))
 
     def start(self) -> None:
-        environment = {**os.environ, **ENVIRONMENT, "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}
+        environment = {**os.environ, **ENVIRONMENT, **marked(self.folder)}
+        environment |= {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}
         if self.v2:
             environment |= {"RAY_enable_autoscaler_v2": "1", "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD}
             environment |= {"RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD}
@@ -144,12 +194,3 @@ class AutoscaledHead:
     def nodes(self) -> int:
         """Raylets of the cluster, the head's included."""
         return sum("raylet/raylet" in line and self.port in line for line in commands().values())
-
-    def stop(self) -> None:
-        """End everything that has this head's folder or address in its command line."""
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            for process, line in commands().items():
-                if (str(self.folder) in line or self.port in line) and process != os.getpid():
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(process, number)
-            wait_for(lambda: not self.nodes(), 5)

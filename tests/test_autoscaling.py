@@ -13,7 +13,7 @@ from ray_app.generate import generate
 from ray_app.options import Generate
 from ray_app.progress import Progress
 from tests.conftest import SAMPLE, check_index_is_true, read_tree, start_cli
-from tests.nodes import AutoscaledHead, wait_for
+from tests.nodes import AutoscaledHead, short_folder, wait_for
 
 FLAGS = ["--json_file", str(SAMPLE), "--model_path", "tiny", "--max_inference_steps", "16", "--save_steps", "1", "16"]
 IMAGES = 6 * 5 * 8 * 2
@@ -110,13 +110,11 @@ def test_the_line_says_what_it_waits_for_and_after_ten_minutes_where_to_look(mon
 
 
 @pytest.fixture(scope="module")
-def head(tmp_path_factory) -> Iterator[AutoscaledHead]:
-    head = AutoscaledHead(tmp_path_factory.mktemp("r"), max_workers=3)
-    try:
+def head() -> Iterator[AutoscaledHead]:
+    with short_folder() as folder:
+        head = AutoscaledHead(folder, max_workers=3)
         head.start()
         yield head
-    finally:
-        head.stop()
 
 
 @pytest.mark.slow

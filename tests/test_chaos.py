@@ -17,7 +17,18 @@ import pytest
 from ray_app import runs
 from ray_app.storage import open_storage
 from tests.conftest import ROOT, SAMPLE, check_index_is_true, read_tree, run_cli, start_cli
-from tests.nodes import ENVIRONMENT, START, answers, children, free_port, kill, kill_tree, wait_for
+from tests.nodes import (
+    ENVIRONMENT,
+    START,
+    answers,
+    children,
+    free_port,
+    kill,
+    kill_tree,
+    marked,
+    short_folder,
+    wait_for,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -140,26 +151,27 @@ def kill_compaction(output: Path, chance: random.Random) -> None:
 
 
 @pytest.fixture
-def raylet() -> Iterator[Callable[..., subprocess.Popen]]:
+def nodes_folder() -> Iterator[Path]:
+    with short_folder() as folder:
+        yield folder
+
+
+@pytest.fixture
+def raylet(nodes_folder) -> Callable[..., subprocess.Popen]:
     """Starts nodes of one cluster, each a raylet of its own that can be killed."""
-    started = []
+    environment = {**os.environ, **ENVIRONMENT, **marked(nodes_folder)}
 
     def start(*arguments: str) -> subprocess.Popen:
-        command, environment = [*START, "--block", *arguments], {**os.environ, **ENVIRONMENT}
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        started.append(process)
-        return process
+        command, silent = [*START, "--block", *arguments], subprocess.DEVNULL
+        return subprocess.Popen(command, env=environment, stdout=silent, stderr=silent)
 
-    yield start
-    for process in started:
-        kill_tree(process)
+    return start
 
 
-def test_a_node_is_taken_away_and_brought_back(raylet, tmp_path, tmp_path_factory, undisturbed):
+def test_a_node_is_taken_away_and_brought_back(raylet, nodes_folder, tmp_path, undisturbed):
     address = f"127.0.0.1:{free_port()}"
-    folder = tmp_path_factory.mktemp("r")  # a short path: Ray makes sockets below it
     port = address.rsplit(":", 1)[1]
-    raylet("--head", f"--port={port}", "--num-cpus=1", "--include-dashboard=false", f"--temp-dir={folder}")
+    raylet("--head", f"--port={port}", "--num-cpus=1", "--include-dashboard=false", f"--temp-dir={nodes_folder}")
     assert wait_for(lambda: answers(address), 60)
     node = raylet(f"--address={address}", "--num-cpus=1")
     wait_for(lambda: children(node.pid, "raylet"), 60)
@@ -174,14 +186,13 @@ def test_a_node_is_taken_away_and_brought_back(raylet, tmp_path, tmp_path_factor
     check_all_is_there(output, undisturbed)
 
 
-def test_a_submitted_job_loses_a_node_for_good(raylet, tmp_path, tmp_path_factory, undisturbed):
+def test_a_submitted_job_loses_a_node_for_good(raylet, nodes_folder, tmp_path, undisturbed):
     """Of two nodes that draw one dies; its actor, and the batches that wait for it, move to the other at the tail."""
     address, dashboard = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
-    folder = tmp_path_factory.mktemp("r")
     ports = [f"--port={address.rsplit(':', 1)[1]}", f"--dashboard-port={dashboard.rsplit(':', 1)[1]}"]
-    raylet("--head", *ports, "--num-cpus=0", "--include-dashboard=true", f"--temp-dir={folder}")
+    raylet("--head", *ports, "--num-cpus=0", "--include-dashboard=true", f"--temp-dir={nodes_folder}")
     assert wait_for(lambda: answers(address) and answers(dashboard), 120)
-    nodes, sockets = [], folder / "session_latest" / "sockets"
+    nodes, sockets = [], nodes_folder / "session_latest" / "sockets"
     for number in (2, 3):  # one after the other, or they would take the same names for their sockets
         nodes.append(raylet(f"--address={address}", "--num-cpus=1"))
         assert wait_for(lambda number=number: len(list(sockets.glob("raylet*"))) == number, 60)

@@ -1,47 +1,30 @@
 """Joining a running cluster by --address and by RAY_ADDRESS; addresses where none is."""
 
 import os
-import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from ray_app import cluster
 from ray_app.errors import Refused
 from tests.conftest import SAMPLE, read_tree, run_cli
-
-
-def processes(marker: str) -> list[int]:
-    """Ids of the processes that have the marker in their command line."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (folder / "cmdline").read_bytes().decode(errors="replace")
-        except OSError:
-            continue
-        if marker in command and int(folder.name) != os.getpid():
-            found.append(int(folder.name))
-    return found
+from tests.nodes import free_port, marked, short_folder
 
 
 @pytest.fixture
-def head(tmp_path_factory) -> Iterator[str]:
+def head() -> Iterator[str]:
     """A head node of its own on the loopback address; its address."""
-    folder = tmp_path_factory.mktemp("r")  # a short path: Ray makes sockets below it
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--node-ip-address=127.0.0.1"]
-    command += [f"--port={port}", "--num-cpus=2", "--include-dashboard=false", f"--temp-dir={folder}"]
-    subprocess.run([*command, "--disable-usage-stats"], check=True, capture_output=True, timeout=60)
-    yield f"127.0.0.1:{port}"
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        for process in processes(str(folder)):
-            os.kill(process, number)
+    port = free_port()
+    with short_folder() as folder:
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--node-ip-address=127.0.0.1"]
+        command += [f"--port={port}", "--num-cpus=2", "--include-dashboard=false", f"--temp-dir={folder}"]
+        command += ["--disable-usage-stats"]
+        environment = {**os.environ, **marked(folder)}
+        subprocess.run(command, env=environment, check=True, capture_output=True, timeout=60)
+        yield f"127.0.0.1:{port}"
 
 
 def test_a_running_cluster_is_joined_and_left_running(head, tmp_path):

@@ -171,7 +171,7 @@ def test_an_autoscaler_that_brings_the_first_gpu_is_enough(node):
 
 
 @pytest.mark.slow
-def test_two_nodes_of_which_one_has_another_version_and_another_output(tmp_path_factory, tmp_path):
+def test_two_nodes_of_which_one_has_another_version_and_another_output(tmp_path):
     output = tmp_path / "out"
     output.mkdir()
     own = "mount -t tmpfs tmpfs " + str(output)
@@ -181,7 +181,7 @@ def test_two_nodes_of_which_one_has_another_version_and_another_output(tmp_path_
     old.mkdir(parents=True)
     (old / "METADATA").write_text("Metadata-Version: 2.1\nName: diffusers\nVersion: 0.1\n")
     flags = ["--model_path", "tiny", "--output_base_path", str(output), "--num_workers", "9"]
-    with cluster(tmp_path_factory.mktemp("c"), "--num-cpus=2") as two:
+    with cluster("--num-cpus=2") as two:
         two.start(
             f"--address={two.address}", "--num-cpus=1", "--num-gpus=1",
             within=["unshare", "--mount", "sh", "-c", f'{own} && exec "$@"', "sh"], PYTHONPATH=str(old.parent),

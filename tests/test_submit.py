@@ -23,8 +23,8 @@ SECRET = "hf_abcdefghijklmnop"
 
 
 @pytest.fixture(scope="module")
-def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with cluster(tmp_path_factory.mktemp("c"), "--num-cpus=2") as started:
+def jobs() -> Iterator[Cluster]:
+    with cluster("--num-cpus=2") as started:
         yield started
 
 
@@ -154,8 +154,8 @@ def test_ray_job_submit_does_the_same(jobs, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_cluster_that_wants_a_token(tmp_path_factory, here, tmp_path):
-    with cluster(tmp_path_factory.mktemp("c"), "--num-cpus=2", token=True) as locked:
+def test_a_cluster_that_wants_a_token(here, tmp_path):
+    with cluster("--num-cpus=2", token=True) as locked:
         without = submit(locked, here, "--list")
         assert (without.returncode, without.stdout) == (2, "")
         assert without.stderr.startswith(
