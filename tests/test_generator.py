@@ -2,13 +2,17 @@
 
 import dataclasses
 import io
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from diffusers import EulerDiscreteScheduler
 from PIL import Image
 
+from actors import generator as generators
+from actors import tiny
 from actors.capture import StepCapture
 from actors.generator import ImageGenerator, ModelError, encode
 from actors.pipelines import FAMILIES, load
@@ -83,6 +87,25 @@ def test_guidance_and_negative_prompt_are_the_pipelines_own(recipe_for, models):
     assert np.array_equal(pixels(drawn["image"]), own_image(models, "sdxl_euler", PROMPTS[0], 3, **flags))
 
 
+def test_flux_guidance_is_the_pipelines_own(recipe_for, tmp_path):
+    """The transformer of FLUX dev takes the guidance as an input; those of schnell and of the tiny Flux have none."""
+    pipe = FAMILIES["flux"].pipeline_class().from_pretrained(tiny.folder("flux"), dtype=torch.float32)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # of the weights that the guidance adds
+        guided = type(pipe.transformer).from_config({**pipe.transformer.config, "guidance_embeds": True})
+    guided.load_state_dict(pipe.transformer.state_dict(), strict=False)
+    pipe.transformer = guided
+    pipe.save_pretrained(tmp_path)
+    model, images = {"flux": str(tmp_path)}, []
+    for scale in (2.0, 8.0):  # the pipeline's default is 3.5
+        generator = make(recipe_for, model, "flux", batch_size=1, guidance_scale=scale)
+        (drawn,) = draw(generator, [PROMPTS[0]], [3])
+        own = own_image(model, "flux", PROMPTS[0], 3, guidance_scale=scale, height=64, width=64)
+        assert np.array_equal(pixels(drawn["image"]), own)
+        images.append(drawn["image"])
+    assert images[0] != images[1]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_place_and_neighbours_change_no_byte(recipe_for, models, kind):
     generator = make(recipe_for, models, kind, [Capture(step) for step in STEPS], batch_size=3)
@@ -142,11 +165,24 @@ def test_rows_describe_their_images(recipe_for, models):
     rows = draw(generator, ["short", "x" * 100], [0, 0])
     assert [(row["row"], row["step"]) for row in rows] == [(0, 1), (0, 3), (0, 6), (1, 1), (1, 3), (1, 6)]
     assert [row["prompt_truncated"] for row in rows] == [False] * 3 + [True] * 3
-    sigmas = [row["sigma"] for row in rows[:3]]
-    assert sigmas == sorted(sigmas, reverse=True)
-    assert sigmas[-1] == 0
+    scheduler = EulerDiscreteScheduler.from_pretrained(models["sdxl_euler"], subfolder="scheduler")
+    scheduler.set_timesteps(6)
+    assert [row["timestep"] for row in rows[:3]] == [scheduler.timesteps[step - 1] for step in STEPS]
+    assert [row["sigma"] for row in rows[:3]] == [scheduler.sigmas[step] for step in STEPS]
+    assert rows[2]["sigma"] == 0
     assert rows[0]["denoise_seconds"] < rows[2]["denoise_seconds"]
     assert Image.open(io.BytesIO(rows[0]["image"])).format == "WEBP"
+
+
+def test_denoise_seconds_of_a_batch_sum_up_to_what_it_took(recipe_for, models):
+    generator = make(recipe_for, models, "sdxl_euler", batch_size=8)
+    started_at, in_unet = [], []
+    generator.family.denoiser.register_forward_pre_hook(lambda *_: started_at.append(time.perf_counter()))
+    generator.family.denoiser.register_forward_hook(lambda *_: in_unet.append(time.perf_counter() - started_at[-1]))
+    started = time.perf_counter()
+    rows = draw(generator, [f"{number} birds on a wire" for number in range(8)], range(8))
+    took = time.perf_counter() - started
+    assert sum(in_unet) <= sum(row["denoise_seconds"] for row in rows) <= took
 
 
 def test_one_prompt_that_cannot_be_drawn_costs_no_other(recipe_for, models):
@@ -182,6 +218,45 @@ def test_encode_is_deterministic_and_png_keeps_every_pixel():
         assert encode(image, image_format, quality) == encode(image, image_format, quality)
     assert np.array_equal(pixels(encode(image, "png", None)), image)
     assert len(encode(image, "jpg", 95)) > len(encode(image, "jpg", 20))
+
+
+def test_an_image_that_cannot_be_encoded_is_failed_and_costs_no_other(recipe_for, models):
+    generator = make(recipe_for, models, "sdxl_euler", image_format="jpg")
+    drawn = generator.draw({"prompt": PROMPTS[:2], "seed": [0, 0], "captures": [[0], [0]]})
+    drawn[0][0].pixels = np.zeros((1, 65_501, 3), np.uint8)  # a JPEG has 65,500 pixels a side at most
+    columns = generator.encode(drawn)
+    assert columns["status"] == ["failed", "ok"]
+    assert columns["error_type"] == ["OSError", None]
+    assert columns["error_message"][0]
+    assert columns["image"][0] is None
+    assert Image.open(io.BytesIO(columns["image"][1])).size == (64, 64)
+
+
+@pytest.mark.parametrize(("kind", "limits"), [("sdxl", [77]), ("flux", [48, 120])])
+def test_a_prompt_is_truncated_from_one_token_more_than_its_encoder_reads(recipe_for, kind, limits):
+    """Of Flux's encoders T5 decides, with fewer tokens than CLIP's 77 or with more."""
+    family = load(recipe_for(model_type=kind, model_path="tiny"))
+    for limit in limits:
+        family.recipe = dataclasses.replace(family.recipe, max_sequence_length=limit)
+        prompts = ["a" + " a" * words for words in range(limit)]
+        tokens = [len(family.pipe.tokenizer_2(prompt).input_ids) for prompt in prompts]
+        longest = tokens.index(limit)
+        assert [family.is_truncated(prompt) for prompt in prompts[longest : longest + 2]] == [False, True]
+        shorter, whole, longer = (
+            family.encode(prompt)["prompt_embeds"] for prompt in prompts[longest - 1 : longest + 2]
+        )
+        assert not torch.equal(shorter, whole)
+        assert torch.equal(whole, longer)
+
+
+def test_embeddings_of_the_prompts_used_last_are_kept_and_no_more(recipe_for, models, monkeypatch):
+    monkeypatch.setattr(generators, "EMBEDDINGS_KEPT", 2)
+    generator = make(recipe_for, models, "sdxl_euler")
+    encoded = []
+    generator.family.pipe.text_encoder.register_forward_hook(lambda *_: encoded.append(1))
+    for prompt, encodings in (("a", 1), ("b", 2), ("a", 2), ("c", 3), ("a", 3), ("b", 4)):
+        generator._embed(prompt)
+        assert len(encoded) == encodings, prompt
 
 
 def test_separate_runs_are_the_pipelines_own_shorter_runs(recipe_for, models):
