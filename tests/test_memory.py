@@ -8,7 +8,6 @@ import threading
 from pathlib import Path
 
 import pytest
-import torch
 
 from actors import memory
 from tests.conftest import run_python
@@ -21,6 +20,8 @@ glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C 
 
 def large_tensors(count: int) -> int:
     """Make so many, one after the other; the pages that the system had to provide."""
+    import torch  # here alone: most of what is run in a process of its own needs none
+
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(count):
         torch.ones(64 * 2**20, dtype=torch.uint8)
@@ -86,3 +87,32 @@ def test_memory_of_freed_tensors_is_kept_until_it_is_short():
 def test_threads_get_heaps_of_their_own_unless_they_share(shared, new):
     before, after, _ = alone(f"show_heaps({shared})").split("</malloc>")
     assert after.count("<heap nr=") - before.count("<heap nr=") == new
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "[enforce fail at alloc_cpu.cpp:126] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate",
+        "could not create a primitive",
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    ],
+)
+def test_errors_of_the_libraries_below_torch_that_mean_too_little_memory(message):
+    assert memory.is_short(RuntimeError(message))
+    assert not memory.is_short(ValueError(message))  # a prompt's own words, say
+
+
+def test_what_torch_and_python_raise_for_too_little_memory():
+    import torch
+
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(2**60, dtype=torch.uint8)
+    for error in (raised.value, torch.OutOfMemoryError(), MemoryError()):
+        assert memory.is_short(error)
+
+
+@pytest.mark.parametrize("message", ["CUDA error: device-side assert triggered", "index out of range in self", ""])
+def test_other_errors_are_no_lack_of_memory(message):
+    assert not memory.is_short(RuntimeError(message))

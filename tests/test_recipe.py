@@ -2,10 +2,12 @@
 
 import dataclasses
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.recipe import MAX_SEED, denoise_id, image_seed
+from ray_app.recipes import default_batch_size
 
 
 def test_fingerprint_moves_with_every_field(recipe_for):
@@ -16,6 +18,32 @@ def test_fingerprint_moves_with_every_field(recipe_for):
     }
     assert len(others) == len(dataclasses.fields(recipe))
     assert recipe.fingerprint() not in others
+
+
+@pytest.mark.parametrize(
+    ("model_type", "device", "height", "width", "expected"),
+    [
+        ("sdxl", "cuda", 512, 512, 8),
+        ("sdxl", "cuda", 256, 512, 16),
+        ("sdxl", "cuda", 1024, 512, 4),
+        ("sdxl", "cuda", 1024, 1024, 2),
+        ("sdxl", "cuda", 2048, 2048, 1),
+        ("flux", "cuda", 512, 512, 4),
+        ("flux", "cuda", 1024, 1024, 1),
+        ("sdxl", "cpu", 512, 512, 4),
+        ("sdxl", "cpu", 1024, 1024, 4),
+    ],
+)
+def test_default_batches_on_gpus_have_fewer_images_the_more_pixels_these_have(
+    model_type, device, height, width, expected
+):
+    assert default_batch_size(model_type, device, height, width) == expected
+
+
+def test_a_batch_size_that_is_given_replaces_the_default(recipe_for):
+    default = recipe_for(model_path="tiny", device="cuda", height=512, width=1024)
+    assert default.batch_size == 4
+    assert recipe_for(model_path="tiny", device="cuda", height=512, width=1024, batch_size=3).batch_size == 3
 
 
 def test_image_seeds_are_the_scripts():
