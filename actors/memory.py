@@ -12,7 +12,7 @@ USUAL = ((M_MMAP_THRESHOLD, 2**25), (M_TRIM_THRESHOLD, 2**26), (M_TOP_PAD, 2**17
 """Where glibc's own settings end up when large blocks are freed; to compare with."""
 GIVING_BACK = ((M_MMAP_THRESHOLD, 2**17), (M_TRIM_THRESHOLD, 2**17), (M_TOP_PAD, 0))
 
-SHORT = ("can't allocate memory", "could not create a primitive", "out of memory", "ALLOC_FAILED")
+SHORT = ("can't allocate memory", "could not create a primitive", "out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
 """What a RuntimeError says where memory is what is missing: torch's CPU allocator, oneDNN, CUDA, cuBLAS and cuDNN."""
 
 
