@@ -156,13 +156,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[:2] == ["bench", "scale"]:
         arguments[:2] = ["bench_scale"]
     verb = arguments[0] if arguments else "--help"
-    if verb in ("--help", "-h", "help"):
-        print(USAGE)
-        return OK
-    if verb == "--version":
-        print(f"proxyqueue {__version__}")
-        return OK
     try:
+        if verb in ("--help", "-h", "help"):
+            print(USAGE)
+            return OK
+        if verb == "--version":
+            print(f"proxyqueue {__version__}")
+            return OK
         if verb not in VERBS:
             raise Refused(f"{verb}: no such verb; there are {', '.join(VERBS)}")
         options_class, call = VERBS[verb]
@@ -174,11 +174,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("proxyqueue: interrupted; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _print_to_nobody()
         return OK
     except OSError as error:
         print(f"proxyqueue: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)
         return REFUSED
+    finally:
+        _flush()
+
+
+def _flush() -> None:
+    """Write what was printed: when the interpreter does it at its end, a reader that has gone is an error."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _print_to_nobody()
+    except OSError:
+        pass  # what a full disk is: the interpreter tries again and says so
+
+
+def _print_to_nobody() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parse(verb: str, options_class: type, arguments: list[str]) -> Any:
