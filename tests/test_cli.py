@@ -7,7 +7,6 @@ import sys
 import time
 
 import pytest
-from PIL import Image
 
 from ray_app.cli import VERBS
 from tests.conftest import ROOT, SAMPLE, check_index_is_true, read_tree, run_cli, start_cli
@@ -85,20 +84,6 @@ def test_an_interrupted_run_leaves_a_true_index_and_goes_on(tmp_path):
     assert result.returncode == 0, result.stderr
     assert f"{committed:,} there" in result.stdout
     assert check_index_is_true(tmp_path / "out") == len(read_tree(tmp_path / "out")) == 1200
-
-
-def test_preview_saves_each_step_and_the_last_twice(tmp_path):
-    flags = ["--model_path", "tiny", "--max_inference_steps", "4", "--save_steps", "1", "2"]
-    result = run_cli("preview", "--prompt", "a dog on a beach", *flags, cwd=tmp_path)
-    assert (result.returncode, result.stderr) == (0, "")
-    for model in ("sdxl", "flux"):
-        folder = tmp_path / "test_output" / f"{model}_multistep"
-        assert sorted(path.name for path in folder.iterdir()) == [
-            "final.png", "step_01.png", "step_02.png", "step_04.png",
-        ]  # fmt: skip
-        assert (folder / "final.png").read_bytes() == (folder / "step_04.png").read_bytes()
-        assert (folder / "step_01.png").read_bytes() != (folder / "step_04.png").read_bytes()
-        assert Image.open(folder / "final.png").size == (64, 64)
 
 
 @pytest.mark.slow
