@@ -174,7 +174,7 @@ def test_a_node_is_taken_away_and_brought_back(raylet, nodes_folder, tmp_path, u
     raylet("--head", f"--port={port}", "--num-cpus=1", "--include-dashboard=false", f"--temp-dir={nodes_folder}")
     assert wait_for(lambda: answers(address), 60)
     node = raylet(f"--address={address}", "--num-cpus=1")
-    wait_for(lambda: children(node.pid, "raylet"), 60)
+    assert wait_for(lambda: children(node.pid, "raylet"), 60), "no raylet after 60 s"
     output = tmp_path / "out"
     driver = start_cli(*COMMAND, "--address", address, "--num_workers", "2", cwd=tmp_path, RAY_AUTH_MODE="token")
     assert wait_for(lambda: children(node.pid, "ray::MapWorker(MapBatches(Worker)).") and read_tree(output), 120)
