@@ -1,10 +1,11 @@
-"""gallery: its pages in a real Chromium, opened as files; what they show, and that a prompt is only ever text."""
+"""gallery: its files as text, and its pages in a real Chromium; what they show, and that a prompt is only ever text."""
 
 import dataclasses
 import json
 import re
 import shutil
 from collections.abc import Iterator
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,25 @@ from tests.outputs import RECIPE
 
 EVIL = "<script>document.title = 'run'</script><img src=x onerror=\"document.title = 'run'\"> \"'&{{ 7 * 7 }}"
 SLOTS = 2
+PADDED_BYTES = 4096
 FLUX = dataclasses.replace(RECIPE, model_type="flux")
 
 
 def draw(
-    output: Path, queries, snapshots=("xt", "x0"), steps=(1, 4), recipe=RECIPE, run_id="run-1", size=(96, 64), **more
+    output: Path,
+    queries,
+    snapshots=("xt", "x0"),
+    steps=(1, 4),
+    recipe=RECIPE,
+    run_id="run-1",
+    size=(96, 64),
+    blue=200,
+    **more,
 ):
-    """Real jpgs whose colour tells query and step, two prompts a query; `more` are columns of every row."""
+    """Real jpgs of one number of bytes whose colour tells query and step, two prompts per query.
+
+    `more` are columns of every row.
+    """
     storage = open_storage(str(output), run_id)
     rows = []
     for query in queries:
@@ -36,7 +49,9 @@ def draw(
                     file = layout.image_file(layout.COMBINED, f"r#{query}", prompt, "jpg")
                     path = f"{layout.step_folder(recipe.model_type, snapshot, step)}/{file}"
                     (output / path).parent.mkdir(parents=True, exist_ok=True)
-                    Image.new("RGB", size, (query * 3 % 256, step * 50, 200)).save(output / path)
+                    Image.new("RGB", size, (query * 3 % 256, step * 50, blue)).save(output / path)
+                    with (output / path).open("ab") as file:
+                        file.write(bytes(PADDED_BYTES - file.tell()))
                     row = {"query_id": query, "reference_img_id": f"r#{query}", "prompt_index": prompt, "k": prompt}
                     row |= {"image_index": 0, "snapshot": snapshot, "step": step, "path": path, "status": "ok"}
                     row |= {
@@ -72,6 +87,86 @@ def sixty(tmp_path_factory) -> Path:
     (output.parent / "test.json").write_text(json.dumps(entries))
     assert shown(output, "--json_file", str(output.parent / "test.json"), "--thumbnails", "48") == 0
     return output
+
+
+class Page(HTMLParser):
+    """A page as a browser parses it: its elements with their attributes, in order, and its texts."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    def structure(self) -> list[tuple[str, list[str]]]:
+        """Tags and attributes by name, without what they hold."""
+        return [(tag, list(attributes)) for tag, attributes in self.elements]
+
+    def values(self, attribute: str) -> str:
+        return "\n".join(attributes.get(attribute) or "" for _, attributes in self.elements)
+
+
+def write_hostile_gallery(folder: Path, text: str) -> Path:
+    """A gallery whose output's name, ids, prompts, captions and errors all hold this text; its folder."""
+    output = folder / f"out {text.replace('/', '')}"
+    texts = {"prompt": f"prompt {text}", "reference_img_id": f"id {text}"}
+    draw(output, [1], ["xt"], [1], **texts)
+    failed = {"status": "failed", "bytes": None, "error_type": f"type {text}", "error_message": f"message {text}"}
+    draw(output, [1], ["xt"], [4], run_id="run-2", **texts, **failed)
+    entry = {"id": 1, "relative_caption": f"caption {text}", "shared_concept": f"concept {text}"}
+    (folder / "test.json").write_text(json.dumps([entry]))
+    pages = folder / "pages"
+    assert shown(output, "--json_file", str(folder / "test.json"), "--gallery_path", str(pages)) == 0
+    return pages
+
+
+def test_texts_of_an_output_are_never_markup(tmp_path):
+    """A page has the same elements and attributes whatever the texts are, and shows them as they are."""
+    plain = Page(write_hostile_gallery(tmp_path / "plain", "plain") / "index.html")
+    hostile = Page(write_hostile_gallery(tmp_path / "hostile", EVIL) / "index.html")
+    assert hostile.structure() == plain.structure()
+    shown_texts = "".join(hostile.texts)
+    for name in ("prompt", "id", "type", "message", "caption", "concept"):
+        assert f"{name} {EVIL}" in shown_texts
+    assert f"out {EVIL.replace('/', '')}" in shown_texts
+    for attribute, names in {"alt": ["prompt"], "title": ["message"], "data-text": ["prompt", "id", "caption"]}.items():
+        for name in names:
+            assert f"{name} {EVIL}" in hostile.values(attribute)
+
+
+def test_texts_of_an_output_are_never_code(tmp_path):
+    """The script of the texts is one assignment of JSON, and the page's own script makes no HTML of them."""
+    pages = write_hostile_gallery(tmp_path, f"{EVIL} \u2028 ';alert(1)//")
+    script = (pages / "queries.js").read_text()
+    assert script.isascii()
+    ((query, page, text),) = json.loads(script.removeprefix("window.QUERIES = ").removesuffix(";\n"))
+    assert (query, page) == (1, 1)
+    assert f"prompt {EVIL} \u2028 ';alert(1)//".lower() in text
+    makers = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|parseFromString|\beval\b|\bFunction\b"
+    assert re.findall(makers, (pages / "gallery.js").read_text()) == []
+
+
+def test_a_page_runs_and_loads_nothing_but_its_own_files(sixty):
+    """By its content security policy, which comes before whatever it governs; the page holds no script or style."""
+    for name in ("index.html", "page2.html"):
+        page = Page(sixty / "gallery" / name)
+        tags = [tag for tag, _ in page.elements]
+        policies = [a["content"] for _, a in page.elements if a.get("http-equiv") == "Content-Security-Policy"]
+        assert policies == [
+            "default-src 'none'; img-src 'self' file: data:; style-src 'self' file:; script-src 'self' file:"
+        ]
+        place = next(place for place, (_, a) in enumerate(page.elements) if "http-equiv" in a)
+        assert not {"script", "link", "style", "img"} & set(tags[:place])
+        assert [a["src"] for tag, a in page.elements if tag == "script"] == ["queries.js", "gallery.js"]
+        assert "style" not in tags
+        names = {attribute for _, attributes in page.elements for attribute in attributes}
+        assert {attribute for attribute in names if attribute == "style" or attribute.startswith("on")} == set()
 
 
 @pytest.fixture(scope="module")
@@ -279,19 +374,36 @@ def test_copies_are_small_and_made_once(sixty, capsys):
     assert "thumbnails       0 new\n" in capsys.readouterr().out
 
 
-def test_an_image_that_was_drawn_again_gets_a_new_copy(tmp_path, capsys):
+@pytest.mark.parametrize("size", [(96, 64), (64, 64)])
+def test_an_image_that_was_generated_again_gets_a_new_copy(tmp_path, capsys, size):
+    """Of the same number of bytes, and also where nothing but its colour is another."""
     output = tmp_path / "out"
-    draw(output, range(2))
+    draw(output, range(2), ["xt"])
+    image = "proxy_images_sdxl_step4/combined/combined_r#{}_0.jpg"
+    before = (output / image.format(1)).read_bytes()
     assert shown(output) == 0
-    draw(output, [1], ["xt"], [4], run_id="run-2", size=(64, 64))
+    draw(output, [1], ["xt"], [4], run_id="run-2", size=size, blue=100)
+    after = (output / image.format(1)).read_bytes()
+    assert (after != before, len(after)) == (True, len(before))
     capsys.readouterr()
     assert shown(output) == 0
     assert f"thumbnails       {SLOTS} new\n" in capsys.readouterr().out
-    folder = output / "gallery/thumbnails/proxy_images_sdxl_step4/combined"
-    sizes = [Image.open(folder / f"combined_r#{query}_0.jpg").size for query in (0, 1)]
-    assert sizes == [(96, 64), (64, 64)]
+    copies = [Image.open(output / "gallery/thumbnails" / image.format(query)) for query in (0, 1)]
+    assert [copy.size for copy in copies] == [(96, 64), size]
+    for query, blue in ((0, 200), (1, 100)):
+        assert copies[query].getpixel((9, 9)) == pytest.approx((query * 3, 200, blue), abs=4)
     assert shown(output) == 0
     assert "thumbnails       0 new\n" in capsys.readouterr().out
+
+
+def test_copies_of_another_size_are_made_again(tmp_path, capsys):
+    draw(tmp_path, range(2), ["xt"], [4])
+    for longest, made in ((48, 2 * SLOTS), (48, 0), (80, 2 * SLOTS)):
+        capsys.readouterr()
+        assert shown(tmp_path, "--thumbnails", str(longest)) == 0
+        assert f"thumbnails       {made} new\n" in capsys.readouterr().out
+        copies = (tmp_path / "gallery/thumbnails").rglob("*.jpg")
+        assert {max(Image.open(path).size) for path in copies} == {longest}
 
 
 def test_a_smaller_gallery_leaves_no_pages_of_a_larger_one(tmp_path, capsys, monkeypatch):
