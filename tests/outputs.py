@@ -3,12 +3,10 @@
 import hashlib
 import json
 import os
-import random
-import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,38 +21,49 @@ from tests.conftest import ROOT
 
 RECIPE: Recipe = resolve(Generate(model_path="tiny"))
 
-COMMANDS = """
-import json, os, signal, sys
+KILLS = """
+import json, os, shutil, signal, sys
 from ray_app import clean, compact, verify
-from ray_app.cli import main
+from ray_app.cli import VERBS, main, parse
 
-def run(moment, arguments, report):
-    left = moment
-    def count(event, _):
-        nonlocal left
-        if event in ("os.remove", "os.rename", "os.rmdir"):
-            left -= 1
-            if left < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-    sys.addaudithook(count)
-    os.dup2(2, 1)
-    code = main(arguments)
-    os.write(report, str(moment - left).encode())
-    os._exit(code)
-
-results = []
-for moment, arguments in json.loads(sys.argv[1]):
+def run(output, moment):
+    arguments = [output if word == "OUTPUT" else word for word in words]
     read, write = os.pipe()
     child = os.fork()
     if not child:
-        run(moment, arguments, write)
+        call(arguments, moment, write)
     os.close(write)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    results.append((code, int(os.read(read, 99) or -1)))
-print(json.dumps(results))
+    with open(read) as report:
+        return code, report.read()
+
+def call(arguments, moment, report):
+    changes = 0
+    def count(event, _):
+        nonlocal changes
+        if event in ("os.remove", "os.rename", "os.rmdir"):
+            if changes == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+            changes += 1
+    sys.addaudithook(count)
+    os.dup2(2, 1)
+    code = main(arguments)
+    os.write(report, str(changes).encode())
+    os._exit(code)
+
+made, folder, *words = sys.argv[1:]
+parse(words[0], VERBS[words[0]][0], words[1:])  # what this imports is imported once
+code, changes = run(shutil.copytree(made, f"{folder}/undisturbed"), None)
+codes = []
+for moment in range(int(changes)):
+    copy = shutil.copytree(made, f"{folder}/copy{moment}")
+    killed, _ = run(copy, moment)
+    shutil.copytree(copy, f"{folder}/killed{moment}")
+    codes.append((killed, run(copy, None)[0]))
+print(json.dumps([code, codes]))
 """
-"""Runs commands one by one, each in a process of its own that is killed before its change `moment` to the tree."""
-NEVER = 10**9
+"""Runs a command on a copy of an output, then on further copies: on each killed before one of its changes to the tree,
+and once more to its end. Each run is a process of its own; what a kill left is kept."""
 
 
 def write_images(
@@ -112,41 +121,29 @@ def parts(output: Path, model_type: str = "sdxl") -> list[Path]:
 
 
 def kill_and_repeat(
-    made: Path, folder: Path, *arguments: str, times: int = 0, seed: int = 0, true: bool = True
+    made: Path, folder: Path, *arguments: str, check: Callable[[Path], object] = check_index_is_true
 ) -> list[Path]:
-    """Run a verb on copies of an output, each killed at a random moment; then on each again, to its end.
+    """Run a command on copies of an output, each killed before another of its changes; then on each again, to its end.
 
-    Without `times` it is killed at every moment in turn.
-
-    Arguments name the output as OUTPUT. After each kill the index is true, if it was `true`. Returns the copies.
+    Arguments name the output as OUTPUT; `check` says what holds of it after each kill. Returns the copies.
     """
-    chance = random.Random(seed)
-    undisturbed = Path(shutil.copytree(made, folder / "undisturbed"))
-    ((code, changes),) = run_commands([(NEVER, undisturbed)], *arguments)
-    assert code in (0, 1)
-    moments = [chance.randrange(changes) for _ in range(times)] or list(range(changes))
-    copies = [Path(shutil.copytree(made, folder / f"copy{number}")) for number in range(len(moments))]
-    print(f"seed {seed}: killed before the changes {moments} of {changes}")
-    killed = run_commands(list(zip(moments, copies, strict=True)), *arguments)
-    assert [code for code, _ in killed] == [-signal.SIGKILL] * len(copies)
-    for copy in copies if true else []:
-        check_index_is_true(copy)
-    assert {code for code, _ in run_commands([(NEVER, copy) for copy in copies], *arguments)} <= {0, 1}
-    return copies
-
-
-def run_commands(planned: list[tuple[int, Path]], *arguments: str) -> list[tuple[int, int]]:
-    """One command on several outputs, each killed before its change of that number: exit code, number of changes."""
-    commands = [(moment, [str(output) if a == "OUTPUT" else a for a in arguments]) for moment, output in planned]
     result = subprocess.run(
-        [sys.executable, "-c", COMMANDS, json.dumps(commands)],
+        [sys.executable, "-c", KILLS, str(made), str(folder), *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert result.returncode == 0, result.stderr
-    return [(code, changes) for code, changes in json.loads(result.stdout)]
+    code, codes = json.loads(result.stdout)
+    assert code in (0, 1)
+    assert len(codes) > 1
+    for moment, (killed, repeated) in enumerate(codes):
+        print(f"killed before change {moment} of {len(codes)}")
+        assert killed == -signal.SIGKILL
+        check(folder / f"killed{moment}")
+        assert repeated in (0, 1)
+    return [folder / f"copy{moment}" for moment in range(len(codes))]
 
 
 LONG_AGO = "2020-01-01T00:00:00+00:00"
