@@ -1,16 +1,21 @@
 """Runs beside and after one another: records, heartbeats, the dead and what they leave."""
 
+import datetime
 import json
 import os
 import subprocess
 import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from ray_app import runs
+from ray_app import generate, runs
 from ray_app.errors import Refused
+from ray_app.options import Generate
 from ray_app.storage import open_storage
-from tests.conftest import SAMPLE, check_index_is_true, read_tree, run_cli, start_cli
+from tests.conftest import SAMPLE, check_index_is_true, read_tree, run_cli, run_python, start_cli
 
 WORK = runs.work("sdxl", [1, 2, 3, 7], [("xt", 1), ("xt", 4)])
 
@@ -35,6 +40,20 @@ def test_a_record_tells_how_the_run_goes(tmp_path):
     assert (there["state"], there["summary"]) == ("complete", {"images_written": 5})
     assert there["ended_at"] >= there["started_at"]
     assert not runs.is_alive(there)
+
+
+def test_a_record_is_written_again_every_ten_seconds(tmp_path, monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(runs, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(runs, "_now", lambda: f"{clock.now} s")
+    _, record = record_of(tmp_path, "run-1")
+    beats = []
+    for clock.now in (9.9, 10.0, 19.9, 20.0):
+        record.beat(counts={"ok": int(clock.now)})
+        written = json.loads((tmp_path / "runs" / "run-1.json").read_text())
+        beats.append((written["heartbeat_at"], written.get("counts")))
+    assert beats == [("0.0 s", None), *[("10.0 s", {"ok": 10})] * 2, ("20.0 s", {"ok": 20})]
+    assert written["started_at"] == "0.0 s"
 
 
 def test_work_is_short_for_consecutive_queries():
@@ -69,6 +88,47 @@ def test_of_two_that_begin_at_once_the_older_goes_on(tmp_path):
         runs.check_alone(younger, WORK)
 
 
+@pytest.fixture
+def another_run(tmp_path: Path) -> Iterator[int]:
+    """A run of the sample's first query goes on in OUTPUT; its process, a real one that lives."""
+    process = subprocess.Popen(["sleep", "600"])
+    record_of(tmp_path / "out", "20200101T000000-abcdef", runs.work("sdxl", [0], [("xt", 4)]), model_type="sdxl")
+    path = tmp_path / "out" / "runs" / "20200101T000000-abcdef.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "pid": process.pid}))
+    yield process.pid
+    process.kill()
+    process.wait()
+
+
+def sample_into(output: Path, **flags) -> Generate:
+    return Generate(
+        json_file=str(SAMPLE),
+        output_base_path=str(output),
+        model_path="tiny",
+        max_inference_steps=4,
+        save_steps=("4",),
+        num_prompts=1,
+        **flags,
+    )
+
+
+def test_generate_begins_no_work_that_another_run_does(another_run, tmp_path):
+    with pytest.raises(
+        Refused, match=rf"this run is going on \(process {another_run} on .* and draws query 0 too; wait"
+    ):
+        generate.generate(sample_into(tmp_path / "out"))
+    left = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*"))
+    other = "20200101T000000-abcdef"
+    assert left == [".staging", f".staging/{other}", "runs", f"runs/{other}.json"]
+
+
+@pytest.mark.parametrize("flags", [{"force": True}, {"query_ids": (1, 2)}])
+def test_a_run_begins_beside_another_by_force_or_with_other_work(another_run, tmp_path, flags):
+    job = generate.prepare(sample_into(tmp_path / "out", **flags))
+    generate._begin(job)
+    assert len(runs.going_on(job.storage)) == 2
+
+
 def test_a_run_is_dead_when_its_process_is_or_its_heart_has_stopped(tmp_path):
     storage, _ = record_of(tmp_path, "run-1")
     (record,) = runs.read_all(storage)
@@ -84,6 +144,37 @@ def test_a_run_is_dead_when_its_process_is_or_its_heart_has_stopped(tmp_path):
     assert not runs.is_alive({"run_id": "x", "state": "running"})
 
 
+@pytest.mark.parametrize(("seconds", "alive"), [(110, True), (121, False)])
+def test_a_run_of_another_host_is_dead_two_minutes_after_its_last_heartbeat(tmp_path, seconds, alive):
+    storage, _ = record_of(tmp_path, "run-1")
+    (record,) = runs.read_all(storage)
+    beat = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=seconds)
+    assert runs.is_alive({**record, "host": "another", "heartbeat_at": beat.isoformat()}) == alive
+
+
+def test_a_live_process_of_another_user_is_alive(tmp_path):
+    """Root may signal every process, so it asks as another user whether this one lives."""
+    storage, _ = record_of(tmp_path, "run-1")
+    (record,) = runs.read_all(storage)
+    if os.geteuid():
+        try:
+            os.kill(1, 0)
+        except PermissionError:
+            assert runs.is_alive({**record, "pid": 1})
+            return
+        pytest.skip("process 1 is this user's own, and only root can ask as another user")
+    ask = (
+        "import os; from ray_app import runs\n"
+        "try: os.setuid(65534)\n"
+        "except OSError as error: print('skip', error)\n"
+        f"else: print(runs.is_alive({record!r}))"
+    )
+    answer = run_python(ask).strip()
+    if answer.startswith("skip"):
+        pytest.skip(f"root can't become another user here: {answer}")
+    assert answer == "True"
+
+
 def test_the_dead_are_marked_and_their_staging_removed(tmp_path):
     ghost = subprocess.Popen(["true"])
     ghost.wait()
@@ -92,7 +183,7 @@ def test_the_dead_are_marked_and_their_staging_removed(tmp_path):
         record = json.loads((tmp_path / "runs" / f"{run_id}.json").read_text())
         (tmp_path / "runs" / f"{run_id}.json").write_text(json.dumps({**record, "pid": pid}))
         (storage.staging() / "unfinished").write_bytes(b"half")
-    for orphan, age in (("run-0", 10_000), ("run-9", 0)):  # the second may be of a run that begins just now
+    for orphan, age in (("run-0", 11), ("run-9", 4)):  # the second may be of a run that begins just now
         (tmp_path / ".staging" / orphan).mkdir()
         os.utime(tmp_path / ".staging" / orphan, (time.time() - age,) * 2)
     (tmp_path / "runs" / "notes.json").write_text("not a record")
@@ -109,7 +200,8 @@ def test_two_drivers_on_one_output(tmp_path):
     command = ["generate", "--json_file", str(SAMPLE), *flags.split(), "--output_base_path", "out"]
     first = start_cli(*command, "--idx", "0", cwd=tmp_path)
     deadline = time.monotonic() + 60
-    while not read_tree(tmp_path / "out") and time.monotonic() < deadline:
+    while not read_tree(tmp_path / "out"):
+        assert time.monotonic() < deadline, "the first run has drawn no image"
         time.sleep(0.1)
     second = run_cli(*command, "--idx", "0", cwd=tmp_path)
     assert second.returncode == 2
