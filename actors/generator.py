@@ -14,14 +14,11 @@ from PIL import Image
 
 from actors import memory, pipelines
 from actors.capture import StepCapture
+from actors.errors import ModelError, ModelNeedsMemory
 from actors.recipe import Capture, Recipe
 
 EMBEDDINGS_KEPT = 64
 """Prompts whose embeddings stay on the device; equal prompts stand close together in a plan."""
-
-
-class ModelError(Exception):
-    """The model can't be loaded or can't draw what the recipe asks; the message is one line."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +62,7 @@ class ImageGenerator:
         threads: CPU threads of torch; they move low bits, so a run on CPUs uses one everywhere. None leaves torch's.
 
     Raises:
-        ModelError: the model can't be loaded.
+        ModelError: the model can't be loaded; a ModelNeedsMemory if memory is what is missing.
     """
 
     def __init__(self, recipe: Recipe, captures: Sequence[Capture], threads: int | None = None):
@@ -78,7 +75,8 @@ class ImageGenerator:
             self.family = pipelines.load(recipe)
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise ModelError(f"{recipe.model_path}: can't be loaded as {recipe.model_type}: {reason}") from error
+            kind = ModelNeedsMemory if memory.is_short(error) else ModelError
+            raise kind(f"{recipe.model_path}: can't be loaded as {recipe.model_type}: {reason}") from error
         self._embeddings: OrderedDict[str, pipelines.Embeddings] = OrderedDict()
 
     def __call__(self, batch: dict[str, Sequence[Any]]) -> dict[str, list[Any]]:

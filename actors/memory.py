@@ -2,6 +2,7 @@
 Knows the C library's allocator and torch's; nothing of pipelines."""
 
 import ctypes
+import errno
 import gc
 from collections.abc import Iterable
 
@@ -33,13 +34,21 @@ def share_heaps() -> None:
     use([(M_ARENA_MAX, 1)])
 
 
-def is_short(error: Exception) -> bool:
-    """Whether memory ran out, of the GPU or of the host, where torch and libraries below raise a plain RuntimeError."""
+def is_short(error: BaseException) -> bool:
+    """Whether memory ran out, of the GPU or of the host: said by this error, or by one that led to it.
+
+    torch and the libraries below raise a plain RuntimeError, and the system an OSError where a file is mapped.
+    """
     import torch
 
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in SHORT)
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in SHORT):
+        return True
+    before = error.__cause__ or error.__context__
+    return before is not None and is_short(before)
 
 
 def give_back(device: str) -> None:

@@ -5,6 +5,7 @@ import collections
 import functools
 import os
 import queue
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute
 
+from actors.errors import ModelError, ModelNeedsMemory
 from actors.recipe import Recipe
 from ray_app import autoscaling, cluster
 from ray_app.errors import GOES_ON, Refused, one_line
@@ -37,10 +39,12 @@ TASKS_IN_FLIGHT = 2
 OVERLAPPED = frozenset({"cuda"})
 """Devices that draw a batch while the files of the last one are encoded: on CPUs both would want the same core."""
 INIT_DEATHS = 2
-"""Actors that may fail to load one after another before the run ends: a full GPU can pass, a missing folder can't."""
+"""Actors that may lack the memory to load, one after another, before the run ends: another process may leave a GPU."""
 WRITERS = 2
 """Writer tasks at a time on each node that writes."""
 POLL_SECONDS = 0.2
+MODEL_ERROR = re.compile(rf"\b(?:{ModelError.__name__}|{ModelNeedsMemory.__name__}): (.+)")
+"""How the traceback in an error of Ray's, a text, ends where a model could not be loaded or used."""
 
 
 class Driver:
@@ -218,8 +222,5 @@ class _Results:
 
 def _explained(error: BaseException) -> BaseException:
     """A Refused with the model's own words where Ray's error has a ModelError inside, else the error."""
-    text = str(error)
-    marker = "ModelError: "
-    if marker in text:
-        return Refused(one_line(Exception(text.rsplit(marker, 1)[1].splitlines()[0])))
-    return error
+    told = MODEL_ERROR.findall(str(error))
+    return Refused(one_line(Exception(told[-1]))) if told else error

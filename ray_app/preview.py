@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from actors.errors import ModelError
 from actors.recipe import Capture
 from ray_app import recipes
 from ray_app.errors import OK, Refused, one_line
@@ -36,7 +37,7 @@ def _preview(options: Preview, model: str) -> None:
     last = options.max_inference_steps
     steps = sorted({*parse_steps(options.save_steps, last), last})
     folder = Path(options.output_dir) / f"{model}_multistep"
-    from actors.generator import ImageGenerator, ModelError, encode
+    from actors.generator import ImageGenerator, encode
 
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from actors.errors import ModelError
 from actors.recipe import Capture, Recipe
 from ray_app import index, partition
 from ray_app.checks import Problem
@@ -38,7 +39,7 @@ def _compare(known: dict[str, Any] | None, rows: list[tuple[int, dict[str, Any]]
         return
     import torch
 
-    from actors.generator import ImageGenerator, ModelError
+    from actors.generator import ImageGenerator
 
     captures = sorted({Capture(row["step"], row["snapshot"]) for _, row in rows})
     try:

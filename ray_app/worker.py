@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from actors.errors import ModelError, ModelNeedsMemory
 from actors.recipe import Capture, Recipe
 from ray_app import index
 from ray_app.plan import SLOT_FIELDS
@@ -47,10 +48,17 @@ class Worker:
         context = ray.get_runtime_context()
         self.ids = {"actor_id": context.get_actor_id(), "node_id": context.get_node_id()}
         self.ledger = ledger
-        self._tell("loading", self.ids["actor_id"], self.ids["node_id"], os.getpid())
-        self.generator = self.load(recipe, captures, threads)
-        self._tell("loaded", self.ids["actor_id"])
         self._turn = threading.Lock()
+        self._load_error: ModelError | None = None
+        self._tell("loading", self.ids["actor_id"], self.ids["node_id"], os.getpid())
+        try:
+            self.generator = self.load(recipe, captures, threads)
+        except ModelNeedsMemory:
+            raise  # Ray starts another worker: memory may be free by then, or on another node
+        except ModelError as error:
+            self._load_error = error
+        else:
+            self._tell("loaded", self.ids["actor_id"])
         self._idle_since = time.monotonic()
 
     def load(self, recipe: Recipe, captures: Sequence[Capture], threads: int | None) -> Any:
@@ -61,6 +69,8 @@ class Worker:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Rows of `Plan.denoises` in; one row an image out, always the same number in the same order."""
+        if self._load_error is not None:
+            raise self._load_error  # ends the run at once, where one raised while loading has Ray start more workers
         batch = table.to_pydict()
         number = batch["denoise_id"][0]
         with self._turn:

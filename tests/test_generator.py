@@ -14,7 +14,8 @@ from PIL import Image
 from actors import generator as generators
 from actors import tiny
 from actors.capture import StepCapture
-from actors.generator import ImageGenerator, ModelError, encode
+from actors.errors import ModelError
+from actors.generator import ImageGenerator, encode
 from actors.pipelines import FAMILIES, load
 from actors.recipe import Capture
 
