@@ -105,7 +105,7 @@ class Driver:
                     watchdog.tick()
                     progress.tick()
             finally:
-                self.counts["replayed"] = watchdog.replays
+                self.counts["replayed"] = watchdog.count_replays()
                 progress.close()
 
     def _take(self, rows: pa.Table, progress: Progress) -> None:

@@ -116,6 +116,10 @@ class Ledger:
             ],
         )
 
+    def replays(self) -> int:
+        """Batches that began again after a worker died with them."""
+        return self._replays
+
     def _unit(self, worker: str) -> _Unit:
         node, _ = self._places.get(worker, (None, None))
         return _Unit(worker, node, time.monotonic())

@@ -1,6 +1,7 @@
 """The watchdog: looks at the ledger now and then, ends workers that hang and runs whose model never loads.
 Lives in the driver's loop and never blocks it; knows the ledger's counts only."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -11,6 +12,8 @@ from ray_app.errors import Refused
 from ray_app.ledger import Status
 
 LOOK_SECONDS = 2.0
+ANSWER_SECONDS = 5.0
+"""For which the end of a run waits for the ledger's last count."""
 SHORTEST_TIMEOUT = 600.0
 """Seconds that a batch may always take: a first one may compile, and medians of few batches mean little."""
 TIMES_MEDIAN = 20.0
@@ -50,6 +53,15 @@ class Watchdog:
             answer: Any = ray.get(self._asked)
             self._asked, self._next = None, time.monotonic() + LOOK_SECONDS
             self._act(answer)
+
+    def count_replays(self) -> int:
+        """Batches replayed so far, as the ledger says now; what was known last if it does not answer."""
+        import ray
+        from ray.exceptions import RayError
+
+        with contextlib.suppress(RayError):
+            self.replays = ray.get(self.ledger.replays.remote(), timeout=ANSWER_SECONDS)
+        return self.replays
 
     def _act(self, status: Status) -> None:
         self.replays = status.replays
