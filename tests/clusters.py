@@ -9,7 +9,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tests.nodes import answers, commands, free_port, marked, short_folder, wait_for
+from tests.nodes import answers, free_port, node_environment, short_folder
+from tests.processes import commands, wait_for
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 
@@ -27,13 +28,12 @@ class Cluster:
         self.folder = folder
         port, dashboard = free_port(), free_port()
         self.address, self.dashboard = f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}"
+        inherited = node_environment(folder)
         self.environment = {
             # a job's `python` is this one; nothing of this checkout but what is shipped
-            **{name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")},
+            **{name: value for name, value in inherited.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")},
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "RAY_USAGE_STATS_ENABLED": "0",
             **auth(token),
-            **marked(folder),
         }
         self.log = folder / "nodes.log"
         self.processes: list[subprocess.Popen] = []

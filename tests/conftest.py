@@ -1,13 +1,16 @@
 """Shared parts of the tests: real tiny pipelines in local folders, one local Ray, the command as a subprocess."""
 
 import hashlib
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,40 +18,118 @@ from actors.recipe import Recipe
 from ray_app import cluster, index, recipes, runs
 from ray_app.options import Generate
 from ray_app.storage import open_storage
-
-# a shell that runs the tests in the background lets them ignore Ctrl-C, and all that they start
-signal.signal(signal.SIGINT, signal.default_int_handler)
+from ray_app.worker import Worker
+from tests import processes
+from tests.synthetic import SyntheticWorker
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "ray_app" / "sample.json"
+SLOW_SECONDS = 600
+
+# a shell that runs the tests in the background lets them ignore Ctrl-C, and all that they start
+signal.signal(signal.SIGINT, signal.default_int_handler)
+# Ray reads this when it is imported: no thread that outlives a test may start another Ray
+os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
+# Ray's workers import the project and `tests` from here, whatever the working directory is
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 
 def pytest_report_header() -> str:
     return ", ".join(f"{name} {version}" for name, version in runs.versions().items())
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests have more time than the others, those that say how much have that."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_process_outlives_its_test() -> Iterator[None]:
+    """Fails, at the end of the session, with the names of the tests that left processes behind; ends those."""
+    processes.mark_descendants()
+    yield
+    left = processes.end_descendants(patience=30)
+    assert not left, "processes outlived their tests:\n" + "\n".join(left)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_gpus(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What the tests see is the same on a machine with GPUs: Ray and torch find none, nor does nvidia-smi."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    program = tmp_path_factory.mktemp("no_gpus") / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho No devices were found\nexit 6\n")
+    program.chmod(0o755)
+    os.environ["PATH"] = f"{program.parent}{os.pathsep}{os.environ['PATH']}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ray_folder() -> Iterator[None]:
+    """Ray's files lie in a folder of this session with a short path: Ray makes sockets below it (107 bytes)."""
+    folder = tempfile.mkdtemp(prefix="r", dir="/tmp")
+    os.environ["RAY_TMPDIR"] = folder
+    yield
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
-def ray_local() -> Iterator[None]:
+def ray_local(ray_folder: None, no_gpus: None) -> Iterator[None]:
     """One local Ray for all tests that run `generate` in this process; it finds it and leaves it running."""
     with cluster.connected("local"):
         yield
 
 
-@pytest.fixture(scope="session")
-def drawn(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An undisturbed run of the sample, two prompts a query at steps 1 and 4; copied by tests that change it."""
+def generate_sample(output: Path, worker: type[Worker] = Worker) -> Path:
+    """Run the sample with one actor, two prompts per query at steps 1 and 4. Ray must be connected."""
     from ray_app.generate import generate
 
-    output = tmp_path_factory.mktemp("drawn") / "out"
     flags = {"model_path": "tiny", "max_inference_steps": 4, "save_steps": ("1", "4"), "num_prompts": 2}
-    assert generate(Generate(json_file=str(SAMPLE), output_base_path=str(output), num_workers="1", **flags)) == 0
+    options = Generate(json_file=str(SAMPLE), output_base_path=str(output), num_workers="1", **flags)
+    assert generate(options, worker) == 0
     return output
+
+
+@pytest.fixture(scope="session")
+def drawn(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run of the sample, with synthetic images; copied by tests that change it."""
+    return generate_sample(tmp_path_factory.mktemp("drawn") / "out", SyntheticWorker)
+
+
+@pytest.fixture(scope="session")
+def drawn_by_model(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of the tiny model, for tests that generate its images again."""
+    return generate_sample(tmp_path_factory.mktemp("drawn_by_model") / "out")
 
 
 @pytest.fixture
 def output(drawn: Path, tmp_path: Path) -> Path:
     """A copy of it, with the files' times."""
     return Path(shutil.copytree(drawn, tmp_path / "out"))
+
+
+def read_helps() -> dict[str, Any]:
+    """What --help prints: "" for the program, and each verb; under "imported" the modules that were imported for it."""
+    code = """
+import contextlib, io, json, os, sys
+from ray_app.cli import VERBS, main
+os.environ |= {"COLUMNS": "110", "NO_COLOR": "1"}
+printed = {}
+for verb in ("", *VERBS):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")  # as of a terminal that can show a box
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        assert not main([verb, "--help"] if verb else [])
+    out.flush()
+    printed[verb] = out.buffer.getvalue().decode()
+print(json.dumps({**printed, "imported": sorted(sys.modules)}))
+"""
+    return json.loads(run_python(code))
+
+
+@pytest.fixture(scope="session")
+def helps() -> dict[str, Any]:
+    """`read_helps`, once."""
+    return read_helps()
 
 
 @pytest.fixture(scope="session")
@@ -122,17 +203,17 @@ def run_cli(*arguments: str, cwd: Path | None = None, **environment: str) -> sub
     return subprocess.run(
         [sys.executable, "-m", "ray_app", *arguments],
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         timeout=300,
     )
 
 
-def run_python(code: str) -> str:
+def run_python(code: str, *arguments: str) -> str:
     """What code prints in a process of its own, where memory is as at a start."""
-    command = [sys.executable, "-c", code]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120).stdout
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300).stdout
 
 
 def start_cli(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.Popen[str]:
@@ -140,7 +221,7 @@ def start_cli(*arguments: str, cwd: Path | None = None, **environment: str) -> s
     return subprocess.Popen(
         [sys.executable, "-m", "ray_app", *arguments],
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -4,15 +4,15 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from tests import processes
 
 START = [sys.executable, "-m", "ray.scripts.scripts", "start", "--node-ip-address=127.0.0.1"]
 ENVIRONMENT = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
@@ -36,98 +36,27 @@ def answers(address: str) -> bool:
     return False
 
 
-def wait_for(what: Callable[[], object], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if what():
-            return True
-        time.sleep(0.02)
-    return False
-
-
-def commands() -> dict[int, str]:
-    """Every process's command line."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            found[int(folder.name)] = (folder / "cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
-    return found
-
-
-def below(*ancestors: int) -> set[int]:
-    """All processes below others, themselves left out."""
-    parents = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            parents[int(folder.name)] = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
-    found = set()
-    for process in parents:
-        above = parents[process]
-        while above and above not in ancestors:
-            above = parents.get(above, 0)
-        if above:
-            found.add(process)
-    return found - {*ancestors}
-
-
-def children(ancestor: int, marker: str) -> list[int]:
-    """Processes below another whose command line has the marker."""
-    lines = commands()
-    return [process for process in below(ancestor) if marker in lines.get(process, "")]
-
-
-def kill(process: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(process, signal.SIGKILL)
-
-
-def kill_tree(process: subprocess.Popen) -> None:
-    """SIGKILL to a process and all below it, as when a machine goes away."""
-    tree = {process.pid, *below(process.pid)}  # before the first dies: nothing leads to an orphan
-    for found in tree:
-        kill(found)
-    process.wait()
-
-
 @contextlib.contextmanager
 def short_folder() -> Iterator[Path]:
     """A folder for the temporary files of Ray nodes: pytest's are too deep for sockets, whose paths have 107 bytes.
 
-    Give the nodes the folder as `--temp-dir` and the variables of `marked`. At the end all their processes are killed.
+    Give the nodes the folder as `--temp-dir`, and `node_environment`. At the end all their processes are killed.
     """
     folder = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))
     try:
         yield folder
     finally:
-        kill_all_in(folder)
+        processes.kill_all_with(str(folder))
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def marked(folder: Path) -> dict[str, str]:
-    """Variables by which `kill_all_in` finds a process: Ray's agents rename themselves and outlive their raylet."""
-    return {"TEST_NODES_FOLDER": str(folder)}
+def node_environment(folder: Path) -> dict[str, str]:
+    """Variables of a node: by the folder its processes are found, since Ray's agents rename themselves and outlive it.
 
-
-def kill_all_in(folder: Path) -> None:
-    """SIGKILL to all processes with the folder in command line or environment and to all below, until none is left."""
-
-    def kill_found() -> bool:
-        found = processes_in(folder)
-        for process in found:
-            kill(process)
-        return not found
-
-    assert wait_for(kill_found, 30), f"processes of {folder} outlive SIGKILL: {processes_in(folder)}"
-
-
-def processes_in(folder: Path) -> set[int]:
-    """Processes that have the folder in their command line or environment, and all below them."""
-    found = {process for process, line in commands().items() if str(folder) in line}
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if str(folder).encode() in (process / "environ").read_bytes():
-                found.add(int(process.name))
-    return (found | below(*found)) - {os.getpid()}
+    GPUs that a node only claims to have are not looked for among the machine's.
+    """
+    kept = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    return {**kept, **ENVIRONMENT, "TEST_NODES_FOLDER": str(folder)}
 
 
 class AutoscaledHead:
@@ -174,7 +103,7 @@ class AutoscaledHead:
         self.config_file.write_text(json.dumps(config))
 
     def start(self) -> None:
-        environment = {**os.environ, **ENVIRONMENT, **marked(self.folder)}
+        environment = node_environment(self.folder)
         environment |= {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}
         if self.v2:
             environment |= {"RAY_enable_autoscaler_v2": "1", "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD}
@@ -193,4 +122,4 @@ class AutoscaledHead:
 
     def nodes(self) -> int:
         """Raylets of the cluster, the head's included."""
-        return sum("raylet/raylet" in line and self.port in line for line in commands().values())
+        return sum("raylet/raylet" in line and self.port in line for line in processes.commands().values())

@@ -13,7 +13,8 @@ from ray_app.generate import generate
 from ray_app.options import Generate
 from ray_app.progress import Progress
 from tests.conftest import SAMPLE, check_index_is_true, read_tree, start_cli
-from tests.nodes import AutoscaledHead, short_folder, wait_for
+from tests.nodes import AutoscaledHead, short_folder
+from tests.processes import wait_for
 
 FLAGS = ["--json_file", str(SAMPLE), "--model_path", "tiny", "--max_inference_steps", "16", "--save_steps", "1", "16"]
 IMAGES = 6 * 5 * 8 * 2

@@ -17,18 +17,8 @@ import pytest
 from ray_app import runs
 from ray_app.storage import open_storage
 from tests.conftest import ROOT, SAMPLE, check_index_is_true, read_tree, run_cli, start_cli
-from tests.nodes import (
-    ENVIRONMENT,
-    START,
-    answers,
-    children,
-    free_port,
-    kill,
-    kill_tree,
-    marked,
-    short_folder,
-    wait_for,
-)
+from tests.nodes import ENVIRONMENT, START, answers, free_port, node_environment, short_folder
+from tests.processes import children, kill, kill_tree, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -159,7 +149,7 @@ def nodes_folder() -> Iterator[Path]:
 @pytest.fixture
 def raylet(nodes_folder) -> Callable[..., subprocess.Popen]:
     """Starts nodes of one cluster, each a raylet of its own that can be killed."""
-    environment = {**os.environ, **ENVIRONMENT, **marked(nodes_folder)}
+    environment = node_environment(nodes_folder)
 
     def start(*arguments: str) -> subprocess.Popen:
         command, silent = [*START, "--block", *arguments], subprocess.DEVNULL
@@ -199,10 +189,14 @@ def test_a_submitted_job_loses_a_node_for_good(raylet, nodes_folder, tmp_path, u
     output = tmp_path / "out"
     entry = [sys.executable, "-m", "jobs.generate", "--json_file", "ray_app/sample.json", *FLAGS]
     submit = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", f"--address=http://{dashboard}"]
+    environment = {**os.environ, **ENVIRONMENT}
+    probe = [*submit, "--no-wait", "--", "true"]  # the agent that starts jobs comes up after the dashboard
+    takes_jobs = wait_for(lambda: not subprocess.run(probe, env=environment, capture_output=True).returncode, 120)
+    assert takes_jobs, "the head takes no jobs after 120 s"
     job = subprocess.Popen(
         [*submit, "--working-dir", ".", "--", *entry, "--output_base_path", str(output), "--num_workers", "2"],
         cwd=ROOT,
-        env={**os.environ, **ENVIRONMENT},
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -17,8 +16,10 @@ from PIL import Image
 
 from ray_app import export_trajectories
 from ray_app.cli import main
-from tests.conftest import read_tree, start_cli
+from tests.conftest import generate_sample, read_tree, start_cli
 from tests.outputs import newest_rows, parts
+from tests.processes import wait_for
+from tests.synthetic import SyntheticWorker
 from tests.test_gallery import FLUX, draw
 
 
@@ -102,14 +103,9 @@ def test_metadata_is_no_stray_goes_with_clean_and_never_outlives_an_image(output
 
 
 def test_drawing_removes_the_metadata_that_would_lie(output, ray_local):
-    from ray_app.generate import generate
-    from ray_app.options import Generate
-    from tests.conftest import SAMPLE
-
     assert exported(output, "imagefolder") == 0
     (output / "proxy_images_sdxl_step4/combined/combined_100102_0.jpg").unlink()
-    flags = {"model_path": "tiny", "max_inference_steps": 4, "save_steps": ("1", "4"), "num_prompts": 2}
-    assert generate(Generate(json_file=str(SAMPLE), output_base_path=str(output), num_workers="1", **flags)) == 0
+    generate_sample(output, SyntheticWorker)
     assert not (output / "proxy_images_sdxl_step4/metadata.parquet").exists()
     assert (output / "proxy_images_sdxl_step1/metadata.parquet").exists()
 
@@ -246,13 +242,12 @@ def test_an_interrupted_export_leaves_nothing(mixed, tmp_path):
         pq.write_table(table.from_pylist(rows, table.schema), part)
     command = ["--format", "trajectories", "--output_base_path", str(mixed), "--export_path", str(tmp_path / "ex")]
     process = start_cli("export", *command)
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".ex.*/*.parquet")) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    begun = wait_for(lambda: list(tmp_path.glob(".ex.*/*.parquet")), 90)
     process.send_signal(signal.SIGINT)
     with contextlib.suppress(OSError):  # nobody waits there any more
         os.close(os.open(victim, os.O_WRONLY | os.O_NONBLOCK))  # lets the thread end that does
     _, err = process.communicate(timeout=60)
+    assert begun, f"no file was begun in 90 s: {err}"
     assert (process.returncode, err) == (130, "proxyqueue: interrupted; the same command goes on from here\n")
     assert not [path for path in tmp_path.iterdir() if "ex" in path.name]
 

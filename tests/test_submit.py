@@ -19,9 +19,10 @@ from ray_app import job_server, shipment
 from ray_app.cli import main
 from ray_app.errors import Refused
 from ray_app.submit import check_job, passed_on
-from tests.clusters import Cluster, Tunnel, auth, cluster, pids, wait_for
+from tests.clusters import Cluster, Tunnel, auth, cluster, pids
 from tests.conftest import ROOT, SAMPLE, check_index_is_true, read_tree, run_cli, start_cli
 from tests.dashboard import Dashboard, dashboard
+from tests.processes import environments, wait_for
 
 TINY = ["--model_path", "tiny", "--max_inference_steps", "4", "--save_steps", "1", "4"]
 SECRET = "hf_abcdefghijklmnop"
@@ -198,12 +199,11 @@ def test_ctrl_c_detaches_stop_stops_and_the_same_command_goes_on(jobs, here, tmp
     following = start_cli("submit", "--address", jobs.dashboard, *asked, cwd=here, **environment)
     try:
         assert wait_for(lambda: list(output.rglob("*.parquet")), 120)
-        drivers = set(pids("jobs.generate --model_path")) & set(pids(str(output)))
-        processes = [*drivers, *pids("ray::MapWorker")]
-        variables = [Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") for pid in processes]
-        own = [found for found in variables if f"HF_TOKEN={SECRET}".encode() in found]
-        assert len([found for found in own if b"RAY_JOB_STOP_WAIT_TIME_S=60" in found]) >= 3  # a driver, two workers
-        assert all(b"AWS_REGION=eu-north-1" in found and b"AWS_PROFILE=mine" not in found for found in own)
+        processes = {*pids("jobs.generate --model_path"), *pids("ray::MapWorker")}
+        variables = [found for pid, found in environments() if pid in processes]
+        own = [found for found in variables if f"HF_TOKEN={SECRET}" in found and "RAY_JOB_STOP_WAIT_TIME_S=60" in found]
+        assert len(own) >= 3  # a driver, two workers
+        assert all("AWS_REGION=eu-north-1" in found and "AWS_PROFILE=mine" not in found for found in own)
     finally:
         following.send_signal(signal.SIGINT)
         out, err = following.communicate(timeout=60)
@@ -252,6 +252,7 @@ def test_a_tunnel_that_breaks_costs_no_line_and_shows_none_twice(jobs, here, tmp
 def test_failed_prompts_give_the_jobs_exit_code(jobs, here, tmp_path, models):
     (here / "test1.json").write_text('[{"id": 1, "reference_img_id": "a", "multi_gpt-3.5_opt": ["fine", "a ~"]}]')
     flags = ["--model_path", models["sdxl_poison"], "--device", "cpu", "--height", "64", "--width", "64"]
+    flags += ["--num_workers", "1"]
     done = submit(jobs, here, *generate(tmp_path / "out", *flags, "--num_prompts", "2"))
     assert done.returncode == 3, done.stdout
     assert "failed; 0 of truncated prompts" in done.stdout
@@ -260,6 +261,7 @@ def test_failed_prompts_give_the_jobs_exit_code(jobs, here, tmp_path, models):
 @pytest.mark.slow
 def test_ray_job_submit_does_the_same(jobs, tmp_path):
     entrypoint = ["python", "-m", "jobs.generate", *TINY, "--json_file", "ray_app/sample.json", "--limit", "1"]
+    entrypoint += ["--num_workers", "1"]
     command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", jobs.dashboard]
     done = subprocess.run(
         [*command, "--working-dir", ".", "--", *entrypoint, "--output_base_path", str(tmp_path / "out")],
@@ -280,7 +282,7 @@ def test_a_cluster_that_wants_a_token(here, tmp_path):
         wrong = submit(locked, here, "--list", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="f" * 32)
         assert wrong.returncode == 2
         assert wrong.stderr.startswith(f"proxyqueue: --address {locked.dashboard}: refuses this machine's token; set")
-        done = submit(locked, here, *generate(tmp_path / "out", "--limit", "1"), **auth(True))
+        done = submit(locked, here, *generate(tmp_path / "out", "--limit", "1", "--num_workers", "1"), **auth(True))
         assert done.returncode == 0, done.stdout + done.stderr
         assert check_index_is_true(tmp_path / "out") == 10
 
