@@ -1,22 +1,37 @@
-"""The whole run on a real local Ray, in this process: what it writes, resumes, refuses and counts."""
+"""The whole run on a real local Ray, in this process: what it writes, resumes, refuses and counts.
 
+Where a model's pixels are not the subject, the actors run a worker without torch.
+"""
+
+import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
 import pytest
+import ray.data
 
-from actors.generator import ImageGenerator
-from ray_app import index
+from actors.errors import ModelError, ModelNeedsMemory
+from ray_app import cluster, index
+from ray_app import generate as verb
+from ray_app.driver import INIT_DEATHS
 from ray_app.errors import OK, SOME_FAILED, Refused
-from ray_app.generate import generate, prepare
+from ray_app.generate import prepare
 from ray_app.options import Generate
 from ray_app.storage import open_storage
+from ray_app.worker import Worker
 from tests.conftest import SAMPLE, check_index_is_true, flip_bit_of_a_page, read_tree
+from tests.processes import wait_for
+from tests.synthetic import FAILS, FAULT, NEEDS_MEMORY, TRUNCATED, SyntheticWorker
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -30,7 +45,20 @@ FLAGS = {
 
 
 def options(output: Path, **flags) -> Generate:
-    return Generate(output_base_path=str(output), **{**FLAGS, **flags})
+    return Generate(output_base_path=str(output), **{"num_workers": "1", **FLAGS, **flags})
+
+
+def generate(asked: Generate, worker: type[Worker] = SyntheticWorker) -> int:
+    return verb.generate(asked, worker)
+
+
+def with_prompts(folder: Path, prompts: dict[tuple[int, int], str]) -> str:
+    """The sample with other prompts, by place of the query and of the prompt; the file's path."""
+    entries = json.loads(SAMPLE.read_text())
+    for (query, prompt), text in prompts.items():
+        entries[query]["multi_gpt-3.5_opt"][prompt] = text
+    (folder / "test.json").write_text(json.dumps(entries))
+    return str(folder / "test.json")
 
 
 def last_record(output: Path) -> dict:
@@ -43,9 +71,9 @@ def rows(output: Path, model: str = "sdxl") -> list[dict]:
 
 @pytest.fixture(scope="module")
 def finished(ray_local, tmp_path_factory) -> Path:
-    """An undisturbed run of the sample; copied by tests that change it."""
+    """An undisturbed run of the sample with two actors; copied by tests that change it."""
     output = tmp_path_factory.mktemp("finished") / "out"
-    assert generate(options(output)) == OK
+    assert generate(options(output, num_workers="2")) == OK
     return output
 
 
@@ -139,6 +167,8 @@ def test_a_deleted_step_comes_back_alone_bit_for_bit_for_its_own_work(output, fi
 
 def test_the_plan_of_a_deleted_step_costs_as_many_unet_calls(output):
     """The very batches that would go to the actors, through a generator whose UNet counts."""
+    from actors.generator import ImageGenerator
+
     shutil.rmtree(output / "proxy_images_sdxl_step2")
     job = prepare(options(output))
     generator = ImageGenerator(job.recipe, job.plan.captures, threads=1)
@@ -150,13 +180,18 @@ def test_the_plan_of_a_deleted_step_costs_as_many_unet_calls(output):
     assert len(calls) == 2 * 6  # two steps, six batches of four for 23 denoises
 
 
-def test_a_few_deleted_files_are_redrawn_in_other_company_bit_for_bit(output, finished):
+def test_what_was_deleted_is_generated_again_in_other_batches_bit_for_bit(tmp_path):
+    """With the real tiny model, and steps that some slots miss and others don't."""
+    output = tmp_path / "out"
+    assert generate(options(output), Worker) == OK
+    before = read_tree(output)
+    shutil.rmtree(output / "proxy_images_sdxl_step2")
     images = sorted((output / "proxy_images_sdxl_step4").rglob("*.jpg"))
     for path in images[::5]:
         path.unlink()
     images[1].write_bytes(b"cut short")
-    assert generate(options(output, num_workers="1")) == OK
-    assert read_tree(output) == read_tree(finished)
+    assert generate(options(output), Worker) == OK
+    assert read_tree(output) == before
 
 
 def test_more_prompts_and_steps_are_added_to_what_is_there(output, finished):
@@ -168,7 +203,7 @@ def test_more_prompts_and_steps_are_added_to_what_is_there(output, finished):
 
 def test_shares_meet_in_one_output(finished, tmp_path):
     for idx in range(2):
-        assert generate(options(tmp_path / "out", idx=idx, gpu_num=2, num_workers="1")) == OK
+        assert generate(options(tmp_path / "out", idx=idx, gpu_num=2)) == OK
     assert read_tree(tmp_path / "out") == read_tree(finished)
 
 
@@ -178,14 +213,25 @@ def test_stale_feature_caches_go_with_the_images_they_were_made_of(output):
     for path in (stale, other):
         path.write_bytes(b"features")
     next((output / "proxy_images_sdxl_step2" / "combined").iterdir()).unlink()
-    assert generate(options(output, num_workers="1")) == OK
+    seen: Path = output / "seen"
+
+    class CacheWatcher(SyntheticWorker):
+        """Notes whether the cache exists when it generates, and writes it, as a retrieval script would meanwhile."""
+
+        def __call__(self, table: pa.Table) -> pa.Table:
+            seen.write_text(str(stale.exists()))
+            stale.write_bytes(b"features of the images before")
+            return super().__call__(table)
+
+    assert generate(options(output), CacheWatcher) == OK
+    assert seen.read_text() == "False"
     assert not stale.exists()
     assert other.exists()
 
 
 def test_both_snapshots_of_flux_in_png(tmp_path):
     flags = {"model_type": "flux", "snapshot": "both", "image_format": "png", "limit": 1, "img_per_prompt": 2}
-    assert generate(options(tmp_path, **flags, seed_mode="slot", num_workers="1")) == OK
+    assert generate(options(tmp_path, **flags, seed_mode="slot"), Worker) == OK
     images = read_tree(tmp_path)
     assert len(images) == 4 * 2 * 3 * 2
     for k in range(8):
@@ -195,25 +241,37 @@ def test_both_snapshots_of_flux_in_png(tmp_path):
     assert len(set(images.values())) == 8 * 5
 
 
-def test_a_prompt_that_fails_is_a_row_and_the_rerun_tries_it_again(tmp_path, models, capsys):
-    entries = json.loads(SAMPLE.read_text())
-    entries[1]["multi_gpt-3.5_opt"][1] = "a ~ wave"
-    entries[3]["multi_gpt-3.5_opt"][2] = "kaboom"
-    (tmp_path / "test.json").write_text(json.dumps(entries))
-    poisoned = options(
-        tmp_path / "out", json_file=str(tmp_path / "test.json"), model_path=models["sdxl_poison"], device="cpu"
-    )
+def test_a_prompt_that_fails_is_a_row_and_the_rerun_tries_it_again(tmp_path, capsys):
+    prompts = {
+        (1, 1): f"a {FAILS} wave",
+        (3, 2): f"{FAILS}",
+        (2, 0): f"long {TRUNCATED}",
+        (4, 1): f"longer {TRUNCATED}",
+    }
+    asked = options(tmp_path / "out", json_file=with_prompts(tmp_path, prompts))
     for _ in range(2):
-        assert generate(poisoned) == SOME_FAILED
+        assert generate(asked) == SOME_FAILED
         failed = {(row["query_id"], row["prompt_index"], row["step"]): row for row in rows(tmp_path / "out")}
         failed = {key: row for key, row in failed.items() if row["status"] == "failed"}
         assert set(failed) == {(query, prompt, step) for query, prompt in ((1, 1), (3, 2)) for step in (1, 2, 4)}
-        assert failed[1, 1, 4]["error_type"] == "NonFiniteLatents"
-        assert (failed[3, 2, 1]["error_type"], failed[3, 2, 1]["sha256"]) == ("IndexError", None)
+        assert (failed[1, 1, 4]["error_type"], failed[1, 1, 4]["sha256"]) == ("NonFiniteLatents", None)
         assert len(read_tree(tmp_path / "out")) == 66
-    assert last_record(tmp_path / "out")["summary"]["images_failed"] == 6
-    assert last_record(tmp_path / "out")["state"] == "some failed"
+    first, second = sorted((json.loads(path.read_text()) for path in (tmp_path / "out/runs").iterdir()),
+                           key=lambda record: record["started_at"])  # fmt: skip
+    assert (first["state"], second["state"]) == ("some failed", "some failed")
+    assert (first["summary"]["images_failed"], first["summary"]["images_truncated"]) == (6, 6)
+    assert (second["summary"]["images_failed"], second["summary"]["images_truncated"]) == (6, 0)
     assert "66 skipped, 6 failed" in capsys.readouterr().out
+
+
+def test_failed_prompts_are_skipped_where_that_is_asked_for(tmp_path, capsys):
+    asked = options(tmp_path / "out", json_file=with_prompts(tmp_path, {(0, 0): FAILS}), limit=1)
+    assert generate(asked) == SOME_FAILED
+    before = rows(tmp_path / "out")
+    capsys.readouterr()
+    assert generate(dataclasses.replace(asked, skip_failed=True)) == SOME_FAILED
+    assert "nothing to draw: all 12 images are there, but for 3 that failed before" in capsys.readouterr().out
+    assert rows(tmp_path / "out") == before
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_run_with_one_line(tmp_path, models):
@@ -222,10 +280,93 @@ def test_a_model_that_cannot_be_loaded_ends_the_run_with_one_line(tmp_path, mode
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(Refused) as raised:
-        generate(options(tmp_path / "out", model_path=str(folder), device="cpu", num_workers="1"))
+        generate(options(tmp_path / "out", model_path=str(folder), device="cpu"), Worker)
     assert str(raised.value).startswith(f"{folder}: can't be loaded as sdxl: ")
     assert "\n" not in str(raised.value)
     assert last_record(tmp_path / "out")["state"] == "failed"
+
+
+@pytest.mark.parametrize(("error", "loads"), [(ModelError, 1), (ModelNeedsMemory, INIT_DEATHS + 1)])
+def test_only_a_lack_of_memory_is_tried_again_while_loading(tmp_path, error, loads):
+    class Unloadable(SyntheticWorker):
+        def load(self, *arguments: Any) -> Any:
+            (tmp_path / f"load-{time.monotonic_ns()}").touch()
+            raise error("model: can't be loaded as sdxl: the reason")
+
+    with pytest.raises(Refused, match=r"^model: can't be loaded as sdxl: the reason$"):
+        generate(options(tmp_path / "out"), Unloadable)
+    assert len(list(tmp_path.glob("load-*"))) == loads == (1 if error is ModelError else 3)
+
+
+def test_an_error_of_the_program_itself_ends_the_run_and_loses_no_row(tmp_path):
+    with pytest.raises(Exception, match="a fault of the program"):
+        generate(options(tmp_path / "out", json_file=with_prompts(tmp_path, {(4, 0): FAULT})))
+    assert last_record(tmp_path / "out")["state"] == "failed"
+    assert check_index_is_true(tmp_path / "out") <= len(read_tree(tmp_path / "out")) < 72
+    assert generate(options(tmp_path / "out")) == OK  # with the sample's own prompt there
+    assert check_index_is_true(tmp_path / "out") == len(read_tree(tmp_path / "out")) == 72
+
+
+def test_a_batch_whose_worker_is_killed_is_repeated_and_counted(finished, tmp_path):
+    class KilledOnce(SyntheticWorker):
+        """Dies with its first batch, before it can tell that the batch is done."""
+
+        def _tell(self, what: str, *arguments: Any) -> Any:
+            if what == "end" and not (tmp_path / "killed").exists():
+                (tmp_path / "killed").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super()._tell(what, *arguments)
+
+    assert generate(options(tmp_path / "out"), KilledOnce) == OK
+    assert read_tree(tmp_path / "out") == read_tree(finished)
+    assert last_record(tmp_path / "out")["summary"]["batches_replayed"] == 1
+
+
+def test_smaller_batches_for_lack_of_memory_are_said_once(tmp_path, capsys):
+    prompts = {(0, 0): NEEDS_MEMORY, (3, 0): f"more {NEEDS_MEMORY}"}
+    assert generate(options(tmp_path / "out", json_file=with_prompts(tmp_path, prompts))) == OK
+    said = [line for line in capsys.readouterr().err.splitlines() if "ran out of memory" in line]
+    assert len(said) == 1
+    assert re.fullmatch(
+        r"proxyqueue: worker \w{8} ran out of memory at 4 prompts; it draws [12] at a time from now on \(low bits may"
+        r" differ\); give a smaller --batch_size",
+        said[0],
+    )
+
+
+@pytest.mark.parametrize("shared_filesystem", [False, True])
+def test_a_local_output_is_written_on_the_drivers_node_alone(tmp_path, monkeypatch, shared_filesystem):
+    stages = []
+    map_batches = ray.data.Dataset.map_batches
+
+    def observed(dataset: Any, function: Any, **arguments: Any) -> Any:
+        stages.append((function, arguments.get("label_selector")))
+        return map_batches(dataset, function, **arguments)
+
+    monkeypatch.setattr(ray.data.Dataset, "map_batches", observed)
+    assert generate(options(tmp_path / "out", limit=1, shared_filesystem=shared_filesystem)) == OK
+    (worker, anywhere), (_, written_on) = stages
+    assert (worker, anywhere) == (SyntheticWorker, None)
+    assert written_on == (None if shared_filesystem else {"ray.io/node-id": cluster.node_id()})
+
+
+def test_staging_that_a_late_writer_makes_again_is_removed_too(tmp_path):
+    """Tasks of a run that was cut short end a moment after it."""
+    output = tmp_path / "out"
+
+    def write_late() -> None:
+        assert wait_for(lambda: list(output.glob(".staging/*")), 60), "nothing was staged in 60 s"
+        (staging,) = output.glob(".staging/*")
+        assert wait_for(lambda: not staging.exists(), 60), "staging was not removed in 60 s"
+        staging.mkdir(parents=True)
+        (staging / "half").write_bytes(b"unfinished")
+
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(write_late)
+        with pytest.raises(Exception, match="a fault of the program"):
+            generate(options(output, json_file=with_prompts(tmp_path, {(0, 0): FAULT}), limit=1))
+        late.result()
+    assert not (output / ".staging").exists()
 
 
 def test_no_gpu_is_refused_at_once_with_what_to_do(tmp_path, models):
@@ -275,9 +416,9 @@ def test_an_output_that_cannot_be_written_under_way_ends_with_its_path(output):
     with pytest.raises(
         Refused, match=r"proxy_images_sdxl_step2/combined.*: can't be written: .*the same command goes on"
     ):
-        generate(options(output, num_workers="1"))
+        generate(options(output))
     (output / "proxy_images_sdxl_step2").unlink()
-    assert generate(options(output, num_workers="1")) == OK
+    assert generate(options(output)) == OK
     assert len(read_tree(output)) == 72
 
 
