@@ -4,12 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 from ray_app.cli import VERBS
 from tests.conftest import ROOT, SAMPLE, check_index_is_true, read_tree, run_cli, start_cli
+from tests.processes import wait_for
 
 
 def test_the_scripts_own_spelling_works_from_a_folder_with_their_defaults(tmp_path):
@@ -27,22 +27,10 @@ def test_the_scripts_own_spelling_works_from_a_folder_with_their_defaults(tmp_pa
     ]
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], *([verb, "--help"] for verb in VERBS)])
-def test_help_imports_nothing_heavy(arguments):
-    code = (
-        "import sys; from ray_app.cli import main\n"
-        "try: main(sys.argv[1:])\n"
-        "except SystemExit as end: assert not end.code\n"
-        "assert not {'torch', 'ray', 'diffusers', 'transformers', 'pyarrow', 'numpy', 'duckdb'} & set(sys.modules)"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
-    assert "proxyqueue" in result.stdout
+def test_help_imports_nothing_heavy(helps):
+    heavy = {"torch", "ray", "diffusers", "transformers", "pyarrow", "numpy", "duckdb"}
+    assert not heavy & {*helps["imported"]}
+    assert all("proxyqueue" in helps[verb] for verb in ("", *VERBS))
 
 
 def test_importing_the_application_imports_no_torch():
@@ -67,10 +55,9 @@ def test_an_interrupted_run_leaves_a_true_index_and_goes_on(tmp_path):
     for number in (signal.SIGINT, signal.SIGTERM):
         process = start_cli(*command, cwd=tmp_path)
         before = len(list(tmp_path.rglob("*.parquet")))
-        deadline = time.monotonic() + 120
-        while len(list(tmp_path.rglob("*.parquet"))) == before and time.monotonic() < deadline:
-            time.sleep(0.05)
+        committed_again = wait_for(lambda before=before: len(list(tmp_path.rglob("*.parquet"))) > before, 240)
         process.send_signal(number)
+        assert committed_again, f"no part of the index in 240 s: {process.communicate(timeout=60)}"
         out, err = process.communicate(timeout=60)
         assert process.returncode == 130, err
         assert err.splitlines()[-1] == "proxyqueue: interrupted; the same command goes on from here"

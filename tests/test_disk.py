@@ -15,6 +15,7 @@ from ray_app.errors import OK, REFUSED
 from ray_app.generate import generate
 from ray_app.options import Generate
 from tests.conftest import ROOT, SAMPLE, check_index_is_true, obeying_permissions, read_tree
+from tests.processes import wait_for
 
 pytestmark = [pytest.mark.usefixtures("ray_local"), pytest.mark.slow]
 
@@ -51,11 +52,10 @@ def start(output: Path, prefix: list[str]) -> subprocess.Popen[str]:
 def run_into(trouble: Callable[[], object], output: Path, prefix: list[str]) -> str:
     """Make trouble as soon as the run has drawn some images; the last line it says, after ending as refused."""
     process = start(output, prefix)
-    deadline = time.monotonic() + 120
-    while len(list(output.rglob("*.png"))) < BEGUN + 40 and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
+    begun = wait_for(lambda: len(list(output.rglob("*.png"))) >= BEGUN + 40 or process.poll() is not None, 240)
     trouble()
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=240)
+    assert begun, f"fewer than 40 images in 240 s: {err}"
     assert process.returncode == REFUSED, err
     assert "Traceback" not in out + err
     return err.splitlines()[-1]

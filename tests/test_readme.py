@@ -3,27 +3,21 @@
 `python -m tests.test_readme` writes the generated parts anew.
 """
 
-import os
 import re
 import shlex
-import subprocess
-import sys
+from typing import Any
 
 import duckdb
 import pytest
 
 from ray_app import index
 from ray_app.cli import VERBS
-from tests.conftest import ROOT, SAMPLE
+from ray_app.generate import generate
+from ray_app.options import Generate
+from tests.conftest import ROOT, SAMPLE, read_helps
+from tests.synthetic import SyntheticWorker
 
 README = ROOT / "README.md"
-
-
-def help_of(verb: str) -> str:
-    environment = {**os.environ, "COLUMNS": "110", "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
-    command = [sys.executable, "-m", "ray_app", verb, "--help"]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return "\n".join(line.rstrip() for line in result.stdout.strip().splitlines())
 
 
 def columns() -> str:
@@ -31,9 +25,12 @@ def columns() -> str:
     return "\n".join(["| column | type | meaning |", "|---|---|---|", *lines, "| `model` | partition | sdxl or flux |"])
 
 
-def generated(text: str) -> str:
+def generated(text: str, helps: dict[str, Any]) -> str:
     """The README with its generated parts made anew."""
-    parts = {f"help: {verb}": f"```text\n{help_of(verb)}\n```" for verb in VERBS} | {"columns": columns()}
+    parts = {"columns": columns()}
+    for verb in VERBS:
+        lines = "\n".join(line.rstrip() for line in helps[verb].strip().splitlines())
+        parts[f"help: {verb}"] = f"```text\n{lines}\n```"
     for name, part in parts.items():
         block = f"<!-- {name} -->\n{part}\n<!-- end -->"
         text, count = re.subn(rf"<!-- {name} -->\n.*?<!-- end -->", lambda _, block=block: block, text, flags=re.DOTALL)
@@ -41,8 +38,8 @@ def generated(text: str) -> str:
     return text
 
 
-def test_generated_parts_are_current():
-    assert README.read_text() == generated(README.read_text()), "python -m tests.test_readme writes them anew"
+def test_generated_parts_are_current(helps):
+    assert README.read_text() == generated(README.read_text(), helps), "python -m tests.test_readme writes them anew"
 
 
 def test_commands_in_the_readme_parse():
@@ -62,11 +59,8 @@ def test_commands_in_the_readme_parse():
 
 @pytest.mark.usefixtures("ray_local")
 def test_queries_run_on_a_real_index(tmp_path):
-    from ray_app.generate import generate
-    from ray_app.options import Generate
-
     flags = {"model_path": "tiny", "max_inference_steps": 2, "save_steps": ("1", "2"), "num_workers": "1"}
-    generate(Generate(json_file=str(SAMPLE), output_base_path=str(tmp_path), **flags))
+    generate(Generate(json_file=str(SAMPLE), output_base_path=str(tmp_path), **flags), SyntheticWorker)
     queries = re.findall(r"```sql\n(.*?)```", README.read_text(), flags=re.DOTALL)
     costs, failures, shared = (duckdb.sql(sql.replace("OUTPUT", str(tmp_path))).fetchall() for sql in queries)
     assert [row[:4] for row in costs] == [("sdxl", "xt", 1, 30), ("sdxl", "xt", 2, 30)]
@@ -75,4 +69,4 @@ def test_queries_run_on_a_real_index(tmp_path):
 
 
 if __name__ == "__main__":
-    README.write_text(generated(README.read_text()))
+    README.write_text(generated(README.read_text(), read_helps()))
