@@ -19,6 +19,16 @@ def test_a_line_tells_done_rate_time_left_failures_and_actors(monkeypatch):
     assert shown.describe() == "2,390 of 10,000 images, 15.0 images/s, 8:26 left, 10 failed, 3 actors up"
 
 
+def test_the_rate_is_that_of_the_last_minute(monkeypatch):
+    """A run that becomes slower, as one does whose GPUs are taken away, has more time left than its mean says."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    shown = Progress(total=2_000, done=0, actors_up=lambda: 1)
+    for now[0], images in [(10.0, 0), (20.0, 1_000), *((20.0 + 10 * n, 10) for n in range(1, 11))]:
+        shown.add(ok=images, failed=0)
+    assert shown.describe() == "1,100 of 2,000 images, 1.0 images/s, 15:00 left, 0 failed, 1 actors up"
+
+
 def test_lines_come_every_ten_seconds_where_there_is_no_terminal(monkeypatch, capsys):
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
