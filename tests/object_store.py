@@ -32,7 +32,7 @@ class ObjectStore:
             "AWS_SECRET_ACCESS_KEY": "secret-of-the-test",
             "AWS_EC2_METADATA_DISABLED": "true",
         }
-        self.slow_seconds = 4.0
+        self.slow_seconds = 3.5
         self._lock = threading.Lock()
         self.begin()
 

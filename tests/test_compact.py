@@ -1,7 +1,9 @@
 """Compaction: few sorted parts with the newest rows, safe against readers, writers and SIGKILL."""
 
 import dataclasses
+import os
 import threading
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -9,18 +11,23 @@ import pyarrow.parquet as pq
 import pytest
 
 from actors.recipe import Recipe
-from ray_app import compact, index
+from ray_app import compact, index, local_storage
 from ray_app.cli import main
 from ray_app.storage import open_storage
+from tests.conftest import flip_bit_of_a_page
 from tests.outputs import RECIPE, check_index_is_true, kill_and_repeat, newest_rows, parts, write_images
 
 
 @pytest.fixture
 def output(tmp_path):
-    """Sixty images in parts of eight, twenty of them failed before, ten redrawn; the newest parts' names come first."""
+    """Sixty images in parts of eight, twenty of them failed before, ten generated again.
+
+    The newest parts' names come first, and the queries are in no order, within the parts and across them.
+    """
     output = tmp_path / "out"
     write_images(output, "run-3", range(10), status="failed")
-    write_images(output, "run-2", range(30), recipe=dataclasses.replace(RECIPE, batch_size=8))
+    in_no_order = sorted(range(30), key=lambda query: query * 7 % 30)
+    write_images(output, "run-2", in_no_order, recipe=dataclasses.replace(RECIPE, batch_size=8))
     write_images(output, "run-1", range(5), text="redrawn")
     return output
 
@@ -56,6 +63,46 @@ def test_what_is_compact_already_is_not_written_again(output):
     before = part.name, part.stat().st_mtime_ns
     assert compacted(output) == 0
     assert [(part.name, part.stat().st_mtime_ns) for part in parts(output)] == [before]
+
+
+def test_a_single_part_out_of_order_is_sorted(tmp_path, capsys):
+    write_images(tmp_path, "run-1", [2, 0, 1])
+    before = newest_rows(tmp_path)
+    assert compacted(tmp_path) == 0
+    assert capsys.readouterr().out == "sdxl             6 rows in 1 parts are now 6 in 1\n"
+    (part,) = parts(tmp_path)
+    assert pq.read_table(part, partitioning=None).to_pylist() == before
+
+
+def test_a_flipped_bit_of_a_compacted_part_is_found(output, capsys):
+    """By the checksum of its page: zstd alone would give another sha256."""
+    assert compacted(output) == 0
+    (part,) = parts(output)
+    flip_bit_of_a_page(part, "sha256")
+    assert newest_rows(output) == []
+    err = capsys.readouterr().err
+    assert err.startswith(f"proxyqueue: {part}: a damaged part of the index (")
+    assert "CRC checksum verification failed" in err
+
+
+def test_new_parts_survive_a_power_cut_before_old_ones_go(output, monkeypatch):
+    """Each new part, then the folder with all their names are synced while every old part is still in it."""
+    folder, old, synced, real = output / "index/model=sdxl", parts(output), [], os.fsync
+
+    def fsync(descriptor):
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        synced.append((path, set(folder.glob("*.parquet"))))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(compact, "ROWS_A_PART", 25)
+    assert compacted(output) == 0
+    new = parts(output)
+    assert (len(new), set(new) & set(old)) == (3, set())
+    *of_parts, of_folder = synced
+    assert sorted(path for path, _ in of_parts) == new
+    assert all(path in there and there.issuperset(old) for path, there in of_parts)
+    assert of_folder == (folder, {*old, *new})
 
 
 def test_parts_of_bounded_size_are_sorted_across(output, monkeypatch):
@@ -98,6 +145,25 @@ def test_a_damaged_part_is_named_and_left_alone(output, capsys):
     assert capsys.readouterr().err.startswith(f"proxyqueue: {damaged}: left alone, can't be read: Parquet magic bytes")
     assert damaged in parts(output)
     assert len(parts(output)) == 2
+
+
+def test_a_listing_during_which_parts_are_replaced_is_not_believed(output, monkeypatch):
+    """It names neither the new part, which was not there when it began, nor the old ones, which are gone at its end."""
+    scan, listings = local_storage._scan, []
+
+    def compacted_meanwhile(folder):
+        found = list(scan(folder))
+        if str(folder).endswith("index/model=sdxl"):
+            listings.append(len(found))
+            if len(listings) == 1:
+                assert compacted(output) == 0
+        yield from found
+
+    monkeypatch.setattr(local_storage, "_scan", compacted_meanwhile)
+    names = index.part_names(open_storage(str(output)), "sdxl")
+    assert listings[0] == 13
+    assert names == [path.relative_to(output).as_posix() for path in parts(output)]
+    assert len(names) == 1
 
 
 def test_readers_never_miss_a_row(tmp_path):
