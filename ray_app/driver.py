@@ -2,13 +2,15 @@
 Knows Ray Data; nothing of annotations or of what a pixel is."""
 
 import collections
+import contextlib
 import functools
+import gc
 import os
 import queue
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import pyarrow as pa
@@ -43,6 +45,8 @@ INIT_DEATHS = 2
 WRITERS = 2
 """Writer tasks at a time on each node that writes."""
 POLL_SECONDS = 0.2
+FETCHER = "proxyqueue results"
+"""Name of the thread that waits for Ray Data."""
 MODEL_ERROR = re.compile(rf"\b(?:{ModelError.__name__}|{ModelNeedsMemory.__name__}): (.+)")
 """How the traceback in an error of Ray's, a text, ends where a model could not be loaded or used."""
 
@@ -82,6 +86,7 @@ class Driver:
             KeyboardInterrupt: a signal came; the index is true.
             Refused: the model can't be loaded, or the output not be written.
         """
+        gc.collect()  # or actors of a run that failed in this process would keep the CPUs that this one waits for
         self.metrics = Metrics(self.recipe.model_type)
         ledger = start_ledger(cluster.node_id())
         watchdog = Watchdog(ledger, self.options.denoise_timeout, self.recipe.model_path)
@@ -93,9 +98,9 @@ class Driver:
         workers_up = functools.partial(cluster.actors_that_fit, gpus)
         waiting = autoscaling.Waiting(autoscaler, actors, workers_up) if autoscaler else None
         progress = Progress(self.plan.images_wanted, self.plan.images_there, actors_up, waiting)
-        with self.interrupts.deferred(), self.index:
+        with self.interrupts.deferred(), self.index, contextlib.closing(results.tables()) as tables:
             try:
-                for rows in results:
+                for rows in tables:
                     if self.interrupts.requested:
                         raise KeyboardInterrupt
                     if rows is not None:
@@ -196,28 +201,42 @@ class _Results:
     def __init__(self, dataset: Any):
         self._dataset = dataset
         self._arrived: queue.Queue[pa.Table | BaseException | None] = queue.Queue(maxsize=16)
+        self._closed = threading.Event()
 
-    def __iter__(self) -> Iterator[pa.Table | None]:
-        threading.Thread(target=self._fetch, daemon=True).start()
-        while True:
-            try:
-                item = self._arrived.get(timeout=POLL_SECONDS)
-            except queue.Empty:
-                yield None
-                continue
-            if item is None:
-                return
-            if isinstance(item, BaseException):
-                raise _explained(item)
-            yield item
+    def tables(self) -> Generator[pa.Table | None]:
+        """The tables; close it, and what is still being generated is given up."""
+        threading.Thread(target=self._fetch, daemon=True, name=FETCHER).start()
+        try:
+            while True:
+                try:
+                    item = self._arrived.get(timeout=POLL_SECONDS)
+                except queue.Empty:
+                    yield None
+                    continue
+                if item is None:
+                    return
+                if isinstance(item, BaseException):
+                    raise _explained(item)
+                yield item
+        finally:
+            self._closed.set()
 
     def _fetch(self) -> None:
         try:
             for table in self._dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-                self._arrived.put(table)
-            self._arrived.put(None)
+                if not self._put(table):
+                    return
+            self._put(None)
         except BaseException as error:
-            self._arrived.put(error)
+            self._put(error)
+
+    def _put(self, item: pa.Table | BaseException | None) -> bool:
+        """Hand an item over; False if nobody takes it any more."""
+        while not self._closed.is_set():
+            with contextlib.suppress(queue.Full):
+                self._arrived.put(item, timeout=POLL_SECONDS)
+                return True
+        return False
 
 
 def _explained(error: BaseException) -> BaseException:

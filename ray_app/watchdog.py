@@ -60,7 +60,8 @@ class Watchdog:
         from ray.exceptions import RayError
 
         with contextlib.suppress(RayError):
-            self.replays = ray.get(self.ledger.replays.remote(), timeout=ANSWER_SECONDS)
+            told: Any = ray.get(self.ledger.replays.remote(), timeout=ANSWER_SECONDS)
+            self.replays = told
         return self.replays
 
     def _act(self, status: Status) -> None:

@@ -3,14 +3,18 @@
 Where a model's pixels are not the subject, the actors run a worker without torch.
 """
 
+import contextlib
 import dataclasses
+import gc
 import hashlib
 import json
 import os
 import re
 import shutil
 import signal
+import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,7 +25,7 @@ import pytest
 import ray.data
 
 from actors.errors import ModelError, ModelNeedsMemory
-from ray_app import cluster, index
+from ray_app import cluster, driver, index
 from ray_app import generate as verb
 from ray_app.driver import INIT_DEATHS
 from ray_app.errors import OK, SOME_FAILED, Refused
@@ -180,6 +184,7 @@ def test_the_plan_of_a_deleted_step_costs_as_many_unet_calls(output):
     assert len(calls) == 2 * 6  # two steps, six batches of four for 23 denoises
 
 
+@pytest.mark.timeout(300)
 def test_what_was_deleted_is_generated_again_in_other_batches_bit_for_bit(tmp_path):
     """With the real tiny model, and steps that some slots miss and others don't."""
     output = tmp_path / "out"
@@ -229,6 +234,7 @@ def test_stale_feature_caches_go_with_the_images_they_were_made_of(output):
     assert other.exists()
 
 
+@pytest.mark.timeout(300)
 def test_both_snapshots_of_flux_in_png(tmp_path):
     flags = {"model_type": "flux", "snapshot": "both", "image_format": "png", "limit": 1, "img_per_prompt": 2}
     assert generate(options(tmp_path, **flags, seed_mode="slot"), Worker) == OK
@@ -305,6 +311,31 @@ def test_an_error_of_the_program_itself_ends_the_run_and_loses_no_row(tmp_path):
     assert check_index_is_true(tmp_path / "out") <= len(read_tree(tmp_path / "out")) < 72
     assert generate(options(tmp_path / "out")) == OK  # with the sample's own prompt there
     assert check_index_is_true(tmp_path / "out") == len(read_tree(tmp_path / "out")) == 72
+
+
+@pytest.fixture
+def no_garbage_collection() -> Iterator[None]:
+    """Python collects no cycles by itself, as happens while a program waits."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_runs_that_failed_leave_no_actor_that_the_next_would_wait_for(no_garbage_collection, tmp_path):
+    """Each takes a CPU of this Ray, which has fewer than there are such runs here."""
+    asked = options(tmp_path / "out", json_file=with_prompts(tmp_path, {(0, 0): FAULT}), limit=1)
+    for _ in range(int(ray.cluster_resources()["CPU"]) + 1):
+        with pytest.raises(Exception, match="a fault of the program"):
+            generate(asked)
+
+
+def test_results_that_nobody_takes_any_more_are_not_fetched(ray_local):
+    results = driver._Results(ray.data.range(1_000, override_num_blocks=100))
+    with contextlib.closing(results.tables()) as tables:
+        assert next(table for table in tables if table is not None).num_rows == 10
+    ended = wait_for(lambda: driver.FETCHER not in [thread.name for thread in threading.enumerate()], 60)
+    assert ended, "the thread that fetches results runs on after 60 s"
 
 
 def test_a_batch_whose_worker_is_killed_is_repeated_and_counted(finished, tmp_path):
