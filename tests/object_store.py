@@ -57,6 +57,7 @@ class ObjectStore:
 def _handler(store: ObjectStore) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # or an answer's body waits 40 ms for the acknowledgement of its head
 
         def answer(self) -> None:
             body = self._body()

@@ -7,11 +7,12 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
 
-from ray_app import asked, circo, runs
+from ray_app import asked, circo, index, runs, status
 from ray_app.cli import main
 from ray_app.index import IndexWriter
 from ray_app.options import Generate
@@ -101,29 +102,44 @@ def test_of_records_that_do_not_say_nothing_is_asked(tmp_path, capsys):
     assert "\nsdxl" not in out
 
 
-def test_a_run_of_another_process_has_a_pace_and_time_left(tmp_path, capsys):
-    """Twenty queries at two steps: sixteen images are written, eight of them a second later, two have failed.
+@pytest.fixture
+def two_shares(tmp_path: Path) -> float:
+    """Two runs of live processes are to draw ten queries each at two steps, and have 16 images, two failures.
 
-    What failed in this run is not tried again by it; what failed in a run before is.
+    Two other queries failed before. When the first of their rows came, in seconds since 1970.
     """
     write_images(tmp_path, "run-0", [18, 19], status="failed")
-    storage = record(tmp_path, "run-1", range(20), [["xt", 1], ["xt", 4]])
-    path = Path(storage.path("runs/run-1.json"))
-    path.write_text(json.dumps({**json.loads(path.read_text()), "pid": os.getppid()}))
-    first = tmp_path / "index/model=sdxl/part-run-1-000000.parquet"
-    for name, queries, status in (("part-a", range(4), "ok"), ("part-b", [8], "failed")):
-        write_images(tmp_path, "run-1", queries, status=status)
-        first.rename(first.with_stem(name))
-    time.sleep(1)
-    write_images(tmp_path, "run-1", range(4, 8))
+    for run_id, queries in (("run-1", range(10)), ("run-2", range(10, 20))):
+        path = Path(record(tmp_path, run_id, queries, [["xt", 1], ["xt", 4]]).path(f"runs/{run_id}.json"))
+        path.write_text(json.dumps({**json.loads(path.read_text()), "pid": os.getppid()}))
+    write_images(tmp_path, "run-1", range(8), rows_a_part=8)
+    write_images(tmp_path, "run-2", [12], status="failed")
+    rows = index.read(open_storage(str(tmp_path)), "sdxl", ["run_id"]).to_pylist()
+    return min(row["created_at"] for row in rows if row["run_id"] == "run-1").timestamp()
+
+
+def test_runs_of_other_processes_have_a_pace_and_time_left(two_shares, tmp_path, capsys, monkeypatch):
+    """After the first eight images, ten rows came in ten seconds; what failed in these runs is not tried again."""
+    monkeypatch.setattr(status, "time", SimpleNamespace(time=lambda: two_shares + 10))
     report = looked(tmp_path, capsys)
-    (pace,) = report["going_on"]
-    assert (pace["run_ids"], pace["images_left"]) == (["run-1"], 40 - 16 - 2)
-    assert 0 < pace["images_per_second"] <= 10
-    assert pace["seconds_left"] == pytest.approx(22 / pace["images_per_second"], rel=0.1, abs=1)
-    assert [run["state"] for run in report["runs"]] == ["running"]
+    assert report["going_on"] == [
+        {
+            "model": "sdxl",
+            "run_ids": ["run-1", "run-2"],
+            "images_per_second": 1.0,
+            "images_left": 2 * 20 - 16 - 2,
+            "seconds_left": 22,
+        }
+    ]
+    assert [run["state"] for run in report["runs"]] == ["running", "running"]
     assert main(["status", "--output_base_path", str(tmp_path)]) == 0
-    assert "images/s, 22 images to go, 0:0" in capsys.readouterr().out
+    assert "sdxl: going on, 1.0 images/s, 22 images to go, 0:22 left\n" in capsys.readouterr().out
+
+
+def test_the_pace_is_that_of_the_last_five_minutes(two_shares, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(status, "time", SimpleNamespace(time=lambda: two_shares + 400))
+    (pace,) = looked(tmp_path, capsys)["going_on"]
+    assert (pace["images_per_second"], pace["images_left"], pace["seconds_left"]) == (0.0, 22, None)
 
 
 def test_watching_shows_it_anew_until_ctrl_c(output):
@@ -133,8 +149,8 @@ def test_watching_shows_it_anew_until_ctrl_c(output):
     first = json.loads(process.stdout.readline())
     shutil.rmtree(output / "proxy_images_sdxl_step1")
     deadline = time.monotonic() + 60
-    while (seen := images(json.loads(process.stdout.readline())))["xt", 1] != (12, 0, 0, 12):
-        assert time.monotonic() < deadline, f"the images removed are still there after 60 s: {seen}"
+    while images(json.loads(process.stdout.readline()))["xt", 1] != (12, 0, 0, 12):
+        assert time.monotonic() < deadline, "status --watch has not shown that a step's folder is gone"
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert images(first)["xt", 1] == (12, 12, 0, 0)
