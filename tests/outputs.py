@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,7 +16,6 @@ from ray_app.index import IndexWriter
 from ray_app.options import Generate
 from ray_app.recipes import resolve
 from ray_app.storage import Storage, open_storage
-from tests.conftest import ROOT
 
 RECIPE: Recipe = resolve(Generate(model_path="tiny"))
 
@@ -129,7 +127,6 @@ def kill_and_repeat(
     """
     result = subprocess.run(
         [sys.executable, "-c", KILLS, str(made), str(folder), *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=300,

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +33,8 @@ from ray_app.errors import Refused
 from ray_app.index import part_names, read
 from ray_app.storage import open_storage
 from tests.conftest import ROOT
+
+pytestmark = pytest.mark.timeout(300)
 
 STEPS = (1, 2, 4)
 PROMPTS = ["a dog", "a cat on a mat", "a red car", "a dog", "birds on a wire"]
@@ -356,7 +357,6 @@ def test_a_jobs_entry_point_measures_in_fresh_processes(tmp_path):
     result = subprocess.run(
         [sys.executable, *command.split()],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )

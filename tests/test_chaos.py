@@ -152,7 +152,9 @@ def raylet(nodes_folder) -> Callable[..., subprocess.Popen]:
     environment = node_environment(nodes_folder)
 
     def start(*arguments: str) -> subprocess.Popen:
-        command, silent = [*START, "--block", *arguments], subprocess.DEVNULL
+        # where jobs are started: one fixed port per machine by default, which another Ray may have
+        command = [*START, "--block", f"--dashboard-agent-listen-port={free_port()}", *arguments]
+        silent = subprocess.DEVNULL
         return subprocess.Popen(command, env=environment, stdout=silent, stderr=silent)
 
     return start

@@ -13,7 +13,7 @@ from ray_app.cli import main
 from ray_app.generate import prepare
 from ray_app.options import Generate
 from ray_app.storage import open_storage
-from tests.conftest import ROOT, SAMPLE, read_tree
+from tests.conftest import SAMPLE, read_tree
 from tests.outputs import LONG_AGO, check_index_is_true, kill_and_repeat, newest_rows, parts, running, write_images
 
 
@@ -138,7 +138,6 @@ def test_it_asks_on_a_terminal(output, answer, code, left):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     os.write(ours, f"{answer}\n".encode())
     out, err = process.communicate(timeout=60)

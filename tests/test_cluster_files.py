@@ -27,7 +27,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 @pytest.fixture
-def aws() -> dict[str, Any]:
+def aws(monkeypatch) -> dict[str, Any]:
+    """The file as `ray up` reads it in a clone: it names files there."""
+    monkeypatch.chdir(ROOT)
     return yaml.safe_load((ROOT / "cluster.yaml").read_text())
 
 

@@ -1,7 +1,6 @@
 """The disk under a real run fills, turns read-only, is locked or goes away: what is said, and going on afterwards."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import pytest
 from ray_app.errors import OK, REFUSED
 from ray_app.generate import generate
 from ray_app.options import Generate
-from tests.conftest import ROOT, SAMPLE, check_index_is_true, obeying_permissions, read_tree
+from tests.conftest import SAMPLE, check_index_is_true, obeying_permissions, read_tree
 from tests.processes import wait_for
 
 pytestmark = [pytest.mark.usefixtures("ray_local"), pytest.mark.slow]
@@ -42,7 +41,6 @@ def start(output: Path, prefix: list[str]) -> subprocess.Popen[str]:
     arguments = [str(part) for flag in flags for part in flag]
     return subprocess.Popen(
         [*prefix, sys.executable, "-m", "ray_app", "generate", *arguments, "--output_base_path", str(output)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

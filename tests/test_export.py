@@ -244,8 +244,14 @@ def test_an_interrupted_export_leaves_nothing(mixed, tmp_path):
     process = start_cli("export", *command)
     begun = wait_for(lambda: list(tmp_path.glob(".ex.*/*.parquet")), 90)
     process.send_signal(signal.SIGINT)
-    with contextlib.suppress(OSError):  # nobody waits there any more
-        os.close(os.open(victim, os.O_WRONLY | os.O_NONBLOCK))  # lets the thread end that does
+
+    def let_go() -> bool:
+        """Whether it has ended; a thread that reads from the pipe, now or soon, has to be let go before."""
+        with contextlib.suppress(OSError):  # nobody reads
+            os.close(os.open(victim, os.O_WRONLY | os.O_NONBLOCK))
+        return process.poll() is not None
+
+    assert wait_for(let_go, 60), "the export goes on 60 s after Ctrl-C"
     _, err = process.communicate(timeout=60)
     assert begun, f"no file was begun in 90 s: {err}"
     assert (process.returncode, err) == (130, "proxyqueue: interrupted; the same command goes on from here\n")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -184,7 +185,8 @@ def browser() -> Iterator[Any]:
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     try:
-        started = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+        short = {**os.environ, "TMPDIR": "/tmp"}  # a path of Chromium's sockets has 107 bytes
+        started = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver, env=short))
     except WebDriverException as error:
         pytest.skip(f"chromium does not start here: {str(error.msg).splitlines()[0]}")
     yield started

@@ -7,7 +7,6 @@ import sys
 import pytest
 
 from ray_app.cli import main
-from tests.conftest import ROOT
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
@@ -18,7 +17,7 @@ def test_a_reader_that_has_gone_is_no_error(arguments, unbuffered):
     os.close(reader)
     with os.fdopen(writer) as stdout:
         command = [sys.executable, "-m", "ray_app", *arguments]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered}
+        environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
         done = subprocess.run(command, env=environment, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -49,6 +49,6 @@ def test_a_node_has_a_minute_to_answer(ray_local, monkeypatch):
     monkeypatch.setattr(ray, "wait", observed)
     began = time.monotonic()
     (node,) = survey.survey()
-    assert waited == [60]
+    assert max(waited) == 60  # Ray's own threads wait too, for less
     assert node.answer
     assert time.monotonic() - began < 60

@@ -1,6 +1,5 @@
 """The shipped tiny models draw what they are asked for; their training goes on where it was stopped."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +16,6 @@ from actors.generator import ImageGenerator
 from actors.recipe import Capture
 from jobs import captions, emoji, fitting
 from ray_app.errors import Refused
-from tests.conftest import ROOT
 
 FAMILIES = ["sdxl", "flux"]
 REFERENCE = Path(__file__).with_name("emoji.png")
@@ -143,8 +141,7 @@ def test_training_from_nothing_to_pipelines_that_load(tmp_path):
     folders = ["--folder", str(tmp_path / "work"), "--output", str(tmp_path)]
     for reported in ("step 4 of 4", "tiny_flux"):  # the second time everything is there
         command = [sys.executable, "-m", "jobs.train_tiny", *steps, *folders]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400)
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400)
         assert result.returncode == 0, result.stderr
         assert reported in result.stdout
     assert "step 4 of 4" not in result.stdout
