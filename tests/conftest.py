@@ -210,9 +210,9 @@ def run_cli(*arguments: str, cwd: Path | None = None, **environment: str) -> sub
     )
 
 
-def run_python(code: str, *arguments: str) -> str:
+def run_python(code: str) -> str:
     """What code prints in a process of its own, where memory is as at a start."""
-    command = [sys.executable, "-c", code, *arguments]
+    command = [sys.executable, "-c", code]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300).stdout
 
 
