@@ -56,22 +56,18 @@ def connected(address: str | None) -> Iterator[None]:
     try:
         yield
     finally:
-        _hush_threads()
+        if "ray.data" in sys.modules:
+            stop_data()
         ray.shutdown()
 
 
-def _hush_threads() -> None:
-    """Threads of Ray Data that outlive an interrupted run end in an error, and would tell of it with a traceback."""
-    import ray
-    from ray.exceptions import RaySystemError
+def stop_data() -> None:
+    """End what Ray Data still runs in this process: a thread that uses Ray while it shuts down ends the process."""
+    from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
-    tell = threading.excepthook
-
-    def tell_others(thread: threading.ExceptHookArgs) -> None:
-        if ray.is_initialized() or not isinstance(thread.exc_value, RaySystemError):
-            tell(thread)
-
-    threading.excepthook = tell_others
+    for thread in threading.enumerate():
+        if isinstance(thread, StreamingExecutor):
+            thread.shutdown(force=True)
 
 
 def _check_answers(address: str) -> str | None:

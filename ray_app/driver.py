@@ -10,6 +10,7 @@ import queue
 import re
 import sys
 import threading
+import time
 from collections.abc import Generator
 from typing import Any
 
@@ -47,6 +48,8 @@ WRITERS = 2
 POLL_SECONDS = 0.2
 FETCHER = "proxyqueue results"
 """Name of the thread that waits for Ray Data."""
+STOP_SECONDS = 20.0
+"""For which a run that ends early waits for Ray Data's threads: they take a second."""
 MODEL_ERROR = re.compile(rf"\b(?:{ModelError.__name__}|{ModelNeedsMemory.__name__}): (.+)")
 """How the traceback in an error of Ray's, a text, ends where a model could not be loaded or used."""
 
@@ -202,10 +205,11 @@ class _Results:
         self._dataset = dataset
         self._arrived: queue.Queue[pa.Table | BaseException | None] = queue.Queue(maxsize=16)
         self._closed = threading.Event()
+        self._fetcher = threading.Thread(target=self._fetch, daemon=True, name=FETCHER)
 
     def tables(self) -> Generator[pa.Table | None]:
         """The tables; close it, and what is still being generated is given up."""
-        threading.Thread(target=self._fetch, daemon=True, name=FETCHER).start()
+        self._fetcher.start()
         try:
             while True:
                 try:
@@ -220,6 +224,14 @@ class _Results:
                 yield item
         finally:
             self._closed.set()
+            self._stop()
+
+    def _stop(self) -> None:
+        """End Ray Data, however far it is, and with it the thread that waits for it."""
+        deadline = time.monotonic() + STOP_SECONDS
+        while self._fetcher.is_alive() and time.monotonic() < deadline:
+            cluster.stop_data()
+            self._fetcher.join(POLL_SECONDS)
 
     def _fetch(self) -> None:
         try:

@@ -198,10 +198,16 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pass  # until nothing is mounted there: a test may have done it itself
 
 
-def run_cli(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+MODEL, PACED = "ray_app", "tests.paced"
+"""Programs that `run_cli` and `start_cli` run: the command, and the same with a `PacedWorker`."""
+
+
+def run_cli(
+    *arguments: str, cwd: Path | None = None, program: str = MODEL, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """`python -m ray_app …` to its end, as a user would run it."""
     return subprocess.run(
-        [sys.executable, "-m", "ray_app", *arguments],
+        [sys.executable, "-m", program, *arguments],
         cwd=cwd,
         env={**os.environ, **environment},
         capture_output=True,
@@ -216,10 +222,12 @@ def run_python(code: str) -> str:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300).stdout
 
 
-def start_cli(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.Popen[str]:
+def start_cli(
+    *arguments: str, cwd: Path | None = None, program: str = MODEL, **environment: str
+) -> subprocess.Popen[str]:
     """The same, going on in the background."""
     return subprocess.Popen(
-        [sys.executable, "-m", "ray_app", *arguments],
+        [sys.executable, "-m", program, *arguments],
         cwd=cwd,
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,

@@ -3,6 +3,7 @@ capture. A real actor of the project's own queue in all else: Ray starts it, and
 
 import hashlib
 import io
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,9 @@ NEEDS_MEMORY = "8K"
 """A prompt with this halves the batch size from its batch on, as lack of memory does."""
 BLOCK = 8
 """Pixels of one colour, in both directions: real codecs make small files of them."""
+
+SECONDS_A_PROMPT = 0.15
+"""Which a paced worker takes without using a core: a run of hundreds of images is long enough to be disturbed."""
 
 Row = dict[str, Any]
 
@@ -101,6 +105,19 @@ class SyntheticWorker(Worker):
 
     def load(self, recipe: Recipe, captures: Sequence[Capture], threads: int | None) -> Any:
         return SyntheticGenerator(recipe, captures)
+
+
+class PacedGenerator(SyntheticGenerator):
+    def draw(self, batch: dict[str, Sequence[Any]]) -> list[list[Row]]:
+        time.sleep(SECONDS_A_PROMPT * len(batch["prompt"]))
+        return super().draw(batch)
+
+
+class PacedWorker(Worker):
+    """The same at a steady pace, for runs that are killed, stopped or cut off on the way."""
+
+    def load(self, recipe: Recipe, captures: Sequence[Capture], threads: int | None) -> Any:
+        return PacedGenerator(recipe, captures)
 
 
 def pixels(prompt: str, seed: int, capture: Capture, recipe: Recipe) -> np.ndarray:

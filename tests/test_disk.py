@@ -13,8 +13,9 @@ import pytest
 from ray_app.errors import OK, REFUSED
 from ray_app.generate import generate
 from ray_app.options import Generate
-from tests.conftest import SAMPLE, check_index_is_true, obeying_permissions, read_tree
+from tests.conftest import PACED, SAMPLE, check_index_is_true, obeying_permissions, read_tree
 from tests.processes import wait_for
+from tests.synthetic import SyntheticWorker
 
 pytestmark = [pytest.mark.usefixtures("ray_local"), pytest.mark.slow]
 
@@ -40,7 +41,7 @@ def start(output: Path, prefix: list[str]) -> subprocess.Popen[str]:
     flags = [[f"--{name}", *([value] if isinstance(value, str | int) else value)] for name, value in FLAGS.items()]
     arguments = [str(part) for flag in flags for part in flag]
     return subprocess.Popen(
-        [*prefix, sys.executable, "-m", "ray_app", "generate", *arguments, "--output_base_path", str(output)],
+        [*prefix, sys.executable, "-m", PACED, "generate", *arguments, "--output_base_path", str(output)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -63,7 +64,7 @@ def run_into(trouble: Callable[[], object], output: Path, prefix: list[str]) -> 
 def begun(ray_local, tmp_path_factory) -> Path:
     """An output with the first query's images."""
     output = tmp_path_factory.mktemp("begun") / "out"
-    assert generate(options(output, limit=1)) == OK
+    assert generate(options(output, limit=1), SyntheticWorker) == OK
     assert len(read_tree(output)) == BEGUN
     return output
 
@@ -72,7 +73,7 @@ def begun(ray_local, tmp_path_factory) -> Path:
 def undisturbed(begun, tmp_path_factory) -> dict[str, bytes]:
     output = tmp_path_factory.mktemp("undisturbed") / "out"
     shutil.copytree(begun, output)
-    assert generate(options(output)) == OK
+    assert generate(options(output), SyntheticWorker) == OK
     return read_tree(output)
 
 
@@ -99,13 +100,14 @@ def remount(disk: Path, how: str) -> None:
 
 
 def check_completes(output: Path, undisturbed: dict[str, bytes]) -> None:
-    assert generate(options(output)) == OK
+    assert generate(options(output), SyntheticWorker) == OK
     assert read_tree(output) == undisturbed
     assert check_index_is_true(output) >= IMAGES
 
 
 def test_a_full_disk(disk, undisturbed):
     output = disk / "out"
+    (disk / "other files").write_bytes(bytes(2_000_000))  # of 3 MB: an image takes 4 kB there
     line = run_into(lambda: None, output, [])
     assert line.startswith(f"proxyqueue: {output}/")
     assert line.endswith(f": can't be written: No space left on device{GOES_ON}")

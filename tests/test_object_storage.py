@@ -13,7 +13,7 @@ from ray_app.errors import Refused
 from ray_app.object_storage import ObjectStorage
 from ray_app.storage import open_storage
 from tests import object_store
-from tests.conftest import SAMPLE, read_tree, run_cli
+from tests.conftest import PACED, SAMPLE, read_tree, run_cli
 from tests.object_store import BUCKET, ObjectStore
 from tests.test_gallery import draw
 
@@ -185,18 +185,19 @@ FLAGS = ["--model_path", "tiny", *STEPS, "--img_per_prompt", "2", "--num_prompts
 
 
 @pytest.mark.slow
-def test_a_run_into_a_store_that_has_faults(store, tmp_path):
+def test_a_run_into_a_store_that_has_faults(store, tmp_path, capsys):
     """Drawn, gone on with, verified, compacted and cleaned; the same bytes as in a local run."""
     url = f"s3://{BUCKET}/whole/run"
     storage = open_storage(url)
     storage.write("asked/test.json", SAMPLE.read_bytes())
     command = ["generate", "--json_file", f"{url}/asked/test.json", *FLAGS, "--output_base_path"]
-    assert run_cli(*command[:2], str(SAMPLE), *FLAGS, "--output_base_path", "out", cwd=tmp_path).returncode == 0
+    here = run_cli(*command[:2], str(SAMPLE), *FLAGS, "--output_base_path", "out", cwd=tmp_path, program=PACED)
+    assert here.returncode == 0, here.stderr
     expected = read_tree(tmp_path / "out")
 
     faults = {3: "503", 5: "cut", 7: "cut after"}
     store.begin(lambda method, path, number: faults.get(number % 11) if method == "PUT" else None)
-    first = run_cli(*command, url, cwd=tmp_path, **store.environment)
+    first = run_cli(*command, url, cwd=tmp_path, program=PACED, **store.environment)
     assert first.returncode == 0, first.stderr
     assert store.faults >= 10
     assert "secret-of-the-test" not in first.stdout + first.stderr
@@ -206,23 +207,22 @@ def test_a_run_into_a_store_that_has_faults(store, tmp_path):
     storage.remove("proxy_images_sdxl_step1/combined/combined_100102_1.jpg")
     for name in storage.list_names("proxy_images_sdxl_step4/combined", "*_0.jpg"):
         storage.remove(name)
-    again = run_cli(*command, url, cwd=tmp_path, **store.environment)
+    again = run_cli(*command, url, cwd=tmp_path, program=PACED, **store.environment)
     assert again.returncode == 0, again.stderr
     assert "to draw" in again.stdout
     assert _images(storage) == expected
-    nothing = run_cli(*command, url, cwd=tmp_path, **store.environment)
+    nothing = run_cli(*command, url, cwd=tmp_path, program=PACED, **store.environment)
     assert f"nothing to draw: all {len(expected)} images are there" in nothing.stdout
 
     for verb, code in (("verify --deep", 0), ("compact", 0), ("verify", 0)):
-        result = run_cli(*verb.split(), "--output_base_path", url, cwd=tmp_path, **store.environment)
-        assert result.returncode == code, result.stdout + result.stderr
+        assert main([*verb.split(), "--output_base_path", url]) == code, capsys.readouterr()
     assert len(storage.list_names("index/model=sdxl", "*.parquet")) == 1
 
     storage.write("proxy_images_sdxl_step4/combined/stray.jpg", b"no image")
-    bad = run_cli("verify", "--repair", "--format", "json", "--output_base_path", url, **store.environment)
-    assert (bad.returncode, json.loads(bad.stdout)["counts"]) == (1, {"stray file": 1})
-    cleaned = run_cli("clean", "--all", "--yes", "--output_base_path", url, cwd=tmp_path, **store.environment)
-    assert cleaned.returncode == 0, cleaned.stderr
+    capsys.readouterr()
+    assert main(["verify", "--repair", "--format", "json", "--output_base_path", url]) == 1
+    assert json.loads(capsys.readouterr().out)["counts"] == {"stray file": 1}
+    assert main(["clean", "--all", "--yes", "--output_base_path", url]) == 0
     assert sorted(entry.name for entry in storage.files("")) == [
         ".set_aside/proxy_images_sdxl_step4/combined/stray.jpg", "asked/test.json",
     ]  # fmt: skip

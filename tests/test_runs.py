@@ -15,7 +15,7 @@ from ray_app import generate, runs
 from ray_app.errors import Refused
 from ray_app.options import Generate
 from ray_app.storage import open_storage
-from tests.conftest import SAMPLE, check_index_is_true, read_tree, run_cli, run_python, start_cli
+from tests.conftest import PACED, SAMPLE, check_index_is_true, read_tree, run_cli, run_python, start_cli
 
 WORK = runs.work("sdxl", [1, 2, 3, 7], [("xt", 1), ("xt", 4)])
 
@@ -196,22 +196,22 @@ def test_the_dead_are_marked_and_their_staging_removed(tmp_path):
 @pytest.mark.slow
 def test_two_drivers_on_one_output(tmp_path):
     """The same work is refused while it goes on, another share works beside it, --force ends with one row a key."""
-    flags = "--model_path tiny --max_inference_steps 4 --save_steps 1 4 --img_per_prompt 20 --num_workers 1 --gpu_num 2"
+    flags = "--model_path tiny --max_inference_steps 4 --save_steps 1 4 --img_per_prompt 8 --num_workers 1 --gpu_num 2"
     command = ["generate", "--json_file", str(SAMPLE), *flags.split(), "--output_base_path", "out"]
-    first = start_cli(*command, "--idx", "0", cwd=tmp_path)
+    first = start_cli(*command, "--idx", "0", cwd=tmp_path, program=PACED)
     deadline = time.monotonic() + 60
     while not read_tree(tmp_path / "out"):
         assert time.monotonic() < deadline, "the first run has drawn no image"
         time.sleep(0.1)
-    second = run_cli(*command, "--idx", "0", cwd=tmp_path)
+    second = run_cli(*command, "--idx", "0", cwd=tmp_path, program=PACED)
     assert second.returncode == 2
     assert f"this run is going on (process {first.pid} on " in second.stderr
     assert " and draws query 0 too; wait for it, take other --idx or --query_ids, or say --force\n" in second.stderr
-    other_share = start_cli(*command, "--idx", "1", cwd=tmp_path)
-    forced = run_cli(*command, "--idx", "0", "--force", cwd=tmp_path)
+    other_share = start_cli(*command, "--idx", "1", cwd=tmp_path, program=PACED)
+    forced = run_cli(*command, "--idx", "0", "--force", cwd=tmp_path, program=PACED)
     for process in (first, other_share):
         process.communicate(timeout=120)
     assert (first.returncode, other_share.returncode, forced.returncode) == (0, 0, 0)
-    assert check_index_is_true(tmp_path / "out") == 6 * 5 * 20 * 2 == len(read_tree(tmp_path / "out"))
+    assert check_index_is_true(tmp_path / "out") == 6 * 5 * 8 * 2 == len(read_tree(tmp_path / "out"))
     assert not (tmp_path / "out" / ".staging").exists()
     assert sorted(record["state"] for record in runs.read_all(open_storage(str(tmp_path / "out")))) == ["complete"] * 3

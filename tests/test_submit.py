@@ -194,7 +194,7 @@ def test_a_job_is_checked_shipped_and_followed_and_its_exit_code_is_the_commands
 def test_ctrl_c_detaches_stop_stops_and_the_same_command_goes_on(jobs, here, tmp_path):
     """The variables reach driver and workers; the index is true after the stop."""
     output = tmp_path / "out"
-    asked = generate(output, "--img_per_prompt", "40")
+    asked = generate(output, "--img_per_prompt", "16")
     environment = {**auth(False), "HF_TOKEN": SECRET, "AWS_REGION": "eu-north-1", "AWS_PROFILE": "mine"}
     following = start_cli("submit", "--address", jobs.dashboard, *asked, cwd=here, **environment)
     try:
@@ -217,7 +217,7 @@ def test_ctrl_c_detaches_stop_stops_and_the_same_command_goes_on(jobs, here, tmp
     stopped = submit(jobs, here, "--stop", job)
     assert (stopped.returncode, stopped.stdout, stopped.stderr) == (0, f"{job}: stopped\n", "")
     rows = check_index_is_true(output)
-    assert 0 < rows < 2400
+    assert 0 < rows < 960
     assert not (output / ".staging").exists()
     again = submit(jobs, here, "--detach", *asked)
     assert again.returncode == 0, again.stderr
@@ -225,9 +225,9 @@ def test_ctrl_c_detaches_stop_stops_and_the_same_command_goes_on(jobs, here, tmp
     attached = submit(jobs, here, "--attach", job)
     assert attached.returncode == 0, attached.stdout
     assert f"{rows:,} there" in attached.stdout
-    assert f"{2400 - rows:,} written, {rows:,} skipped" in attached.stdout
-    assert re.search(r"\d+ of 2,400 images, .* actors up", out + attached.stdout)
-    assert check_index_is_true(output) == len(read_tree(output)) == 2400
+    assert f"{960 - rows:,} written, {rows:,} skipped" in attached.stdout
+    assert re.search(r"\d+ of 960 images, .* actors up", out + attached.stdout)
+    assert check_index_is_true(output) == len(read_tree(output)) == 960
     assert SECRET not in out + err + attached.stdout + again.stdout
 
 
