@@ -103,7 +103,7 @@ def _draw(job: Job, interrupts: Interrupts, worker: type[Worker]) -> int:
     outcome = {"state": "failed"}
     try:
         _remove_caches(job)
-        with cluster.connected(options.address):
+        with record, cluster.connected(options.address):
             interrupts.install()  # Ray takes SIGTERM for itself
             run.run()
         outcome = {"state": "some failed" if run.counts["failed"] else "complete"}

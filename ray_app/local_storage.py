@@ -8,6 +8,7 @@ import fcntl
 import os
 import posixpath
 import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -121,7 +122,15 @@ class LocalStorage(Storage):
             newest = max([folder.stat().st_mtime, *(entry.stat().st_mtime for entry in _scan(folder))])
         except FileNotFoundError:
             return 0.0
-        return time.time() - newest
+        return self.now() - newest
+
+    def now(self) -> float:
+        """That of a file without a name, where one can be made; else this host's."""
+        try:
+            with tempfile.TemporaryFile(dir=self.root) as file:
+                return os.fstat(file.fileno()).st_mtime
+        except OSError:
+            return time.time()
 
     def entries(self, folder: str) -> Iterator[Entry]:
         """What vanishes meanwhile is left out."""

@@ -33,15 +33,16 @@ class Patience:
         """Pause, and say on stderr why, once; False without a pause if the error can't pass or none is left."""
         if error.errno not in CAN_PASS:
             return False
-        self._spent = self._spent or self._taken == len(PAUSES)
+        self._spent = self._spent or self._taken >= len(PAUSES)
         if self._spent:
             return False
         if not self._said:
             why, seconds = error.strerror or os.strerror(error.errno), round(sum(PAUSES))
             print(f"proxyqueue: {path}: {why}; trying again for {seconds} seconds", file=sys.stderr, flush=True)
             self._said = True
-        time.sleep(PAUSES[self._taken])
-        self._taken += 1
+        pause = PAUSES[self._taken]
+        self._taken += 1  # before the pause: a thread that beats may wait for the same disk
+        time.sleep(pause)
         return True
 
     def restore(self) -> None:

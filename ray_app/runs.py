@@ -1,25 +1,33 @@
 """A run's record, runs/{run_id}.json: recipe, versions, counts, heartbeat, outcome; and what other runs' records say.
 Knows what a run leaves behind for people and for the next run; nothing of how it is done."""
 
+import contextlib
 import datetime
+import fnmatch
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import secrets
 import sys
+import threading
 import time
 from collections.abc import Iterable
 from typing import Any
 
-from ray_app import __version__, layout
+from ray_app import __version__, layout, process
 from ray_app.errors import GOES_ON, Refused
 from ray_app.storage import Storage
 
 PACKAGES = ("ray", "torch", "diffusers", "transformers", "pillow", "numpy", "pyarrow")
 BEAT_SECONDS = 10.0
 DEAD_SECONDS = 120.0
-"""Without a heartbeat for so long, a run of another host counts as dead; one of this host, once its process is gone."""
+"""A record that has not changed for so long is a dead run's, by the clock of the filesystem that it lies on."""
+WATCH_SECONDS = 3 * BEAT_SECONDS
+"""For which a younger record is watched before its work is begun again: a living run's changes."""
+SILENT = "silent_seconds"
+"""Of a record that was read: seconds since it was written. Not in the file."""
 ORPHAN_SECONDS = 10.0
 """An unfinished file that belongs to no run is somebody's for so long after it was last written to."""
 RUNNING, DIED = "running", "died"
@@ -57,9 +65,25 @@ class Record:
             "command": [os.path.basename(sys.argv[0]), *sys.argv[1:]],
             "host": platform.node(),
             "pid": os.getpid(),
+            "process": process.identity(os.getpid()),
             "versions": versions(),
             **facts,
         }
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+
+    def __enter__(self) -> "Record":
+        """Beat from a thread of its own: starting Ray, joining a cluster or waiting for a disk can take minutes."""
+        threading.Thread(target=self._keep_beating, daemon=True, name="proxyqueue heartbeat").start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._ended.set()
+
+    def _keep_beating(self) -> None:
+        while not self._ended.wait(BEAT_SECONDS / 2):
+            with contextlib.suppress(Refused):  # the run's own next beat tells
+                self.beat()
 
     def beat(self, **changes: Any) -> None:
         """Write that the run lives, if the last time is long enough ago.
@@ -67,20 +91,24 @@ class Record:
         Raises:
             Refused: the record can't be written.
         """
-        if time.monotonic() < self._next:
-            return
-        self._next = time.monotonic() + BEAT_SECONDS
-        try:
-            self._write(heartbeat_at=_now(), **changes)
-        except OSError as error:
-            raise Refused(f"{error.filename}: {error.strerror}; {GOES_ON}") from error
+        with self._lock:
+            if time.monotonic() < self._next or self._ended.is_set():
+                return
+            self._next = time.monotonic() + BEAT_SECONDS
+            try:
+                self._write(heartbeat_at=_now(), **changes)
+            except OSError as error:
+                raise Refused(f"{error.filename}: {error.strerror}; {GOES_ON}") from error
 
     def end(self, state: str, **changes: Any) -> None:
         """Write how the run ended."""
-        self._write(state=state, ended_at=_now(), **changes)
+        with self._lock:
+            self._ended.set()
+            self._write(state=state, ended_at=_now(), **changes)
 
     def drop(self) -> None:
         """Take the record back: the run did not begin."""
+        self._ended.set()
         self.storage.remove(layout.run_file(str(self.storage.run_id)))
 
     def _write(self, **changes: Any) -> None:
@@ -110,12 +138,35 @@ def check_alone(storage: Storage, mine: dict[str, Any]) -> None:
         if not older or not theirs or not is_alive(record) or theirs["model_type"] != mine["model_type"]:
             continue
         shared = _overlap(mine["query_ids"], theirs["query_ids"])
-        if shared is not None and any(capture in theirs["captures"] for capture in mine["captures"]):
+        same_images = shared is not None and any(capture in theirs["captures"] for capture in mine["captures"])
+        if same_images and (process.is_running(record) or _changes(storage, record)):
             raise Refused(
                 f"{storage.at(layout.run_file(record['run_id']))}: this run is going on (process {record['pid']} on"
                 f" {record['host']}) and draws query {shared} too; wait for it, take other --idx or --query_ids,"
                 " or say --force"
             )
+
+
+def _changes(storage: Storage, record: dict[str, Any]) -> bool:
+    """Watch a run's record, whose process can't be seen from here, until it changes or has had its time."""
+    name = layout.run_file(record["run_id"])
+    print(
+        f"proxyqueue: {storage.at(name)}: looking for {WATCH_SECONDS:g} s whether this run still goes on"
+        f" (process {record['pid']} on {record['host']})",
+        file=sys.stderr,
+        flush=True,
+    )
+    before, until = storage.read(name), time.monotonic() + WATCH_SECONDS
+    while time.monotonic() < until:
+        time.sleep(min(1.0, WATCH_SECONDS / 10))
+        try:
+            now = storage.read(name)
+        except FileNotFoundError:
+            return False
+        if now != before:
+            return json.loads(now).get("state") == RUNNING
+    _write(storage.of_run(record["run_id"]), {**record, "state": DIED})
+    return False
 
 
 def bury_the_dead(storage: Storage) -> list[str]:
@@ -134,13 +185,18 @@ def bury_the_dead(storage: Storage) -> list[str]:
 
 def read_all(storage: Storage) -> list[dict[str, Any]]:
     """Every run's record, oldest first; files that are no records are passed over."""
-    records = []
-    for name in storage.list_names(layout.RUNS, "*.json"):
+    records, now = [], None
+    for entry in sorted(storage.entries(layout.RUNS)):
+        if not entry.is_file or not fnmatch.fnmatch(entry.name, "[!.]*.json"):
+            continue
         try:
-            record = json.loads(storage.read(name))
+            record = json.loads(storage.read(f"{layout.RUNS}/{entry.name}"))
         except (OSError, ValueError):
             continue
         if isinstance(record, dict) and "run_id" in record:
+            if record.get("state") == RUNNING:
+                now = now or storage.now()
+                record[SILENT] = now - entry.mtime_ns / 1e9
             records.append(record)
     return records
 
@@ -151,18 +207,11 @@ def going_on(storage: Storage) -> list[dict[str, Any]]:
 
 
 def is_alive(record: dict[str, Any]) -> bool:
-    """Whether a run is going on: its process is there, or, from another host, its heart has beaten lately."""
+    """Whether a run, whose record was read just now, is going on: its process is there, or else its record changes."""
     if record.get("state") != RUNNING:
         return False
-    try:
-        if record["host"] == platform.node():
-            os.kill(int(record["pid"]), 0)
-        beat = datetime.datetime.fromisoformat(record["heartbeat_at"])
-        return (datetime.datetime.now(datetime.UTC) - beat).total_seconds() < DEAD_SECONDS
-    except PermissionError:
-        return True
-    except (KeyError, TypeError, ValueError, OSError):
-        return False
+    running = process.is_running(record)
+    return record.get(SILENT, math.inf) < DEAD_SECONDS if running is None else running
 
 
 def _overlap(mine: list[list[int]], theirs: list[list[int]]) -> int | None:
@@ -174,6 +223,7 @@ def _overlap(mine: list[list[int]], theirs: list[list[int]]) -> int | None:
 
 
 def _write(storage: Storage, record: dict[str, Any]) -> None:
+    record = {name: value for name, value in record.items() if name != SILENT}
     text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
     storage.write(layout.run_file(str(record["run_id"])), text.encode())
 

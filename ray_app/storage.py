@@ -114,6 +114,10 @@ class Storage(abc.ABC):
     def staging_age(self, run_id: str) -> float:
         """Seconds since something changed in a run's staging; 0 if there is none."""
 
+    @abc.abstractmethod
+    def now(self) -> float:
+        """The time by the clock that stamps the files, in seconds: another host's may differ by minutes."""
+
     def of_run(self, run_id: str) -> "Storage":
         """The same OUTPUT for another run."""
         return open_storage(self.url, run_id)

@@ -2,16 +2,18 @@
 
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 
 from actors.recipe import Recipe
-from ray_app import index, layout, runs
+from ray_app import index, layout, process, runs
 from ray_app.index import IndexWriter
 from ray_app.options import Generate
 from ray_app.recipes import resolve
@@ -143,12 +145,22 @@ def kill_and_repeat(
     return [folder / f"copy{moment}" for moment in range(len(codes))]
 
 
-LONG_AGO = "2020-01-01T00:00:00+00:00"
-
-
 def running(storage: Storage, pid: int) -> Path:
     """The record of a run that goes on in this process; its path."""
     runs.Record(storage).beat()
     path = storage.root / f"runs/{storage.run_id}.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "pid": pid}))
+    give_process(path, pid)
     return path
+
+
+def give_process(record: Path, pid: int, **changes: object) -> None:
+    """Change a run's record to that of another process on this host."""
+    values = {**json.loads(record.read_text()), "pid": pid, "process": process.identity(pid), **changes}
+    whole = record.with_suffix(".tmp")
+    whole.write_text(json.dumps(values))
+    whole.replace(record)
+
+
+def age(record: Path, seconds: float = 10**6) -> None:
+    """Let a record not have changed for so long."""
+    os.utime(record, (time.time() - seconds,) * 2)

@@ -14,7 +14,16 @@ from ray_app.generate import prepare
 from ray_app.options import Generate
 from ray_app.storage import open_storage
 from tests.conftest import SAMPLE, read_tree
-from tests.outputs import LONG_AGO, check_index_is_true, kill_and_repeat, newest_rows, parts, running, write_images
+from tests.outputs import (
+    age,
+    check_index_is_true,
+    give_process,
+    kill_and_repeat,
+    newest_rows,
+    parts,
+    running,
+    write_images,
+)
 
 
 def cleaned(output, *flags):
@@ -158,7 +167,8 @@ def test_a_run_that_is_going_on_is_left_in_peace(output, capsys):
         assert capsys.readouterr().err == (
             f"proxyqueue: {path}: this run is going on; wait for its end, stop it, or --force\n"
         )
-        record.write_text(json.dumps({**json.loads(record.read_text()), "host": "x", "heartbeat_at": LONG_AGO}))
+        give_process(record, process.pid, host="x")
+        age(record)
         assert cleaned(output, "--model_type", "sdxl", "--steps", "1", "--yes") == 0
         running(storage, process.pid)
         assert cleaned(output, "--model_type", "sdxl", "--steps", "4", "--yes", "--force") == 0

@@ -1,9 +1,11 @@
 """Runs beside and after one another: records, heartbeats, the dead and what they leave."""
 
-import datetime
 import json
 import os
+import platform
 import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,8 @@ from ray_app.errors import Refused
 from ray_app.options import Generate
 from ray_app.storage import open_storage
 from tests.conftest import PACED, SAMPLE, check_index_is_true, read_tree, run_cli, run_python, start_cli
+from tests.outputs import age, give_process
+from tests.processes import wait_for
 
 WORK = runs.work("sdxl", [1, 2, 3, 7], [("xt", 1), ("xt", 4)])
 
@@ -94,7 +98,7 @@ def another_run(tmp_path: Path) -> Iterator[int]:
     process = subprocess.Popen(["sleep", "600"])
     record_of(tmp_path / "out", "20200101T000000-abcdef", runs.work("sdxl", [0], [("xt", 4)]), model_type="sdxl")
     path = tmp_path / "out" / "runs" / "20200101T000000-abcdef.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "pid": process.pid}))
+    give_process(path, process.pid)
     yield process.pid
     process.kill()
     process.wait()
@@ -129,40 +133,59 @@ def test_a_run_begins_beside_another_by_force_or_with_other_work(another_run, tm
     assert len(runs.going_on(job.storage)) == 2
 
 
-def test_a_run_is_dead_when_its_process_is_or_its_heart_has_stopped(tmp_path):
+def test_a_run_is_dead_when_its_process_is(tmp_path):
     storage, _ = record_of(tmp_path, "run-1")
-    (record,) = runs.read_all(storage)
-    process = subprocess.Popen(["sleep", "60"])
-    record["pid"] = process.pid
-    assert runs.is_alive(record)
-    process.kill()
-    process.wait()
-    assert not runs.is_alive(record)
-    elsewhere = {**record, "host": "another"}
-    assert runs.is_alive(elsewhere)
-    assert not runs.is_alive({**elsewhere, "heartbeat_at": "2020-01-01T00:00:00+00:00"})
-    assert not runs.is_alive({"run_id": "x", "state": "running"})
+    path = tmp_path / "runs" / "run-1.json"
+    with subprocess.Popen(["sleep", "60"]) as child:
+        give_process(path, child.pid)
+        assert len(runs.going_on(storage)) == 1
+        age(path)  # it may be stopped, or its disk: the process is there
+        assert len(runs.going_on(storage)) == 1
+        child.kill()
+    age(path, 0)
+    assert runs.going_on(storage) == []
 
 
-@pytest.mark.parametrize(("seconds", "alive"), [(110, True), (121, False)])
-def test_a_run_of_another_host_is_dead_two_minutes_after_its_last_heartbeat(tmp_path, seconds, alive):
+@pytest.mark.parametrize("changed", ["started", "boot", "namespace"])
+def test_a_number_that_is_another_process_now_proves_nothing(tmp_path, changed):
+    """Not even this process's own number, as in a container that was killed and started again."""
     storage, _ = record_of(tmp_path, "run-1")
-    (record,) = runs.read_all(storage)
-    beat = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=seconds)
-    assert runs.is_alive({**record, "host": "another", "heartbeat_at": beat.isoformat()}) == alive
+    path = tmp_path / "runs" / "run-1.json"
+    mine = json.loads(path.read_text())["process"]
+    give_process(path, os.getpid(), process={**mine, changed: "another"})
+    assert len(runs.going_on(storage)) == (changed != "started")  # then only whether it changes can tell
+    age(path)
+    assert runs.going_on(storage) == []
+
+
+@pytest.mark.parametrize(("seconds", "alive"), [(110, True), (125, False)])
+@pytest.mark.parametrize("heartbeat", ["2020-01-01T00:00:00+00:00", "2100-01-01T00:00:00+00:00"])
+def test_a_run_of_another_host_is_dead_when_its_record_has_not_changed_for_two_minutes(
+    tmp_path, seconds, alive, heartbeat
+):
+    """By the clock that stamps the file: what the other host's clock says does not matter."""
+    storage, _ = record_of(tmp_path, "run-1")
+    path = tmp_path / "runs" / "run-1.json"
+    give_process(path, 1, host="another", heartbeat_at=heartbeat)
+    age(path, seconds)
+    assert bool(runs.going_on(storage)) == alive
+
+
+def test_a_record_of_a_run_that_ended_long_ago_is_dead_whoever_has_its_number(tmp_path):
+    """As written before records told more than a pid; process 1 is another user's, and lives."""
+    storage, _ = record_of(tmp_path, "run-1")
+    path = tmp_path / "runs" / "run-1.json"
+    path.write_text(json.dumps({"run_id": "run-1", "state": "running", "host": platform.node(), "pid": 1}))
+    age(path)
+    assert runs.going_on(storage) == []
 
 
 def test_a_live_process_of_another_user_is_alive(tmp_path):
-    """Root may signal every process, so it asks as another user whether this one lives."""
+    """Root may look at every process, so it asks as another user whether this one lives."""
     storage, _ = record_of(tmp_path, "run-1")
     (record,) = runs.read_all(storage)
     if os.geteuid():
-        try:
-            os.kill(1, 0)
-        except PermissionError:
-            assert runs.is_alive({**record, "pid": 1})
-            return
-        pytest.skip("process 1 is this user's own, and only root can ask as another user")
+        pytest.skip("only root can ask as another user")
     ask = (
         "import os; from ray_app import runs\n"
         "try: os.setuid(65534)\n"
@@ -175,17 +198,84 @@ def test_a_live_process_of_another_user_is_alive(tmp_path):
     assert answer == "True"
 
 
+def test_a_record_goes_on_changing_while_its_run_waits(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "BEAT_SECONDS", 0.05)
+    storage, record = record_of(tmp_path, "run-1")
+    path = tmp_path / "runs" / "run-1.json"
+    with record:
+        for _ in range(2):
+            age(path)
+            assert wait_for(lambda: path.stat().st_mtime > time.time() - 1000, 10)
+    record.end("complete")
+    age(path)
+    time.sleep(0.3)
+    assert path.stat().st_mtime < time.time() - 1000  # and no longer
+    assert runs.read_all(storage)[0]["state"] == "complete"
+
+
+def elsewhere(tmp_path, monkeypatch) -> Path:
+    """The record of a younger run's older rival, of another host, written just now."""
+    monkeypatch.setattr(runs, "WATCH_SECONDS", 1.0)
+    record_of(tmp_path, "run-1")
+    path = tmp_path / "runs" / "run-1.json"
+    give_process(path, 1, host="another")
+    return path
+
+
+def test_a_run_elsewhere_is_watched_and_its_work_taken_over_if_its_record_stands_still(tmp_path, monkeypatch, capsys):
+    path = elsewhere(tmp_path, monkeypatch)
+    storage, _ = record_of(tmp_path, "run-2")
+    runs.check_alone(storage, WORK)
+    assert capsys.readouterr().err == (
+        f"proxyqueue: {path}: looking for 1 s whether this run still goes on (process 1 on another)\n"
+    )
+    assert json.loads(path.read_text())["state"] == "died"
+
+
+def test_a_run_elsewhere_whose_record_changes_is_left_its_work(tmp_path, monkeypatch):
+    path = elsewhere(tmp_path, monkeypatch)
+    storage, _ = record_of(tmp_path, "run-2")
+    beat = threading.Timer(0.3, lambda: give_process(path, 1, host="another", heartbeat_at="later"))
+    beat.start()
+    with pytest.raises(Refused, match="this run is going on"):
+        runs.check_alone(storage, WORK)
+    beat.join()
+    assert json.loads(path.read_text())["state"] == "running"
+
+
+def test_a_run_in_another_container_of_the_same_host_name_lives(tmp_path):
+    """A real pid namespace: its process 1 is none of ours, and ours with that number is not it."""
+    beat = (
+        "import sys, time; from ray_app import runs; from ray_app.storage import open_storage\n"
+        f"runs.Record(open_storage({str(tmp_path)!r}, 'run-1')).beat(); print('beaten', flush=True); sys.stdin.read()"
+    )
+    command = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", sys.executable, "-c", beat]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as there:
+        assert there.stdin
+        assert there.stdout
+        assert there.stderr
+        if there.stdout.readline() != "beaten\n":
+            pytest.skip(f"no pid namespace can be made here: {there.stderr.read()}")
+        storage, _ = record_of(tmp_path, "run-2")
+        storage.of_run("run-1").staging().mkdir(parents=True, exist_ok=True)
+        assert runs.bury_the_dead(storage) == []
+        assert "run-1" in storage.folders(".staging")
+        there.stdin.close()
+
+
 def test_the_dead_are_marked_and_their_staging_removed(tmp_path):
-    ghost = subprocess.Popen(["true"])
-    ghost.wait()
+    ghost = subprocess.Popen(["sleep", "60"])
     for run_id, pid in (("run-1", ghost.pid), ("run-2", os.getpid())):
         storage, _ = record_of(tmp_path, run_id)
-        record = json.loads((tmp_path / "runs" / f"{run_id}.json").read_text())
-        (tmp_path / "runs" / f"{run_id}.json").write_text(json.dumps({**record, "pid": pid}))
+        give_process(tmp_path / "runs" / f"{run_id}.json", pid)
         (storage.staging() / "unfinished").write_bytes(b"half")
-    for orphan, age in (("run-0", 11), ("run-9", 4)):  # the second may be of a run that begins just now
+    ghost.kill()
+    ghost.wait()
+    for orphan, seconds in (("run-0", 11), ("run-9", 4)):  # the second may be of a run that begins just now
         (tmp_path / ".staging" / orphan).mkdir()
-        os.utime(tmp_path / ".staging" / orphan, (time.time() - age,) * 2)
+        os.utime(tmp_path / ".staging" / orphan, (time.time() - seconds,) * 2)
     (tmp_path / "runs" / "notes.json").write_text("not a record")
     mine, _ = record_of(tmp_path, "run-3")
     assert runs.bury_the_dead(mine) == ["run-1"]

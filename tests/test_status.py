@@ -19,7 +19,7 @@ from ray_app.options import Generate
 from ray_app.recipes import resolve
 from ray_app.storage import open_storage
 from tests.conftest import SAMPLE, start_cli
-from tests.outputs import RECIPE, write_images
+from tests.outputs import RECIPE, age, give_process, write_images
 
 FLUX = dataclasses.replace(RECIPE, model_type="flux")
 
@@ -91,6 +91,7 @@ def test_of_records_that_do_not_say_nothing_is_asked(tmp_path, capsys):
     for number, wanted in enumerate([None, 5, {"queries": "x", "captures": []}, {"queries": [[1]], "captures": []}]):
         text = json.dumps({"run_id": f"r{number}", "state": "running", "model_type": "sdxl", "asked": wanted})
         (tmp_path / "runs" / f"r{number}.json").write_text(text)
+        age(tmp_path / "runs" / f"r{number}.json")
     report = looked(tmp_path, capsys)
     assert [(line["model"], line["step"], line["asked"], line["done"]) for line in report["images"]] == [
         ("sdxl", 1, None, 3), ("sdxl", 4, None, 3), ("flux", 1, None, 2), ("flux", 4, None, 2)
@@ -111,7 +112,7 @@ def two_shares(tmp_path: Path) -> float:
     write_images(tmp_path, "run-0", [18, 19], status="failed")
     for run_id, queries in (("run-1", range(10)), ("run-2", range(10, 20))):
         path = Path(record(tmp_path, run_id, queries, [["xt", 1], ["xt", 4]]).path(f"runs/{run_id}.json"))
-        path.write_text(json.dumps({**json.loads(path.read_text()), "pid": os.getppid()}))
+        give_process(path, os.getppid())
     write_images(tmp_path, "run-1", range(8), rows_a_part=8)
     write_images(tmp_path, "run-2", [12], status="failed")
     rows = index.read(open_storage(str(tmp_path)), "sdxl", ["run_id"]).to_pylist()
