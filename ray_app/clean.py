@@ -162,7 +162,7 @@ def _describe(stocks: list[Stock], rows: dict[str, int], others: list[str]) -> s
 def _confirm(options: Clean, storage: Storage) -> None:
     if options.yes:
         return
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():
         raise Refused("--yes: needed where there is no terminal to ask on; see first what would go with --dry_run")
     try:
         answer = input(f"Remove this from {storage.url}? [y/N] ")

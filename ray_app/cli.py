@@ -4,7 +4,6 @@ Imports a verb's module only when it is called: `--help` answers before torch or
 import contextlib
 import dataclasses
 import io
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 import tyro
 
-from ray_app import __version__
+from ray_app import __version__, streams
 from ray_app.ask_options import Convergence, Export, Gallery, Query, Status
 from ray_app.bench_options import Bench, BenchScale
 from ray_app.errors import INTERRUPTED, OK, REFUSED, Refused
@@ -150,12 +149,24 @@ VERBS: dict[str, tuple[type, Callable[[Any], int]]] = {
 }
 
 
+ONLY_PRINT = ("query", "status", "doctor")
+"""Verbs that may end when nobody reads what they print; the others have work to do."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `proxyqueue VERB …`; the exit code: 0, 1 problems found, 2 refused, 3 some failed, 130 interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:2] == ["bench", "scale"]:
         arguments[:2] = ["bench_scale"]
     verb = arguments[0] if arguments else "--help"
+    try:
+        with streams.lasting(quits=verb in ONLY_PRINT):
+            return _run(verb, arguments[1:])
+    except BrokenPipeError:
+        return OK
+
+
+def _run(verb: str, arguments: list[str]) -> int:
     try:
         if verb in ("--help", "-h", "help"):
             print(USAGE)
@@ -166,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if verb not in VERBS:
             raise Refused(f"{verb}: no such verb; there are {', '.join(VERBS)}")
         options_class, call = VERBS[verb]
-        return call(parse(verb, options_class, arguments[1:]))
+        return call(parse(verb, options_class, arguments))
     except Refused as refused:
         print(f"proxyqueue: {refused}", file=sys.stderr)
         return REFUSED
@@ -174,27 +185,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("proxyqueue: interrupted; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        _print_to_nobody()
-        return OK
+        raise
     except OSError as error:
         print(f"proxyqueue: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)
         return REFUSED
-    finally:
-        _flush()
-
-
-def _flush() -> None:
-    """Write what was printed: when the interpreter does it at its end, a reader that has gone is an error."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        _print_to_nobody()
-    except OSError:
-        pass  # what a full disk is: the interpreter tries again and says so
-
-
-def _print_to_nobody() -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parse(verb: str, options_class: type, arguments: list[str]) -> Any:
