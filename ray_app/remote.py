@@ -8,11 +8,13 @@ import os
 import re
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 from ray_app.errors import Refused, one_line
 
 SCHEMES = ("s3", "gs", "abfs")
+PARAMETERS = ("region", "endpoint_override", "scheme")
+"""What may stand behind ? in an s3:// URL."""
 CONNECT_SECONDS = 10
 ANSWER_SECONDS = 30
 """Without a byte for so long, a request counts as lost. Arrow's own 3 s are too short for a store under load."""
@@ -39,24 +41,37 @@ def connect(url: str) -> tuple[Any, str]:
     import pyarrow as pa
     from pyarrow.fs import FileSystem
 
-    parts = urlsplit(url)
-    if parts.scheme not in SCHEMES:
-        raise Refused(f"{url}: {parts.scheme}:// is not known; give a path, or one of {', '.join(SCHEMES)} (as s3://…)")
-    if parts.password or (parts.username and parts.scheme != "abfs"):
+    scheme, _, rest = url.partition("://")
+    if scheme not in SCHEMES:
+        raise Refused(f"{url}: {scheme}:// is not known; give a path, or one of {', '.join(SCHEMES)} (as s3://…)")
+    name, _, query = rest.partition("?")
+    bucket, _, key = name.removesuffix("/").partition("/")
+    user, at, host = bucket.rpartition("@")
+    if at and (scheme != "abfs" or ":" in user):
         raise Refused(
-            f"{parts.scheme}://…@{parts.hostname}{parts.path}: no credentials in a URL, it is printed and recorded;"
+            f"{scheme}://…@{host}{key and '/'}{key}: no credentials in a URL, it is printed and recorded;"
             " set them in the environment (AWS_ACCESS_KEY_ID, …)"
         )
-    if not parts.netloc:
-        raise Refused(f"{url}: names no bucket; {parts.scheme}://bucket/prefix")
+    if not bucket:
+        raise Refused(f"{url}: names no bucket; {scheme}://bucket/prefix")
+    parts = key.split("/") if key else []
+    for part in parts:
+        if part in ("", ".", ".."):
+            raise Refused(f"{url}: has {part!r} between two slashes; write the name without that")
+    given = dict(parse_qsl(query, keep_blank_values=True))
+    if unknown := next((name for name in given if scheme == "s3" and name not in PARAMETERS), None):
+        raise Refused(f"{url}: {unknown}: unknown parameter; behind ? there can be {', '.join(PARAMETERS)}")
     with translated(url, "opened"):
-        if parts.scheme == "s3":
-            return _s3(parts.netloc, dict(parse_qsl(parts.query))), f"{parts.netloc}{parts.path}".rstrip("/")
+        if scheme == "s3":
+            return _s3(bucket, given), "/".join([bucket, *parts])
         try:
             filesystem, path = FileSystem.from_uri(url)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise Refused(f"{url}: {one_line(error)}") from None
-        return filesystem, path.rstrip("/")
+        path = path.rstrip("/")
+        if path.split("/")[1:] != parts:  # the library reads % and # in its own way, and would work elsewhere
+            raise Refused(f"{url}: would be read as {path}; take a name without # and %")
+        return filesystem, path
 
 
 def read(url: str) -> bytes:
@@ -76,9 +91,11 @@ def translated(name: str, done: str) -> Iterator[None]:
 
     FileNotFoundError for what isn't there, PermissionError for credentials, EIO for what may pass.
     """
+    import pyarrow as pa
+
     try:
         yield
-    except OSError as error:
+    except (OSError, pa.ArrowException) as error:
         text = _short(one_line(error, 500))
         raise OSError(_number(error, text), f"can't be {done}: {text}", name) from error
 
@@ -116,12 +133,14 @@ _FORBIDDEN = re.compile(
 _MISSING = re.compile(r"NO_SUCH_BUCKET|Bucket .* not found|does not exist|ContainerNotFound|NOT_FOUND")
 
 
-def _number(error: OSError, text: str) -> int:
+def _number(error: Exception, text: str) -> int:
     if isinstance(error, FileNotFoundError) or _MISSING.search(text):
         return errno.ENOENT
     if _FORBIDDEN.search(text):
         return errno.EACCES
-    return error.errno or errno.EIO
+    return (isinstance(error, OSError) and error.errno) or (
+        errno.EINVAL if isinstance(error, ValueError) else errno.EIO
+    )
 
 
 def _short(text: str) -> str:

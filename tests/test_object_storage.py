@@ -160,11 +160,44 @@ def test_a_store_that_fails_while_parts_are_read_damages_none(storage, store, mo
         ("s3:///x", "names no bucket"),
         ("s3://key:word@bucket/x", r"s3://…@bucket/x: no credentials in a URL"),
         ("abfs://container", "abfs://container: "),
+        ("s3://bucket//x", r"s3://bucket//x: has '' between two slashes; write the name without that"),
+        ("s3://bucket/a//b", "has '' between two slashes"),
+        ("s3://bucket/a/b//", "has '' between two slashes"),
+        ("s3://bucket/a/../b", r"has '\.\.' between two slashes"),
+        ("s3://bucket/exp?2", "2: unknown parameter; behind . there can be region, endpoint_override, scheme"),
+        ("gs://bucket/exp#2", r"gs://bucket/exp#2: would be read as bucket/exp; take a name without # and %"),
+        ("gs://bucket/100%25", "would be read as bucket/100%; take a name without # and %"),
     ],
 )
 def test_other_urls_are_refused(url, message):
     with pytest.raises(Refused, match=message):
         open_storage(url)
+
+
+@pytest.mark.parametrize("name", ["exp#2", "exp%23", "a b ", "ü;x=1&y"])
+def test_a_name_is_used_as_it_was_given(store, name, capsys):
+    """Another that it could be taken for is not touched."""
+    others = [open_storage(f"s3://{BUCKET}/names/{other}") for other in ("exp", "a b", "a")]
+    for other in others:
+        other.write("runs/run-0.json", b"{}")
+    storage = open_storage(f"s3://{BUCKET}/names/{name}")
+    assert storage.url == f"s3://{BUCKET}/names/{name}"
+    storage.write("runs/run-1.json", b"{}")
+    assert remote.read(storage.at("runs/run-1.json")) == b"{}"
+    assert main(["clean", "--all", "--yes", "--output_base_path", storage.url]) == 0
+    assert not storage.exists()
+    assert all(other.list_names("runs", "*") == ["runs/run-0.json"] for other in others)
+
+
+@pytest.mark.parametrize("verb", ["status", "verify", "clean --all --yes", "generate --json_file s3://b//x.json"])
+def test_what_can_be_no_name_is_refused_in_one_line(store, verb, capsys):
+    url = "s3://b//x.json" if "json_file" in verb else "s3://b//x"
+    arguments = verb.split() if "json_file" in verb else [*verb.split(), "--output_base_path", url]
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"{url}: has '' between two slashes; write the name without that\n" in err
+    assert err.count("\n") == 1
 
 
 def test_a_bucket_that_is_not_there_is_refused(store):
