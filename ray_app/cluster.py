@@ -71,14 +71,34 @@ def stop_data() -> None:
 
 
 def _check_answers(address: str) -> str | None:
-    """The host of a cluster's address, None for "auto". Refused if nothing listens: Ray would wait for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    """The host of a cluster's address, None for "auto". Refused if nothing listens: Ray would wait for minutes.
+
+    Raises:
+        Refused: nothing answers there, or it is no address of a cluster.
+    """
+    if "://" in address:
+        raise Refused(
+            f"--address {address}: is no address that a driver can join; give HOST:PORT of the cluster (port 6379"
+            " where nothing else was said), or send the run there with proxyqueue submit --address http://HEAD:8265"
+        )
+    told = f"--address {address}"
+    if address == "auto":
+        from ray._common.utils import get_ray_address_file
+        from ray._private.services import get_ray_address_from_environment
+
+        try:
+            address = get_ray_address_from_environment("auto", None)
+        except ConnectionError:  # none was found: Ray says so at once
+            return None
+        told += f" ({address}, as {get_ray_address_file(None)} says; remove the file if that cluster is gone)"
+    host, _, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
     if not host or not port.isdecimal():
         return None
     try:
         socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
-        raise Refused(f"--address {address}: no Ray cluster answers there: {one_line(error)}") from None
+        raise Refused(f"{told}: no Ray cluster answers there: {one_line(error)}") from None
     return host
 
 

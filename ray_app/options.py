@@ -107,7 +107,7 @@ class Generate:
     strict: bool = False
     """Refuse the file if any query of it can't be used, instead of skipping that query."""
     address: str | None = None
-    """Ray cluster to join ("auto", or ray://…); RAY_ADDRESS is honoured; neither: Ray is started on this machine."""
+    """Ray cluster to join, HOST:PORT or "auto"; RAY_ADDRESS is honoured; neither: Ray is started on this machine."""
     shared_filesystem: bool = False
     """OUTPUT is mounted on every node: any node writes images, instead of this one alone."""
     dry_run: bool = False
