@@ -102,7 +102,8 @@ class Model:
         here = pc.and_(pc.equal(self.rows["snapshot"], snapshot), pc.equal(self.rows["step"], step))
         (places,) = np.nonzero(np.asarray(here))
         rows, numbers = self.rows.take(pa.array(places)), self.newest[places]
-        files = {f"{folder}/{entry.name}": entry for entry in self.storage.files(folder)}
+        found = (entry for entry in self.storage.files(folder) if not layout.is_clutter(entry.name))
+        files = {f"{folder}/{entry.name}": entry for entry in found}
         ok = np.asarray(pc.equal(rows["status"], "ok"))
         yield from self._failures(rows.filter(pa.array(~ok)), numbers[~ok])
         rows, numbers = rows.filter(pa.array(ok)), numbers[ok]
@@ -197,7 +198,7 @@ def check_staging(storage: Storage) -> Iterator[Problem]:
     """Unfinished files of runs that are not going on."""
     alive = tuple(f"{record['run_id']}/" for record in runs.going_on(storage))
     for entry in storage.files(layout.STAGING):
-        if not entry.name.startswith(alive):
+        if not entry.name.startswith(alive) and not layout.is_clutter(entry.name):
             yield Problem("leftover", f"{layout.STAGING}/{entry.name}", "its run is over")
 
 

@@ -1,6 +1,7 @@
 """The verb `compact`, and what it shares with `clean` and `verify --repair`: a partition's parts written anew.
 Knows parts and the order in which they may come and go; nothing of the images."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -109,15 +110,20 @@ def _is_compact(old: partition.Parts, newest: np.ndarray) -> bool:
 def _replace(storage: Storage, model_type: str, old: partition.Parts, kept: np.ndarray, sequence: Iterator[int]) -> int:
     """Write the rows of these numbers as new parts, then remove the old ones; how many new parts there are."""
     schema = index.with_recipes(old.recipes)
-    starts = range(0, len(kept), ROWS_A_PART)
-    for start in starts:
-        name = layout.index_part(model_type, storage.run_id or "", next(sequence))
-        storage.write_with(name, functools.partial(_write, old, kept[start : start + ROWS_A_PART], schema))
-        storage.sync(name)
-        pa.default_memory_pool().release_unused()  # a part's worth of rows, more than once
-    storage.sync(layout.index_folder(model_type))  # or a power cut could take the new parts when the old are gone
+    new: list[str] = []
+    try:
+        for start in range(0, len(kept), ROWS_A_PART):
+            new.append(layout.index_part(model_type, storage.run_id or "", next(sequence)))
+            storage.write_with(new[-1], functools.partial(_write, old, kept[start : start + ROWS_A_PART], schema))
+            storage.sync(new[-1])
+            pa.default_memory_pool().release_unused()  # a part's worth of rows, more than once
+        storage.sync(layout.index_folder(model_type))  # or a power cut could take the new parts when the old are gone
+    except BaseException:  # the old ones hold all of it: each try would leave as many rows again
+        with contextlib.suppress(OSError):
+            storage.remove_all(new)
+        raise
     storage.remove_all(old.names)
-    return len(starts)
+    return len(new)
 
 
 def _write(old: partition.Parts, numbers: np.ndarray, schema: pa.Schema, sink: Sink) -> None:

@@ -73,6 +73,9 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
 }
 """Every column but `model`, which is the hive partition: type and meaning."""
 
+TICK = datetime.timedelta(microseconds=1)
+"""The least by which times of the index differ."""
+
 KEY = ("query_id", "prompt_index", "image_index", "snapshot", "step")
 """What tells one image of a model from another; the newest row of a key counts."""
 
@@ -117,6 +120,7 @@ class IndexWriter:
         self._rows = 0
         self._sequence = 0
         self._oldest = 0.0
+        self._newest: datetime.datetime | None = None
 
     def __enter__(self) -> "IndexWriter":
         return self
@@ -132,7 +136,9 @@ class IndexWriter:
         """Take rows into the next part. Columns that are neither here nor constant are null."""
         if not rows.num_rows:
             return
-        now = datetime.datetime.now(datetime.UTC)
+        # a later row counts, whatever the clock says: it may have been set back, or be behind another host's
+        newest = self._newest or newest_time(self.storage, self.model_type)
+        now = self._newest = max(datetime.datetime.now(datetime.UTC), newest + TICK)
         columns = []
         for field in SCHEMA:
             if field.name in rows.column_names:
@@ -226,6 +232,12 @@ def read(
             if not parts.find_damaged_data(storage, names):
                 where = storage.at(layout.index_folder(model_type))
                 raise Refused(f"{where}: can't be read: {one_line(error, 200)}") from error
+
+
+def newest_time(storage: Storage, model_type: str) -> datetime.datetime:
+    """When the newest row of a model's partition was made; long ago if there is none."""
+    found = pc.max(read(storage, model_type, ["created_at"])["created_at"]).as_py()
+    return found or datetime.datetime.fromtimestamp(0, datetime.UTC)
 
 
 def dataset(storage: Storage, names: Sequence[str]) -> ds.Dataset:

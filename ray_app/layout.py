@@ -28,7 +28,7 @@ _STEP_FOLDER = re.compile(r"proxy_images_(sdxl|flux)_(x0_)?step([1-9][0-9]*)")
 _IMAGE = re.compile(rf"{COMBINED}(_query[0-9]+)?/combined_.+_[0-9]+\.(jpg|png|webp)")
 _PART = re.compile(rf"{INDEX}/model=(sdxl|flux)/part-[^/]+\.parquet")
 _GALLERY = re.compile(r"index\.html|page[0-9]+\.html|queries\.js|gallery\.(css|js)")
-_RUN = re.compile(rf"{RUNS}/[^/]+\.json")
+_RUN = re.compile(rf"{RUNS}/[^/.][^/]*\.json")
 
 
 class StepFolder(NamedTuple):
@@ -85,6 +85,12 @@ def image_file(folder: str, reference_img_id: str, k: int, image_format: str) ->
 def is_image_file(file: str) -> bool:
     """Whether a path within a step's folder is one that `image_file` makes."""
     return _IMAGE.fullmatch(file) is not None
+
+
+def is_clutter(path: str) -> bool:
+    """Whether a system leaves such files of its own accord: hidden ones, and those that Windows makes of pictures."""
+    name = path.rsplit("/", 1)[-1]
+    return name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini")
 
 
 def is_feature_cache(file: str) -> bool:

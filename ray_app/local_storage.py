@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,10 +139,17 @@ class LocalStorage(Storage):
                 yield found
 
     def files(self, folder: str) -> Iterator[Entry]:
-        """Links to folders are not followed. What vanishes meanwhile is left out."""
+        """Links to folders are followed, as `entries` does, but for those back to a folder above. What vanishes
+        meanwhile is left out."""
+        return self._files(folder, (self.root / folder).resolve().parents)
+
+    def _files(self, folder: str, above: Sequence[Path]) -> Iterator[Entry]:
+        real = (self.root / folder).resolve()
+        if real in above:
+            return
         for entry in _scan(self.root / folder):
-            if entry.is_dir(follow_symlinks=False):
-                below = self.files(posixpath.join(folder, entry.name))
+            if entry.is_dir():
+                below = self._files(posixpath.join(folder, entry.name), (*above, real))
                 yield from (found._replace(name=f"{entry.name}/{found.name}") for found in below)
             elif found := _entry(entry, entry.name):
                 yield found
@@ -175,11 +182,17 @@ class LocalStorage(Storage):
             raise _named(error, self.root / relative, "set aside") from error
 
     def sync(self, relative: str) -> None:
-        descriptor = os.open(self.path(relative), os.O_RDONLY)
+        path = self.root / relative
         try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            # some filesystems (CIFS, FUSE) know no such thing for folders, and then it is they who keep names
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+                raise _named(error, path, "written") from error
 
     @contextlib.contextmanager
     def locked(self, folder: str) -> Iterator[None]:

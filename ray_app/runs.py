@@ -3,7 +3,6 @@ Knows what a run leaves behind for people and for the next run; nothing of how i
 
 import contextlib
 import datetime
-import fnmatch
 import importlib.metadata
 import json
 import math
@@ -187,7 +186,7 @@ def read_all(storage: Storage) -> list[dict[str, Any]]:
     """Every run's record, oldest first; files that are no records are passed over."""
     records, now = [], None
     for entry in sorted(storage.entries(layout.RUNS)):
-        if not entry.is_file or not fnmatch.fnmatch(entry.name, "[!.]*.json"):
+        if not entry.is_file or not layout.is_run_file(f"{layout.RUNS}/{entry.name}"):
             continue
         try:
             record = json.loads(storage.read(f"{layout.RUNS}/{entry.name}"))

@@ -136,8 +136,11 @@ class Storage(abc.ABC):
             return file.read()
 
     def list_names(self, folder: str, pattern: str) -> list[str]:
-        """Sorted relative paths of a folder's files that match; empty if there is no such folder."""
-        names = (entry.name for entry in self.entries(folder) if entry.is_file)
+        """Sorted relative paths of a folder's files that match; empty if there is no such folder.
+
+        Files that a system leaves of its own accord are passed over, see `layout.is_clutter`.
+        """
+        names = (entry.name for entry in self.entries(folder) if entry.is_file and not layout.is_clutter(entry.name))
         return [f"{folder}/{name}" for name in sorted(fnmatch.filter(names, pattern))]
 
     def folders(self, folder: str = "") -> list[str]:

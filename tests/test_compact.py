@@ -1,7 +1,12 @@
 """Compaction: few sorted parts with the newest rows, safe against readers, writers and SIGKILL."""
 
 import dataclasses
+import datetime
+import errno
 import os
+import re
+import shutil
+import subprocess
 import threading
 from pathlib import Path
 
@@ -14,7 +19,7 @@ from actors.recipe import Recipe
 from ray_app import compact, index, local_storage
 from ray_app.cli import main
 from ray_app.storage import open_storage
-from tests.conftest import flip_bit_of_a_page
+from tests.conftest import flip_bit_of_a_page, run_cli
 from tests.outputs import RECIPE, check_index_is_true, kill_and_repeat, newest_rows, parts, write_images
 
 
@@ -222,3 +227,67 @@ def test_a_kill_at_any_moment_loses_no_row_and_the_next_run_ends_it(output, tmp_
     for copy in kill_and_repeat(output, tmp_path, "compact", "--output_base_path", "OUTPUT", check=check_rows):
         check_rows(copy)
         assert len(parts(copy)) == 1
+
+
+def test_of_two_rows_the_one_of_the_later_run_counts_whatever_the_clock_said(output):
+    """A clock that was a day ahead stamped the failures of query 7; it was set back before the image was drawn."""
+    tomorrow = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=1)
+    write_images(output, "run-4", [7], status="failed")
+    (part,) = (part for part in parts(output) if "run-4" in part.name)
+    table = pq.read_table(part, partitioning=None)
+    stamped = pa.repeat(pa.scalar(tomorrow, table.schema.field("created_at").type), table.num_rows)
+    place = table.schema.get_field_index("created_at")
+    pq.write_table(table.set_column(place, table.schema.field("created_at"), stamped), part)
+    write_images(output, "run-5", [7], text="at last")
+    for _ in range(2):
+        (first, second) = (row for row in newest_rows(output) if row["query_id"] == 7)
+        assert (first["status"], second["status"]) == ("ok", "ok")
+        assert tomorrow < first["created_at"] <= second["created_at"] < tomorrow + datetime.timedelta(seconds=1)
+        assert len(check_index_is_true(output)) == 60
+        assert compacted(output) == 0
+
+
+FSYNC = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+int fsync(int descriptor) {
+    struct stat found;
+    int folder = !fstat(descriptor, &found) && S_ISDIR(found.st_mode);
+    if (folder == !getenv("FSYNC_FILES")) { errno = atoi(getenv("FSYNC_ERROR")); return -1; }
+    return ((int (*)(int))dlsym(RTLD_NEXT, "fsync"))(descriptor);
+}
+"""
+"""A C library whose fsync fails for folders, as on CIFS and FUSE; for files instead where FSYNC_FILES is set."""
+
+
+@pytest.fixture
+def fsync(tmp_path):
+    if not shutil.which("cc"):
+        pytest.skip("no C compiler, cc, to make a filesystem's error with")
+    (tmp_path / "fsync.c").write_text(FSYNC)
+    command = ["cc", "-shared", "-fPIC", "-o", tmp_path / "fsync.so", tmp_path / "fsync.c", "-ldl"]
+    subprocess.run(command, check=True)
+    return str(tmp_path / "fsync.so")
+
+
+@pytest.mark.parametrize("error", [errno.EINVAL, errno.ENOTSUP])
+def test_a_filesystem_that_cannot_sync_folders_is_no_reason_not_to_compact(output, fsync, error):
+    before = newest_rows(output)
+    done = run_cli("compact", "--output_base_path", str(output), LD_PRELOAD=fsync, FSYNC_ERROR=str(error))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(parts(output)) == 1
+    assert newest_rows(output) == before
+
+
+@pytest.mark.parametrize("files", [False, True])
+def test_a_rewrite_that_fails_names_the_place_and_leaves_no_piece(output, fsync, files):
+    before = parts(output)
+    environment = {"LD_PRELOAD": fsync, "FSYNC_ERROR": str(errno.EIO), **({"FSYNC_FILES": "1"} if files else {})}
+    done = run_cli("compact", "--output_base_path", str(output), **environment)
+    place = f"{output}/index/model=sdxl" + (r"/part-\S+\.parquet" if files else "")
+    assert re.fullmatch(f"proxyqueue: {place}: can't be written: Input/output error\n", done.stderr)
+    assert done.returncode == 2
+    assert parts(output) == before

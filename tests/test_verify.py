@@ -121,13 +121,13 @@ def fail(output):
 def stray(output):
     (output / STEP1 / "combined/notes.txt").write_text("mine")
     (output / STEP4 / "combined/combined_9_0.jpg").write_bytes((output / IMAGE).read_bytes())
-    (output / STEP4 / "Thumbs.db").write_bytes(b"")
+    (output / STEP4 / "notes.txt").write_bytes(b"")
     (output / "proxy_images_sdxl_x0_step2/combined").mkdir(parents=True)
     (output / "proxy_images_sdxl_x0_step2/combined/combined_9_0.jpg").write_bytes(b"")
     return [
         ("stray file", f"{STEP1}/combined/notes.txt", "not an image that proxyqueue wrote"),
-        ("stray file", f"{STEP4}/Thumbs.db", "not an image that proxyqueue wrote"),
         ("stray file", f"{STEP4}/combined/combined_9_0.jpg", "no ok row of the index"),
+        ("stray file", f"{STEP4}/notes.txt", "not an image that proxyqueue wrote"),
         ("stray file", "proxy_images_sdxl_x0_step2/combined/combined_9_0.jpg", "no ok row of the index"),
     ]
 
@@ -204,6 +204,37 @@ def test_each_damage_is_found_repaired_and_nothing_else_is_touched(spoil, output
     assert {name: data for name, data in same.items() if name.endswith(".jpg")} == {
         name: data for name, data in read_tree(drawn).items() if name != IMAGE
     }
+
+
+def test_files_that_systems_leave_are_passed_over(output, capsys):
+    """Of macOS, Windows and NFS: beside images and parts, and beside the records of runs."""
+    (part,) = parts(output)
+    for folder in (part.parent, output / "runs", output / STEP4 / "combined", output / STEP4):
+        for name in (f"._{part.name}", "._x.json", ".DS_Store", "Thumbs.db", "desktop.ini", ".nfs000000000001"):
+            (folder / name).write_bytes(b"no part of it")
+    code, report = verified(output, capsys, "--deep", *SLOTS, "--repair")
+    assert (code, report["problems"], report["parts"]) == (0, [], 1)
+    assert prepare(asked(output)).plan.images_to_draw == 0
+    assert not (output / ".set_aside").exists()
+    assert main(["query", "--output_base_path", str(output), "SELECT count(*) AS n FROM images"]) == 0
+    assert "24" in capsys.readouterr().out
+
+
+def test_a_folder_that_was_moved_and_linked_back_is_the_same_to_every_command(output, tmp_path, capsys):
+    combined = output / STEP4 / "combined"
+    combined.rename(tmp_path / "larger_disk")
+    combined.symlink_to(tmp_path / "larger_disk")
+    (output / STEP4 / "again").symlink_to(output)  # never followed for ever
+    (tmp_path / "larger_disk" / "stray.jpg").write_bytes(b"x")
+    strays = [name for kind, name, _ in problems(output, capsys, *SLOTS) if kind == "stray file"]
+    assert strays == [f"{STEP4}/combined/stray.jpg"]
+    (output / STEP4 / "again").unlink()
+    (tmp_path / "larger_disk" / "stray.jpg").unlink()
+    code, report = verified(output, capsys, "--deep", *SLOTS, "--repair")
+    assert (code, report["problems"], report["files"]) == (0, [], 24)
+    assert prepare(asked(output)).plan.images_to_draw == 0
+    assert main(["clean", "--output_base_path", str(output), "--model_type", "sdxl", "--yes"]) == 0
+    assert list((tmp_path / "larger_disk").iterdir()) == []
 
 
 def test_generate_after_repair_makes_it_whole_bit_for_bit(ray_local, output, drawn, capsys):
