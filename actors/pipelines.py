@@ -1,18 +1,25 @@
 """A recipe becomes a loaded diffusers pipeline: one small class a family with what differs between them.
 Knows how to load, encode a prompt, denoise and decode; nothing of batches' meaning, seeds or files."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from actors import bench_models, memory, tiny
+from actors.errors import ModelError
 from actors.recipe import Recipe
 
 Embeddings = dict[str, torch.Tensor]
 """One prompt's embeddings, by the name of the pipeline argument; each of batch size 1."""
 
+ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+"""The text encoders of both families, and what makes their tokens."""
+LEAST_VOCABULARY = 0.95
+"""Of the tokens that an encoder reads, the share that its tokenizer knows at least: T5's leaves 28 of 32,128 out."""
 DECODE_PIXELS = 2**21
 """Pixels decoded at a time on a GPU: eight images of 512 px or two of 1024 px, 6.5 GB of fp32 activations."""
 
@@ -126,21 +133,72 @@ def load(recipe: Recipe) -> SDXL | Flux:
     if recipe.model_path in bench_models.NAMES:
         pipe = bench_models.build(recipe.model_path, recipe.model_type, dtypes, recipe.device)
     else:
-        built_in = recipe.model_path == tiny.NAME
-        pipe = family.pipeline_class().from_pretrained(
-            tiny.folder(recipe.model_type) if built_in else recipe.model_path,
-            revision=recipe.hub_revision,
-            variant=recipe.variant,
-            dtype=dtypes,
-            use_safetensors=True,
-            **({"add_watermarker": False} if family is SDXL else {}),
-        )
+        pipe = _from_pretrained(family.pipeline_class(), recipe, dtypes)
     pipe.set_progress_bar_config(disable=True)
     pipe.to(recipe.device)
     loaded = family(pipe, recipe)
     if recipe.compiled:
         loaded.denoiser.compile_repeated_blocks()
     return loaded
+
+
+def _from_pretrained(pipeline_class: Any, recipe: Recipe, dtypes: dict[str, torch.dtype]) -> Any:
+    folder = tiny.folder(recipe.model_type) if recipe.model_path == tiny.NAME else recipe.model_path
+    files = {"variant": recipe.variant, "use_safetensors": True}
+    if not Path(folder).is_dir():
+        folder = pipeline_class.download(folder, revision=recipe.hub_revision, **files)
+    parts = pipeline_class.load_config(folder)
+    encoders = {
+        part: _encoder(folder, part, parts[part][1], dtype=dtypes["default"], **files)
+        for part in ENCODERS
+        if parts[part][0] == "transformers"
+    }
+    options = {"add_watermarker": False} if pipeline_class is SDXL.pipeline_class() else {}
+    pipe = pipeline_class.from_pretrained(folder, dtype=dtypes, **files, **encoders, **options)
+    for part, module in pipe.components.items():
+        if isinstance(module, torch.nn.Module):  # diffusers leaves what its files lack without values
+            _check_whole(part, (name for name, value in module.state_dict().items() if value.is_meta))
+    for part, tokenizer in ENCODERS.items():
+        _check_tokenizer(pipe, part, tokenizer)
+    return pipe
+
+
+def _encoder(folder: str | Path, part: str, class_name: str, **options: Any) -> Any:
+    """A text encoder with all its weights: transformers gives those that its files lack random values.
+
+    Raises:
+        ModelError: weights are missing, or of another shape.
+    """
+    import transformers
+
+    loaded, told = getattr(transformers, class_name).from_pretrained(
+        folder, subfolder=part, output_loading_info=True, ignore_mismatched_sizes=True, **options
+    )
+    _check_whole(part, [*told["missing_keys"], *(name for name, *_ in told["mismatched_keys"])])
+    if unknown := sorted(told["unexpected_keys"]):
+        print(f"proxyqueue: {part}: {len(unknown)} weights that it does not use, {unknown[0]} among them",
+              file=sys.stderr)  # fmt: skip
+    return loaded
+
+
+def _check_whole(part: str, lacking: Iterable[str]) -> None:
+    if names := sorted(lacking):
+        raise ModelError(
+            f"{part} lacks {len(names)} of its weights, or has them in another shape, {names[0]} among them;"
+            " get its files anew"
+        )
+
+
+def _check_tokenizer(pipe: Any, part: str, name: str) -> None:
+    """Raise ModelError if the tokenizer of an encoder knows too few words: without its files it knows none at all."""
+    tokenizer, encoder = getattr(pipe, name), getattr(pipe, part)
+    if tokenizer is None or encoder is None:
+        return
+    known, read = len(tokenizer), encoder.config.vocab_size
+    if not LEAST_VOCABULARY * read <= known <= read:
+        raise ModelError(
+            f"{name} knows {known:,} tokens, and {part} reads {read:,}; a file of {name}/ is missing or another model's"
+        )
 
 
 def decode_to_uint8(family: SDXL | Flux, latents: torch.Tensor) -> tuple[np.ndarray, list[bool]]:

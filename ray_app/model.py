@@ -4,6 +4,7 @@ Knows folders and the hub; imports neither torch nor diffusers."""
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -20,8 +21,8 @@ WEIGHT_FOLDERS = {
 }
 SCHEDULER = "scheduler/scheduler_config.json"
 TOKENIZER = "tokenizer_2/tokenizer_config.json"
-SIZE_MULTIPLE = {"sdxl": 8, "flux": 16}
-"""What height and width must be divisible by; diffusers refuses other sizes of SDXL and silently rounds Flux's."""
+VAE_FACTOR = 8
+"""Pixels a latent, in both directions, of the published models' VAE; a model's own follows from its blocks."""
 FLUX_SAMPLE_SIZE = 128
 """Flux's transformer config has no sample size; the pipeline's own default, in latent pixels."""
 
@@ -42,6 +43,7 @@ class ModelCard:
     scheduler_config: dict[str, Any]
     default_size: int
     prompt_tokens: int | None
+    vae_factor: int = VAE_FACTOR
 
     def scheduler_fingerprint(self) -> str:
         """A hash of what decides the scheduler's steps."""
@@ -63,7 +65,8 @@ class ModelCard:
 
     def check_size(self, height: int, width: int) -> None:
         """Raise Refused for a size in pixels that the model can't draw."""
-        multiple = SIZE_MULTIPLE[self.model_type]
+        # diffusers wants multiples of 8 of SDXL whatever its VAE is, and rounds sizes of Flux down without a word
+        multiple = 2 * self.vae_factor if self.model_type == "flux" else math.lcm(8, self.vae_factor)
         for name, value in (("height", height), ("width", width)):
             if value <= 0 or value % multiple:
                 raise Refused(f"--{name} {value}: {self.model_type} draws multiples of {multiple} pixels")
@@ -95,6 +98,11 @@ def read_card(model_type: str, path: str, revision: str | None, half: bool) -> M
         _no_revision(path, revision)
         names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
         path, found_revision = str(folder.resolve()), _folder_revision(folder, names)
+    elif path and folder.is_file():
+        raise Refused(
+            f"{path}: is a file, and --model_path takes the folder of a diffusers pipeline; make one with"
+            f" {PIPELINE_CLASSES[model_type]}.from_single_file({path!r}).save_pretrained(FOLDER)"
+        )
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", path) and not path.startswith("."):
         folder, names, found_revision = _from_hub(path, revision)
     else:
@@ -107,18 +115,18 @@ def read_card(model_type: str, path: str, revision: str | None, half: bool) -> M
         raise Refused(f"{path}: holds a {found}, but --model_type {model_type} draws with a"
                       f" {PIPELINE_CLASSES[model_type]}{advice}")  # fmt: skip
     scheduler = _read_json(path, folder, SCHEDULER)
-    if not isinstance(scheduler.get("_class_name"), str):
-        raise Refused(f"{path}: {SCHEDULER} names no scheduler ('_class_name')")
+    vae_factor = _vae_factor(path, folder)
     _whole(path, SCHEDULER, scheduler, "num_train_timesteps", 1000)  # `check_steps` relies on it
     return ModelCard(
         model_type=model_type,
         path=path,
         revision=found_revision,
         variant=_variant(path, names, WEIGHT_FOLDERS[model_type], half),
-        scheduler=scheduler["_class_name"],
+        scheduler=_scheduler(path, index),
         scheduler_config=scheduler,
-        default_size=_default_size(model_type, path, folder),
+        default_size=_default_latents(model_type, path, folder) * vae_factor,
         prompt_tokens=_prompt_tokens(folder),
+        vae_factor=vae_factor,
     )
 
 
@@ -127,15 +135,29 @@ def _no_revision(path: str, revision: str | None) -> None:
         raise Refused(f"--revision {revision}: {path} is not a hub id; leave it out")
 
 
-def _default_size(model_type: str, path: str, folder: Path) -> int:
+def _scheduler(path: str, index: dict[str, Any]) -> str:
+    """The class that diffusers goes by: the scheduler's own config may name another."""
+    named = index.get("scheduler")
+    if not isinstance(named, list) or len(named) != 2 or not all(isinstance(word, str) for word in named):
+        raise Refused(f"{path}: model_index.json: 'scheduler' is {str(named)[:80]!r}, not a library and a class")
+    if named[0] != "diffusers":
+        raise Refused(f"{path}: model_index.json: a scheduler of {named[0]}; only those of diffusers are loaded")
+    return named[1]
+
+
+def _vae_factor(path: str, folder: Path) -> int:
     blocks = _read_json(path, folder, "vae/config.json").get("block_out_channels", [0] * 4)
     if not isinstance(blocks, list) or not 1 <= len(blocks) <= 10:
         raise Refused(f"{path}: vae/config.json: 'block_out_channels' is no list of 1 to 10 blocks")
-    vae_factor = 2 ** (len(blocks) - 1)
+    return 2 ** (len(blocks) - 1)
+
+
+def _default_latents(model_type: str, path: str, folder: Path) -> int:
+    """The side of an image in latents where no size is asked for; a UNet that names none has the pipeline's own."""
     if model_type == "flux":
-        return FLUX_SAMPLE_SIZE * vae_factor
-    unet = _read_json(path, folder, "unet/config.json")
-    return _whole(path, "unet/config.json", unet, "sample_size", 128) * vae_factor
+        return FLUX_SAMPLE_SIZE
+    unet = {name: value for name, value in _read_json(path, folder, "unet/config.json").items() if value is not None}
+    return _whole(path, "unet/config.json", unet, "sample_size", 128)
 
 
 def _prompt_tokens(folder: Path) -> int | None:

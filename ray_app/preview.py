@@ -6,24 +6,22 @@ from pathlib import Path
 from actors.errors import ModelError
 from actors.recipe import Capture
 from ray_app import recipes
-from ray_app.errors import OK, Refused, one_line
+from ray_app.errors import OK, SOME_FAILED, Refused, one_line
 from ray_app.options import Generate, Preview, check_text, parse_steps
 
 
 def preview(options: Preview) -> int:
-    """Draw and save; the exit code.
+    """Draw and save; the exit code. Steps that can't be drawn are said, as generate says them, and not saved.
 
     Raises:
         Refused: bad options, a model that can't be loaded, a folder that can't be written.
     """
     check_text(options)
     models = ("sdxl", "flux") if options.model == "both" else (options.model,)
-    for model in models:
-        _preview(options, model)
-    return OK
+    return max(_preview(options, model) for model in models)
 
 
-def _preview(options: Preview, model: str) -> None:
+def _preview(options: Preview, model: str) -> int:
     shared = ("max_inference_steps", "guidance_scale", "sdxl_path", "flux_path", "model_path", "height", "width")
     shared += ("seed", "snapshot", "device", "save_steps")
     asked = Generate(
@@ -37,19 +35,26 @@ def _preview(options: Preview, model: str) -> None:
     last = options.max_inference_steps
     steps = sorted({*parse_steps(options.save_steps, last), last})
     folder = Path(options.output_dir) / f"{model}_multistep"
-    from actors.generator import ImageGenerator, encode
+    from actors.generator import ImageGenerator
 
+    saved = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        generator = ImageGenerator(recipe, [])
-        captures = [Capture(step, options.snapshot) for step in steps]
-        drawn = generator.pixels([options.prompt], [options.seed], captures)
-        for capture in captures:
-            png = encode(drawn[capture][0], "png", None)
-            (folder / f"step_{capture.step:02}.png").write_bytes(png)
-        (folder / "final.png").write_bytes(png)
+        generator = ImageGenerator(recipe, [Capture(step, options.snapshot) for step in steps])
+        drawn = generator({"prompt": [options.prompt], "seed": [options.seed], "captures": [list(range(len(steps)))]})
+        for step, png, kind, message in zip(
+            *(drawn[name] for name in ("step", "image", "error_type", "error_message")), strict=True
+        ):
+            if png is None:
+                print(f"proxyqueue: {recipe.model_path}: step {step}: {kind}: {message}", file=sys.stderr)
+                continue
+            for name in (f"step_{step:02}.png", *(["final.png"] if step == last else [])):
+                (folder / name).write_bytes(png)
+                saved.append(name)
     except ModelError as error:
         raise Refused(str(error)) from error
     except OSError as error:
         raise Refused(f"--output_dir {folder}: can't be written: {error.strerror or one_line(error)}") from error
-    print(f"{folder}: {', '.join(f'step_{step:02}.png' for step in steps)}, final.png", file=sys.stdout)
+    if saved:
+        print(f"{folder}: {', '.join(saved)}")
+    return OK if len(saved) == len(steps) + 1 else SOME_FAILED

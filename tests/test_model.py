@@ -101,7 +101,7 @@ def test_sizes_and_numbers_of_steps_a_model_cannot_do(recipe_for):
     for flags, message in (
         ({"height": 65}, "--height 65: sdxl draws multiples of 8 pixels"),
         ({"width": 0}, "--width 0: sdxl draws multiples of 8 pixels"),
-        ({"model_type": "flux", "width": 72}, "--width 72: flux draws multiples of 16 pixels"),
+        ({"model_type": "flux", "width": 68}, "--width 68: flux draws multiples of 8 pixels"),
         ({"max_inference_steps": 61}, "--max_inference_steps 61: EulerAncestralDiscreteScheduler would run 62 steps"),
         ({"max_inference_steps": 1001}, "--max_inference_steps 1001: tiny knows at most 1000 steps"),
     ):
@@ -121,7 +121,7 @@ def test_flux_reads_no_more_of_a_prompt_than_its_tokenizer_takes(models, tmp_pat
 
 def test_x0_is_refused_by_name_for_a_scheduler_that_has_none(models, tmp_path, recipe_for):
     folder = copy(models, "sdxl_euler", tmp_path / "model")
-    edit(folder, "scheduler/scheduler_config.json", _class_name="DPMSolverMultistepScheduler")
+    edit(folder, "model_index.json", scheduler=["diffusers", "DPMSolverMultistepScheduler"])
     assert recipe_for(model_path=str(folder)).scheduler == "DPMSolverMultistepScheduler"
     with pytest.raises(Refused, match="--snapshot both: DPMSolverMultistepScheduler gives no predicted clean image"):
         recipe_for(model_path=str(folder), snapshot="both")

@@ -1,10 +1,15 @@
 """The verb `preview`: one prompt's steps as png files, in this process."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from actors import tiny
 from ray_app.cli import main
 
 FLAGS = ["--prompt", "a dog on a beach", "--model_path", "tiny", "--max_inference_steps", "4", "--save_steps", "1", "2"]
@@ -39,3 +44,31 @@ def test_x0_shows_the_clean_image_that_the_noisy_one_will_become(model, tmp_path
     first, last = f"{model}_multistep/step_01.png", f"{model}_multistep/step_04.png"
     assert clean[last] == noisy[last]
     assert clean[first] != noisy[first]
+
+
+def test_what_is_no_picture_is_said_and_not_saved(tmp_path, capsys):
+    """A VAE that gives NaN from some step on would be a black picture."""
+    model = Path(shutil.copytree(tiny.folder("sdxl"), tmp_path / "model"))
+    weights = load_file(model / "vae/diffusion_pytorch_model.safetensors")
+    weights["decoder.conv_out.bias"].fill_(torch.nan)
+    save_file(weights, model / "vae/diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    flags = ["--model", "sdxl", "--model_path", str(model), "--device", "cpu", "--height", "64", "--width", "64"]
+    assert main(["preview", *FLAGS, *flags, "--output_dir", str(tmp_path / "out")]) == 3
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[-1] == (
+        f"proxyqueue: {model}: step 4: NonFinitePixels: the decoded pixels of step 4 are not finite"
+    )
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_a_scheduler_that_cannot_draw_is_said_in_one_line(tmp_path, capsys):
+    model = Path(shutil.copytree(tiny.folder("flux"), tmp_path / "model"))
+    index = json.loads((model / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", "FlowMatchHeunDiscreteScheduler"]
+    (model / "model_index.json").write_text(json.dumps(index))
+    config = {"_class_name": index["scheduler"][1], "num_train_timesteps": 1000, "shift": 1.0}
+    (model / "scheduler/scheduler_config.json").write_text(json.dumps(config))
+    flags = ["--model", "flux", "--model_path", str(model), "--device", "cpu", "--height", "64", "--width", "64"]
+    assert main(["preview", *FLAGS, *flags, "--output_dir", str(tmp_path / "out")]) == 3
+    assert "Traceback" not in capsys.readouterr().err
