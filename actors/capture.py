@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
+from actors.errors import ModelError
 from actors.recipe import FLOW_MATCH, RETURNS_X0, Capture
 
 
 class StepCapture:
-    """Pass as `callback_on_step_end` inside `with capture.attached(pipe)`.
+    """Pass as `callback_on_step_end` inside `with capture.attached(pipe)` of a run of `num_inference_steps`.
 
     Afterwards `latents[capture]` holds a copy of the batch's latents (same shape and dtype as the pipeline's) of each
     wanted capture; `timesteps[step]`, `sigmas[step]` (the noise left after the step; NaN where the scheduler has no
@@ -22,8 +23,9 @@ class StepCapture:
     `first_bad_steps` can tell when a sample went wrong.
     """
 
-    def __init__(self, wanted: Iterable[Capture]):
+    def __init__(self, wanted: Iterable[Capture], num_inference_steps: int):
         self.wanted = set(wanted)
+        self.num_inference_steps = num_inference_steps
         self.steps = {capture.step for capture in self.wanted}
         self.latents: dict[Capture, torch.Tensor] = {}
         self.timesteps: dict[int, float] = {}
@@ -32,6 +34,7 @@ class StepCapture:
         self._largest: list[torch.Tensor] = []
         self._x0: torch.Tensor | None = None
         self._calls = 0
+        self._ends: list[int] = []
         self._started = 0.0
 
     @contextlib.contextmanager
@@ -49,8 +52,12 @@ class StepCapture:
             del pipe.scheduler.step  # the instance attribute; the class's method shows again
 
     def __call__(self, pipe: Any, step_index: int, timestep: Any, callback_kwargs: dict[str, Any]) -> dict[str, Any]:
-        step = step_index + 1
         latents = callback_kwargs["latents"]
+        if step_index == 0:
+            self._ends = step_ends(pipe.scheduler, self.num_inference_steps)
+        step = len(self._largest) + 1
+        if step_index + 1 < self._ends[step - 1]:
+            return callback_kwargs  # the model is called again before this step is done
         self._largest.append(latents.flatten(1).abs().amax(1))  # read at the end: until then no GPU has to wait
         if step in self.steps:
             if Capture(step, "xt") in self.wanted:
@@ -58,7 +65,7 @@ class StepCapture:
             if Capture(step, "x0") in self.wanted:
                 assert self._x0 is not None
                 self.latents[Capture(step, "x0")] = self._x0.to(latents.dtype)
-            self._describe(pipe.scheduler, step, timestep, latents)
+            self._describe(pipe.scheduler, step, latents)
             if step == max(self.steps):
                 pipe._interrupt = True  # the pipeline skips what is left and returns these latents
         return callback_kwargs
@@ -68,13 +75,14 @@ class StepCapture:
         finite = torch.isfinite(torch.stack(self._largest)).cpu()  # (steps, samples)
         return [None if sample.all() else int(sample.int().argmin()) + 1 for sample in finite.T]
 
-    def _describe(self, scheduler: Any, step: int, timestep: Any, latents: torch.Tensor) -> None:
+    def _describe(self, scheduler: Any, step: int, latents: torch.Tensor) -> None:
         if latents.is_cuda:
             torch.cuda.synchronize(latents.device)  # only at wanted steps: otherwise the clock reads launch times
         self.seconds[step] = time.perf_counter() - self._started
-        self.timesteps[step] = float(timestep)
+        began = self._ends[step - 2] if step > 1 else 0  # calls before this step
+        self.timesteps[step] = float(scheduler.timesteps[began])
         sigmas = getattr(scheduler, "sigmas", None)
-        self.sigmas[step] = math.nan if sigmas is None else float(sigmas[step])
+        self.sigmas[step] = math.nan if sigmas is None else float(sigmas[self._ends[step - 1]])
 
     def _watch(self, scheduler: Any, step: Callable[..., Any]) -> Callable[..., Any]:
         name = type(scheduler).__name__
@@ -95,3 +103,31 @@ class StepCapture:
             return result
 
         return watched
+
+
+def step_ends(scheduler: Any, steps: int) -> list[int]:
+    """For each step of a run how often the model has been called when it is done.
+
+    A step leads from a noise level of the schedule that was asked for to the next. Most schedulers call the model once
+    for that; those of second order twice but for the last one; PNDM without Runge-Kutta steps does the first one twice.
+
+    Args:
+        scheduler: with the timesteps of the run set, one a call.
+
+    Raises:
+        ModelError: it runs another number of steps than asked for, or its calls belong to no step alone.
+    """
+    timesteps = scheduler.timesteps.tolist()
+    calls = len(timesteps)
+    if calls == steps:
+        return list(range(1, steps + 1))
+    if calls == 2 * steps - 1 and scheduler.order == 2:
+        return [*range(2, calls, 2), calls]
+    levels = list(dict.fromkeys(timesteps))
+    if len(levels) == steps and calls == steps + 1:
+        last = {timestep: call for call, timestep in enumerate(timesteps)}
+        return [*(last[level] for level in levels[1:]), calls]
+    raise ModelError(
+        f"{type(scheduler).__name__} calls the model {calls} times for {steps} steps, in a way that has no single steps"
+        " to take images of; take another number of steps or another scheduler"
+    )

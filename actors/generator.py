@@ -13,10 +13,12 @@ import torch
 from PIL import Image
 
 from actors import memory, pipelines
-from actors.capture import StepCapture
+from actors.capture import StepCapture, step_ends
 from actors.errors import ModelError, ModelNeedsMemory
 from actors.recipe import Capture, Recipe
 
+SAME = 0.01
+"""Share of the largest latent by which the same step may differ when it is done again: low bits of a GPU's kernels."""
 EMBEDDINGS_KEPT = 64
 """Prompts whose embeddings stay on the device; equal prompts stand close together in a plan."""
 
@@ -78,6 +80,8 @@ class ImageGenerator:
             kind = ModelNeedsMemory if memory.is_short(error) else ModelError
             raise kind(f"{recipe.model_path}: can't be loaded as {recipe.model_type}: {reason}") from error
         self._embeddings: OrderedDict[str, pipelines.Embeddings] = OrderedDict()
+        for steps in sorted({recipe.total_steps(capture) for capture in self.captures}):
+            self._try(steps)
 
     def __call__(self, batch: dict[str, Sequence[Any]]) -> dict[str, list[Any]]:
         """Draw up to `recipe.batch_size` prompts.
@@ -209,13 +213,43 @@ class ImageGenerator:
             runs.setdefault(self.recipe.total_steps(capture), []).append(capture)
         taken: dict[Capture, StepCapture] = {}
         for steps, wanted in runs.items():
-            with StepCapture(wanted).attached(self.family.pipe) as run:
+            with StepCapture(wanted, steps).attached(self.family.pipe) as run:
                 pipelines.denoise(self.family, embeddings, list(seeds), steps, run)
             if missing := set(wanted) - set(run.latents):
                 ran = len(self.family.pipe.scheduler.timesteps)
                 raise ModelError(f"the scheduler ran {ran} steps and never came to {sorted(missing)}")
             taken |= dict.fromkeys(wanted, run)
         return taken
+
+    def _try(self, steps: int) -> None:
+        """Raise ModelError if a run of so many steps can't be drawn, or not by its seed alone; begins it twice.
+
+        Whether there is memory for a batch is left to the batches: they can be made smaller.
+        """
+        name = type(self.family.pipe.scheduler).__name__
+        latents: list[torch.Tensor] = []
+
+        def stop(pipe: Any, index: int, timestep: Any, callback_kwargs: dict[str, Any]) -> dict[str, Any]:
+            step_ends(pipe.scheduler, steps)
+            latents.append(callback_kwargs["latents"].float())
+            pipe._interrupt = True
+            return callback_kwargs
+
+        try:
+            for _ in range(2):
+                pipelines.denoise(self.family, [self._embed("")] * self.batch_size, [0] * self.batch_size, steps, stop)
+        except Exception as error:
+            if memory.is_short(error):
+                memory.give_back(self.recipe.device)
+                return
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ModelError(f"{self.recipe.model_path}: {steps} steps with {name}: {reason}") from error
+        first, second = latents
+        if (first - second).abs().max() > SAME * first.abs().max():
+            raise ModelError(
+                f"{self.recipe.model_path}: {name} draws noise that no seed decides: an image could never be drawn"
+                " again; take another scheduler"
+            )
 
     def _embed(self, prompt: str) -> pipelines.Embeddings:
         """A prompt's embeddings, encoded alone: encoding in a batch would move low bits."""

@@ -195,7 +195,7 @@ def _check_tokenizer(pipe: Any, part: str, name: str) -> None:
     if tokenizer is None or encoder is None:
         return
     known, read = len(tokenizer), encoder.config.vocab_size
-    if not LEAST_VOCABULARY * read <= known <= read:
+    if known < LEAST_VOCABULARY * read:
         raise ModelError(
             f"{name} knows {known:,} tokens, and {part} reads {read:,}; a file of {name}/ is missing or another model's"
         )

@@ -46,7 +46,7 @@ def shares_right(model_type: str, emojis: Sequence[Emoji], count: int = 200, see
     for start in range(0, len(places), BATCH):
         batch = places[start : start + BATCH]
         embeddings = [family.encode(captions.spoken(emojis[place].name)) for place in batch]
-        with StepCapture(wanted).attached(family.pipe) as capture:
+        with StepCapture(wanted, max(STEPS)).attached(family.pipe) as capture:
             pipelines.denoise(family, embeddings, [seed + place for place in batch], max(STEPS), capture)
         for one in wanted:
             nearest = torch.cdist(_grid(family, capture.latents[one]).flatten(1), known).argmin(1)

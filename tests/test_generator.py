@@ -151,7 +151,7 @@ def test_x0_of_flow_matching_is_sample_minus_sigma_times_velocity(recipe_for):
     clean, noise = torch.randn(2, 16, 64, generator=torch.Generator().manual_seed(0)).split(1)
     pipe.scheduler.set_timesteps(4, sigmas=[1.0, 0.75, 0.5, 0.25], device="cpu")
     latents, pipe._interrupt = noise, False
-    with StepCapture([Capture(2, "x0")]).attached(pipe) as capture:
+    with StepCapture([Capture(2, "x0")], 4).attached(pipe) as capture:
         for index, timestep in enumerate(pipe.scheduler.timesteps):
             latents = pipe.scheduler.step(noise - clean, timestep, latents)[0]
             capture(pipe, index, timestep, {"latents": latents})

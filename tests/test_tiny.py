@@ -46,7 +46,7 @@ def test_they_draw_what_they_are_asked_for(recipe_for, kind):
     sheet = torch.from_numpy(np.array(Image.open(REFERENCE).convert("RGB"))).float() / 127.5 - 1
     pictures = torch.stack(sheet.split(tiny.SIZE, dim=1)).permute(0, 3, 1, 2)
     wanted = [Capture(step, snapshot) for step, snapshot in ((1, "xt"), (8, "x0"), (32, "xt"))]
-    with torch.no_grad(), StepCapture(wanted).attached(family.pipe) as capture:
+    with torch.no_grad(), StepCapture(wanted, 32).attached(family.pipe) as capture:
         pipelines.denoise(family, [family.encode(name) for name in NAMES], [0] * len(NAMES), 32, capture)
         known = family.pipe.vae.encode(pictures).latent_dist.mean
         drawn = [family.pipe.vae.encode(family.decode(capture.latents[one])).latent_dist.mean for one in wanted]
