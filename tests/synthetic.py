@@ -3,6 +3,7 @@ capture. A real actor of the project's own queue in all else: Ray starts it, and
 
 import hashlib
 import io
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +26,7 @@ NEEDS_MEMORY = "8K"
 BLOCK = 8
 """Pixels of one colour, in both directions: real codecs make small files of them."""
 
-SECONDS_A_PROMPT = 0.15
+SECONDS_A_PROMPT = float(os.environ.get("SECONDS_A_PROMPT", "0.15"))
 """Which a paced worker takes without using a core: a run of hundreds of images is long enough to be disturbed."""
 
 Row = dict[str, Any]

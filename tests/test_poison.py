@@ -172,7 +172,7 @@ def draw_with_little_memory() -> None:
         return drawn
 
     small(batch)  # threads, lazily loaded code and caches take their address space now
-    none = draw_with(20)
+    none = draw_with(0)
     # and so does code that is made for a size: memory that was freed keeps its addresses
     alone = ImageGenerator(dataclasses.replace(recipe, batch_size=1), [Capture(1)], threads=1)
     alone({name: values[:1] for name, values in batch.items()})

@@ -109,7 +109,7 @@ ARGUMENTS = [
     flag("--guidance_scale nan", "--guidance_scale nan: must be 0 or more"),
     flag("--height 65", "--height 65: sdxl draws multiples of 8 pixels"),
     flag("--width 16384", "--width 16384: must be from 1 to 16383"),
-    flag("--model_type flux --width 72", "--width 72: flux draws multiples of 16 pixels"),
+    flag("--model_type flux --width 68", "--width 68: flux draws multiples of 8 pixels"),
     flag("--model_type flux --negative_prompt x", "--negative_prompt: Flux takes none; leave it out"),
     flag("--max_sequence_length 513", "--max_sequence_length 513: must be from 1 to 512"),
     flag("--num_workers 3:2", "--num_workers 3:2: not a number of actors, N or MIN:MAX, from 1"),
@@ -137,7 +137,7 @@ ARGUMENTS = [
 ]
 
 INDEX, STEPS = "model_index.json", "scheduler/scheduler_config.json"
-NO_X0 = edit(STEPS, _class_name="DPMSolverMultistepScheduler")
+NO_X0 = edit(INDEX, scheduler=["diffusers", "DPMSolverMultistepScheduler"])
 MODELS = [
     flag("--model_path model", "model: no such folder, and no hub id (owner/name); set --model_path"),
     model(
@@ -163,7 +163,8 @@ MODELS = [
     model(text(INDEX, "[]"), f"{INDEX} is not a JSON object"),
     model(without("unet"), "no .safetensors weights in unet/; other formats are not loaded"),
     model(without("scheduler"), f"no {STEPS}; this is not a folder of a diffusers pipeline"),
-    model(edit(STEPS, _class_name=None), f"{STEPS} names no scheduler ('_class_name')"),
+    model(edit(INDEX, scheduler=None), f"{INDEX}: 'scheduler' is 'None', not a library and a class"),
+    model(edit(INDEX, scheduler=["lab", "Own"]), f"{INDEX}: a scheduler of lab; only those of diffusers are loaded"),
     model(
         edit(STEPS, num_train_timesteps="many"),
         f"{STEPS}: 'num_train_timesteps' is 'many', not a whole number from 1",
