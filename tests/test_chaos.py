@@ -117,7 +117,7 @@ def test_ten_drivers_are_killed_one_after_another(tmp_path, undisturbed, chance)
             wait_for(lambda images=images: len(read_tree(output)) > images, 60)
             time.sleep(chance.uniform(0, 2))
         elif phase == "writing":
-            wait_for(lambda pid=driver.pid: children(pid, "write_images") and any(output.glob(".staging/*/*")), 60)
+            wait_for(lambda pid=driver.pid: children(pid, "write_images") and any(output.glob(".staging/*/*")), 8)
         elif phase == "part":
             wait_for(lambda parts=parts: len(list(output.rglob("*.parquet"))) > parts, 60)
             time.sleep(chance.uniform(0, 0.05))
@@ -144,7 +144,8 @@ def test_ten_drivers_are_killed_one_after_another(tmp_path, undisturbed, chance)
     states = [record["state"] for record in runs.read_all(open_storage(str(output)))]
     if "nothing to draw" not in result.stdout:  # else the last kill came after the last row
         assert states.pop() == "complete"
-    assert set(states) == {"died"}
+    assert set(states) <= {"died", "complete"}
+    assert states.count("died") >= 8, states  # a driver may come to its end just before it is killed
 
 
 def kill_compaction(output: Path, chance: random.Random) -> None:
