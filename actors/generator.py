@@ -76,9 +76,8 @@ class ImageGenerator:
         try:
             self.family = pipelines.load(recipe)
         except Exception as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
             kind = ModelNeedsMemory if memory.is_short(error) else ModelError
-            raise kind(f"{recipe.model_path}: can't be loaded as {recipe.model_type}: {reason}") from error
+            raise kind(f"{recipe.model_path}: can't be loaded as {recipe.model_type}: {_reason(error)}") from error
         self._embeddings: OrderedDict[str, pipelines.Embeddings] = OrderedDict()
         for steps in sorted({recipe.total_steps(capture) for capture in self.captures}):
             self._try(steps)
@@ -222,7 +221,7 @@ class ImageGenerator:
         return taken
 
     def _try(self, steps: int) -> None:
-        """Raise ModelError if a run of so many steps can't be drawn, or not by its seed alone; begins it twice.
+        """Raise ModelError if no run of `steps` steps can be drawn, or none by its seed alone; begins it twice.
 
         Whether there is memory for a batch is left to the batches: they can be made smaller.
         """
@@ -242,8 +241,7 @@ class ImageGenerator:
             if memory.is_short(error):
                 memory.give_back(self.recipe.device)
                 return
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ModelError(f"{self.recipe.model_path}: {steps} steps with {name}: {reason}") from error
+            raise ModelError(f"{self.recipe.model_path}: {steps} steps with {name}: {_reason(error)}") from error
         first, second = latents
         if (first - second).abs().max() > SAME * first.abs().max():
             raise ModelError(
@@ -268,6 +266,11 @@ class ImageGenerator:
     def _failed(self, capture: Capture, failure: Failure) -> Picture:
         why = {"status": "failed", "error_type": failure.error_type, "error_message": failure.message}
         return Picture({**self._blank(capture), **why, "prompt_truncated": False}, None)
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 OUTPUT_COLUMNS = (
