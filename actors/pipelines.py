@@ -2,14 +2,14 @@
 Knows how to load, encode a prompt, denoise and decode; nothing of batches' meaning, seeds or files."""
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from actors import bench_models, memory, tiny
+from actors import bench_models, checksums, hub, memory, tiny, weights
 from actors.errors import ModelError
 from actors.recipe import Recipe
 
@@ -18,6 +18,8 @@ Embeddings = dict[str, torch.Tensor]
 
 ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 """The text encoders of both families, and what makes their tokens."""
+NOT_USED = {"image_encoder": None, "feature_extractor": None}
+"""Parts that some models have for adapters: not loaded."""
 LEAST_VOCABULARY = 0.95
 """Of the tokens that an encoder reads, the share that its tokenizer knows at least: T5's leaves 28 of 32,128 out."""
 DECODE_PIXELS = 2**21
@@ -143,18 +145,18 @@ def load(recipe: Recipe) -> SDXL | Flux:
 
 
 def _from_pretrained(pipeline_class: Any, recipe: Recipe, dtypes: dict[str, torch.dtype]) -> Any:
-    folder = tiny.folder(recipe.model_type) if recipe.model_path == tiny.NAME else recipe.model_path
-    files = {"variant": recipe.variant, "use_safetensors": True}
-    if not Path(folder).is_dir():
-        folder = pipeline_class.download(folder, revision=recipe.hub_revision, **files)
+    folder = _folder(recipe)
+    names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
     parts = pipeline_class.load_config(folder)
     encoders = {
-        part: _encoder(folder, part, parts[part][1], dtype=dtypes["default"], **files)
+        part: _encoder(folder, part, parts[part][1], dtypes["default"], _variant(names, part, recipe.variant))
         for part in ENCODERS
         if parts[part][0] == "transformers"
     }
     options = {"add_watermarker": False} if pipeline_class is SDXL.pipeline_class() else {}
-    pipe = pipeline_class.from_pretrained(folder, dtype=dtypes, **files, **encoders, **options)
+    pipe = pipeline_class.from_pretrained(
+        folder, dtype=dtypes, variant=recipe.variant, use_safetensors=True, **encoders, **NOT_USED, **options
+    )
     for part, module in pipe.components.items():
         if isinstance(module, torch.nn.Module):  # diffusers leaves what its files lack without values
             _check_whole(part, (name for name, value in module.state_dict().items() if value.is_meta))
@@ -163,7 +165,45 @@ def _from_pretrained(pipeline_class: Any, recipe: Recipe, dtypes: dict[str, torc
     return pipe
 
 
-def _encoder(folder: str | Path, part: str, class_name: str, **options: Any) -> Any:
+def hub_files(recipe: Recipe, tell: hub.Tell) -> hub.Files:
+    """The files of a hub's model that are read for this recipe."""
+
+    def names_of(names: Collection[str]) -> list[str]:
+        return weights.read_by(names, recipe.model_type, recipe.variant)
+
+    return hub.Files(recipe.model_path, recipe.hub_revision or "", names_of, tell)
+
+
+def _folder(recipe: Recipe) -> Path:
+    """Where this machine has the recipe's model: in the hub's cache, or a local folder whose files are the same.
+
+    Raises:
+        ModelError: the hub does not give it, or the folder has other files here.
+    """
+    if recipe.model_path == tiny.NAME:
+        return tiny.folder(recipe.model_type)
+    if recipe.hub_revision:
+        return hub_files(recipe, _tell).fetch()
+    folder = Path(recipe.model_path)
+    if not folder.is_dir():
+        raise ModelError("no such folder on this machine")
+    there = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+    names = weights.read_by(there, recipe.model_type, recipe.variant)
+    if checksums.of_folder(folder, names) != recipe.model_revision:
+        raise ModelError("its files on this machine are not those that the run began with; copy them anew")
+    return folder
+
+
+def _tell(line: str) -> None:
+    print(f"proxyqueue: {line}", file=sys.stderr, flush=True)
+
+
+def _variant(names: list[str], part: str, variant: str | None) -> str | None:
+    """The variant to load of a part: diffusers falls back by itself on files without one, transformers does not."""
+    return variant if variant in weights.variants(names, part) else None
+
+
+def _encoder(folder: Path, part: str, class_name: str, dtype: torch.dtype, variant: str | None) -> Any:
     """A text encoder with all its weights: transformers gives those that its files lack random values.
 
     Raises:
@@ -172,12 +212,17 @@ def _encoder(folder: str | Path, part: str, class_name: str, **options: Any) -> 
     import transformers
 
     loaded, told = getattr(transformers, class_name).from_pretrained(
-        folder, subfolder=part, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        folder,
+        subfolder=part,
+        dtype=dtype,
+        variant=variant,
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
     )
     _check_whole(part, [*told["missing_keys"], *(name for name, *_ in told["mismatched_keys"])])
     if unknown := sorted(told["unexpected_keys"]):
-        print(f"proxyqueue: {part}: {len(unknown)} weights that it does not use, {unknown[0]} among them",
-              file=sys.stderr)  # fmt: skip
+        _tell(f"{part}: {len(unknown)} weights that it does not use, {unknown[0]} among them")
     return loaded
 
 

@@ -31,13 +31,14 @@ def doctor(options: Doctor) -> int:
         Refused: flags that generate would refuse too, no cluster at the address, no such model.
     """
     run = _generate_options(options)
-    weights, needs, counted = footprint.needed(run.model_type, run.model(), run.target_device())
+    weights, needs, counted = footprint.needed(run.model_type, run.model(), run.target_device(), run.variant)
     folder = run.model() if os.path.isabs(run.model()) else None
     with cluster.connected(options.address), _probe(options) as probe:
         nodes = survey.survey(folder, probe)
         autoscaler = autoscaling.find()
     problems = [
         *answers(nodes),
+        *imports(nodes),
         *versions(nodes),
         *model(run, nodes, needs),
         *output(options, nodes),
@@ -66,12 +67,21 @@ def answers(nodes: list[Node]) -> Iterator[str]:
             )
 
 
+def imports(nodes: list[Node]) -> Iterator[str]:
+    """Nodes on which no actor could start."""
+    for node in nodes:
+        if node.answer and (why := node.answer["lacks"]):
+            yield survey.cannot_start(node, why)
+
+
 def versions(nodes: list[Node]) -> Iterator[str]:
     """Versions that are not the driver's. Builds of the same torch for CPUs and for CUDA count as the same."""
     ours = next((node.answer["versions"] for node in nodes if node.is_driver and node.answer), survey.versions())
     for node in nodes:
         theirs = (node.answer or {}).get("versions", ours)
         for name, version in ours.items():
+            if theirs[name] == "none" and node.answer and node.answer["lacks"]:
+                continue  # told above
             if _release(name, theirs[name]) != _release(name, version):
                 why = f" ({WHY[name]})" if name in WHY else ""
                 what = "no" if theirs[name] == "none" else theirs[name]

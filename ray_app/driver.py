@@ -19,7 +19,7 @@ import pyarrow.compute
 
 from actors.errors import ModelError, ModelNeedsMemory
 from actors.recipe import Recipe
-from ray_app import autoscaling, cluster
+from ray_app import autoscaling, cluster, fetch
 from ray_app.errors import GOES_ON, Refused, one_line
 from ray_app.index import IndexWriter
 from ray_app.interrupts import Interrupts
@@ -96,7 +96,8 @@ class Driver:
         gpus, batches = self.options.gpus(), list(self.plan.batches(self.recipe.batch_size))
         autoscaler = autoscaling.find() if gpus else None
         actors = cluster.pool_size(self.options.workers(), gpus, len(batches), autoscaler)
-        results = _Results(self._dataset(batches, actors, ledger, patient=autoscaler is not None))
+        fetch.everywhere(self.recipe, takes_gpus=gpus > 0, meanwhile=self.record.beat)
+        results = _Results(self._dataset(batches, actors, ledger))
         actors_up = functools.partial(cluster.actors_up, self.worker.__name__)
         workers_up = functools.partial(cluster.actors_that_fit, gpus)
         waiting = autoscaling.Waiting(autoscaler, actors, workers_up) if autoscaler else None
@@ -148,9 +149,9 @@ class Driver:
                     file=sys.stderr,
                 )
 
-    def _dataset(self, batches: list[pa.Table], actors: int, ledger: Any, patient: bool) -> Any:
+    def _dataset(self, batches: list[pa.Table], actors: int, ledger: Any) -> Any:
         """One block a batch: a task that a killed actor leaves is replayed whole and gives the same rows again."""
-        _configure(patient)
+        _configure()
         import ray.data
         from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
@@ -186,14 +187,14 @@ class Driver:
         )
 
 
-def _configure(patient: bool) -> None:
+def _configure() -> None:
     # Ray Data would also ask the autoscaler for nodes, and go on asking at the tail for those that idle: the actors
     # that have no place are asking enough. It reads these when it is imported
     for name in ("CPU", "GPU", "MEMORY", "OBJECT_STORE_MEMORY"):
         os.environ.setdefault(f"RAY_DATA_DEFAULT_CLUSTER_SCALING_UP_{name}_UTIL_THRESHOLD", "1e9")
     context = cluster.quiet_data()
-    if patient:
-        context.execution_no_progress_timeout_s = -1  # a GPU may take hours to come; a batch that hangs is ended anyway
+    # a GPU may take hours to come, and a model to load; a batch that hangs is ended anyway
+    context.execution_no_progress_timeout_s = -1
     context.max_consecutive_actor_init_deaths = INIT_DEATHS
     context.max_errored_blocks = 0  # more would let a block's remaining images vanish silently
 

@@ -38,9 +38,12 @@ def check_recipe(storage: Storage, recipe: Recipe) -> list[str]:
         theirs = known.get(fingerprint, {})
         strict, low_bits = recipes.differences(recipe, theirs)
         if strict:
+            drawn = Recipe(**{**vars(recipe), **theirs}).hub_revision if theirs else None
+            moved = drawn and recipe.hub_revision and drawn != recipe.hub_revision
+            back = f"; --revision {drawn} goes on with the model that it was drawn with" if moved else ""
             raise Refused(
                 f"{storage.url}: holds {recipe.model_type} images of another recipe: {', '.join(strict)};"
-                " take another --output_base_path"
+                f" take another --output_base_path{back}"
             )
         warnings += [f"{storage.url}: {text}: pictures may differ in their low bits" for text in low_bits]
     return warnings

@@ -4,9 +4,9 @@ Knows safetensors' headers and published sizes; nothing of clusters."""
 import json
 from pathlib import Path
 
-from actors import tiny
+from actors import tiny, weights
 from ray_app.errors import Refused
-from ray_app.model import WEIGHT_FOLDERS, read_card
+from ray_app.model import read_card
 
 PUBLISHED = {
     "sdxl": {"unet": 2.567e9, "vae": 0.084e9, "text_encoder": 0.123e9, "text_encoder_2": 0.695e9},
@@ -19,11 +19,11 @@ PROCESS = 1e9
 """Bytes of a worker's process with torch and diffusers loaded."""
 
 
-def needed(model_type: str, path: str, device: str) -> tuple[float, float, bool]:
+def needed(model_type: str, path: str, device: str, variant: str | None = None) -> tuple[float, float, bool]:
     """Bytes of the weights, bytes in all that one actor needs on its device, and whether the files were read for it."""
     if path == tiny.NAME:
         return 0.01e9, 0.01e9 + PROCESS, True
-    counted = _count(model_type, path, half=device == "cuda" and model_type == "sdxl")
+    counted = _count(model_type, path, device == "cuda" and model_type == "sdxl", variant)
     parameters = counted or PUBLISHED[model_type]
     weights = sum(count * _width(model_type, part, device) for part, count in parameters.items())
     return weights, weights + (DRAWING[model_type] if device == "cuda" else PROCESS), counted is not None
@@ -34,7 +34,7 @@ def _width(model_type: str, part: str, device: str) -> int:
     return 4 if device == "cpu" or (model_type == "sdxl" and part == "vae") else 2
 
 
-def _count(model_type: str, path: str, half: bool) -> dict[str, float] | None:
+def _count(model_type: str, path: str, half: bool, variant: str | None) -> dict[str, float] | None:
     """Parameters of a local folder's parts; None for a hub id or what can't be read.
 
     Raises:
@@ -43,12 +43,11 @@ def _count(model_type: str, path: str, half: bool) -> dict[str, float] | None:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         return None
-    variant = read_card(model_type, path, None, half).variant
-    counts = {}
-    for part in WEIGHT_FOLDERS[model_type]:
-        files = [file for file in (folder / part).glob("*.safetensors") if (".fp16" in file.name) == bool(variant)]
-        counts[part] = float(sum(parameters(file) for file in files))
-    return counts
+    card = read_card(model_type, path, None, half, variant)
+    return {
+        part: float(sum(parameters(folder / name) for name in weights.of_part(card.files, part, card.variant)))
+        for part in weights.PARTS[model_type]
+    }
 
 
 def parameters(file: Path) -> int:

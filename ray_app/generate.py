@@ -11,7 +11,7 @@ from typing import Any
 from actors import bench_models, tiny
 from actors.recipe import Recipe
 from ray_app import asked, circo, cluster, driver, existing, layout, plan, recipes, runs
-from ray_app.errors import OK, SOME_FAILED, Refused
+from ray_app.errors import OK, SOME_FAILED
 from ray_app.index import set_aside_damaged
 from ray_app.interrupts import Interrupts
 from ray_app.options import Generate
@@ -103,7 +103,7 @@ def _draw(job: Job, interrupts: Interrupts, worker: type[Worker]) -> int:
     outcome = {"state": "failed"}
     try:
         _remove_caches(job)
-        with record, cluster.connected(options.address):
+        with cluster.connected(options.address):
             interrupts.install()  # Ray takes SIGTERM for itself
             run.run()
         outcome = {"state": "some failed" if run.counts["failed"] else "complete"}
@@ -144,12 +144,12 @@ def _begin(job: Job) -> runs.Record:
     flags, recipe = dataclasses.asdict(job.options), dataclasses.asdict(job.recipe)
     facts = {"recipe": recipe, "options": flags, "work": work, "asked": job.asked}
     record = runs.Record(job.storage, model_type=job.recipe.model_type, **facts)
-    record.beat()
+    record.begin()
     runs.bury_the_dead(job.storage)
     try:
         if not job.options.force:
             runs.check_alone(job.storage, work)
-    except Refused:
+    except BaseException:
         record.drop()
         job.storage.remove_staging()
         raise

@@ -2,23 +2,21 @@
 Knows folders and the hub; imports neither torch nor diffusers."""
 
 import dataclasses
-import hashlib
 import json
 import math
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
-from actors import bench_models, tiny
+from actors import bench_models, checksums, hub, tiny, weights
+from actors.errors import ModelError
 from actors.recipe import fingerprint
 from ray_app.errors import Refused, one_line
+from ray_app.progress import Bytes
 
 PIPELINE_CLASSES = {"sdxl": "StableDiffusionXLPipeline", "flux": "FluxPipeline"}
-WEIGHT_FOLDERS = {
-    "sdxl": ("unet", "vae", "text_encoder", "text_encoder_2"),
-    "flux": ("transformer", "vae", "text_encoder", "text_encoder_2"),
-}
 SCHEDULER = "scheduler/scheduler_config.json"
 TOKENIZER = "tokenizer_2/tokenizer_config.json"
 VAE_FACTOR = 8
@@ -31,19 +29,34 @@ FLUX_SAMPLE_SIZE = 128
 class ModelCard:
     """A model as its files describe it.
 
-    `revision` is a hub commit, "sha256:…" of a local folder or "builtin:…"; `prompt_tokens` what the last tokenizer
-    takes at most, None where it does not say.
+    `commit` is the hub's or "builtin:…", None of a local folder; `folder` and `files` where and what a pipeline reads,
+    `prompt_tokens` what the last tokenizer takes at most, None where it does not say.
     """
 
     model_type: str
     path: str
-    revision: str
+    commit: str | None
     variant: str | None
     scheduler: str
     scheduler_config: dict[str, Any]
     default_size: int
     prompt_tokens: int | None
     vae_factor: int = VAE_FACTOR
+    folder: Path = Path()
+    files: tuple[str, ...] = ()
+
+    def revision(self) -> str:
+        """A hub commit, "sha256:…" of a local folder, whose weights are read for it once, or "builtin:…".
+
+        Raises:
+            Refused: a file can't be read.
+        """
+        if self.commit:
+            return self.commit
+        try:
+            return checksums.of_folder(self.folder, self.files, Bytes(f"of {self.path} read").show)
+        except OSError as error:
+            raise Refused(f"{error.filename or self.path}: can't be read: {error.strerror}") from None
 
     def scheduler_fingerprint(self) -> str:
         """A hash of what decides the scheduler's steps."""
@@ -72,62 +85,76 @@ class ModelCard:
                 raise Refused(f"--{name} {value}: {self.model_type} draws multiples of {multiple} pixels")
 
 
-def read_card(model_type: str, path: str, revision: str | None, half: bool) -> ModelCard:
+def read_card(model_type: str, path: str, revision: str | None, half: bool, variant: str | None = None) -> ModelCard:
     """Read a model's card.
 
     Args:
         path: "tiny", a local folder, or a hub id (its config files are downloaded to the hub's cache).
         revision: a branch, tag or commit of the hub; None is its default branch.
         half: whether the weights are wanted in float16, so that fp16 files serve where there are some.
+        variant: the variant of the weights that is asked for.
 
     Raises:
         Refused: no such model, another family, weights that are not safetensors.
     """
     if path == tiny.NAME:
-        _no_revision(path, revision)
+        _only_plain(path, revision, variant)
         built_in = read_card(model_type, str(tiny.folder(model_type)), None, half)
-        return dataclasses.replace(built_in, path=path, revision=tiny.revision(model_type), default_size=tiny.SIZE)
+        return dataclasses.replace(built_in, path=path, commit=tiny.revision(model_type), default_size=tiny.SIZE)
     if path in bench_models.NAMES:
-        _no_revision(path, revision)
+        _only_plain(path, revision, variant)
         scheduler, size = bench_models.scheduler(model_type), bench_models.default_size(path, model_type)
         return ModelCard(
             model_type, path, bench_models.REVISION, None, scheduler.pop("_class_name"), scheduler, size, None
         )
-    folder = Path(os.path.expanduser(path))
+    folder, commit = Path(os.path.expanduser(path)), None
     if path and folder.is_dir():
         _no_revision(path, revision)
         names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
-        path, found_revision = str(folder.resolve()), _folder_revision(folder, names)
+        path = str(folder.resolve())
     elif path and folder.is_file():
         raise Refused(
             f"{path}: is a file, and --model_path takes the folder of a diffusers pipeline; make one with"
             f" {PIPELINE_CLASSES[model_type]}.from_single_file({path!r}).save_pretrained(FOLDER)"
         )
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", path) and not path.startswith("."):
-        folder, names, found_revision = _from_hub(path, revision)
+        found = _of_hub(path, revision)
+        folder, names, commit = found.folder, list(found.sizes), found.commit
     else:
         raise Refused(f"{path or repr(path)}: no such folder, and no hub id (owner/name); set --model_path")
     index = _read_json(path, folder, "model_index.json")
-    found = index.get("_class_name")
-    if found != PIPELINE_CLASSES[model_type]:
-        other = next((kind for kind, name in PIPELINE_CLASSES.items() if name == found), None)
+    found_class = index.get("_class_name")
+    if found_class != PIPELINE_CLASSES[model_type]:
+        other = next((kind for kind, name in PIPELINE_CLASSES.items() if name == found_class), None)
         advice = f"; use --model_type {other}" if other else ""
-        raise Refused(f"{path}: holds a {found}, but --model_type {model_type} draws with a"
+        raise Refused(f"{path}: holds a {found_class}, but --model_type {model_type} draws with a"
                       f" {PIPELINE_CLASSES[model_type]}{advice}")  # fmt: skip
     scheduler = _read_json(path, folder, SCHEDULER)
     vae_factor = _vae_factor(path, folder)
+    try:
+        variant = weights.choose(names, model_type, variant, half)
+    except ModelError as error:
+        raise Refused(f"{path}: {error}") from None
     _whole(path, SCHEDULER, scheduler, "num_train_timesteps", 1000)  # `check_steps` relies on it
     return ModelCard(
         model_type=model_type,
         path=path,
-        revision=found_revision,
-        variant=_variant(path, names, WEIGHT_FOLDERS[model_type], half),
+        commit=commit,
+        variant=variant,
         scheduler=_scheduler(path, index),
         scheduler_config=scheduler,
         default_size=_default_latents(model_type, path, folder) * vae_factor,
         prompt_tokens=_prompt_tokens(folder),
         vae_factor=vae_factor,
+        folder=folder,
+        files=tuple(weights.read_by(names, model_type, variant)),
     )
+
+
+def _only_plain(path: str, revision: str | None, variant: str | None) -> None:
+    _no_revision(path, revision)
+    if variant is not None:
+        raise Refused(f"--variant {variant}: {path} has none; leave it out")
 
 
 def _no_revision(path: str, revision: str | None) -> None:
@@ -177,59 +204,11 @@ def _whole(path: str, name: str, config: dict[str, Any], key: str, default: int)
     return value
 
 
-def _variant(path: str, names: list[str], weight_folders: tuple[str, ...], half: bool) -> str | None:
-    """ "fp16" if such files are there and wanted, or are all there is; None for the plain ones."""
-    plain, fp16 = [], []
-    for folder in weight_folders:
-        weights = [name for name in names if name.startswith(f"{folder}/") and name.endswith(".safetensors")]
-        if not weights:
-            raise Refused(f"{path}: no .safetensors weights in {folder}/; other formats are not loaded")
-        fp16.append(any(".fp16" in name for name in weights))
-        plain.append(any(".fp16" not in name for name in weights))
-    return "fp16" if all(fp16) and (half or not all(plain)) else None
-
-
-def _from_hub(path: str, revision: str | None) -> tuple[Path, list[str], str]:
-    """The cached folder with the config files, the names of all files, and the commit."""
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
-
+def _of_hub(path: str, revision: str | None) -> hub.Snapshot:
     try:
-        folder = Path(snapshot_download(path, revision=revision, allow_patterns=["*.json"]))
-        try:
-            names = HfApi().list_repo_files(path, revision=folder.name)
-        except (OSError, HfHubHTTPError):  # no network: the cache is what there is
-            names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
-    except GatedRepoError:
-        raise Refused(f"{path}: a gated model; accept its terms on the hub and set HF_TOKEN") from None
-    except RevisionNotFoundError:
-        raise Refused(f"{path}: the hub has no revision {revision!r} of it") from None
-    except RepositoryNotFoundError:
-        raise Refused(f"{path}: no such folder, and no such model on the hub (private ones need HF_TOKEN)") from None
-    except Exception as error:  # the hub client raises many kinds for a network that isn't there
-        raise Refused(
-            f"{path}: not in the local cache, and the hub can't be reached ({one_line(_root(error), 160)});"
-            " set --model_path to a local folder, or to tiny for a try"
-        ) from None
-    return folder, names, folder.name
-
-
-def _root(error: BaseException) -> BaseException:
-    while (cause := error.__cause__ or error.__context__) is not None:
-        error = cause
-    return error
-
-
-def _folder_revision(folder: Path, names: list[str]) -> str:
-    """A hash of the configs' text and the weights' names and sizes: other weights are noticed without reading them."""
-    digest = hashlib.sha256()
-    for name in names:
-        file = folder / name
-        if name.endswith(".json"):
-            digest.update(name.encode() + b"\0" + file.read_bytes() + b"\0")
-        elif name.endswith(".safetensors"):
-            digest.update(f"{name}\0{file.stat().st_size}\0".encode())
-    return f"sha256:{digest.hexdigest()[:16]}"
+        return hub.look_up(path, revision, lambda line: print(f"proxyqueue: {line}", file=sys.stderr))
+    except ModelError as error:
+        raise Refused(str(error)) from None
 
 
 def _read_json(path: str, folder: Path, name: str) -> dict[str, Any]:

@@ -53,6 +53,8 @@ class Generate:
 
     revision: str | None = None
     """Branch, tag or commit of a hub model; what it resolves to is recorded and loaded everywhere."""
+    variant: str | None = None
+    """Variant of the weights, as named in their files: "fp16", "bf16". Default: fp16 if all are, on a GPU."""
     prompt_field: str = "multi_gpt-3.5_opt"
     """Field of the annotations that holds a query's list of prompts."""
     height: int | None = None
@@ -215,6 +217,8 @@ class Preview:
     """Flux model, likewise."""
     model_path: str | None = None
     """Overrides both; "tiny" is the built-in model for machines with no GPU."""
+    variant: str | None = None
+    """Variant of the weights, as in their files' names."""
     height: int | None = None
     """Pixels; the model's own default."""
     width: int | None = None

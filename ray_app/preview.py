@@ -23,7 +23,7 @@ def preview(options: Preview) -> int:
 
 def _preview(options: Preview, model: str) -> int:
     shared = ("max_inference_steps", "guidance_scale", "sdxl_path", "flux_path", "model_path", "height", "width")
-    shared += ("seed", "snapshot", "device", "save_steps")
+    shared += ("seed", "snapshot", "device", "save_steps", "variant")
     asked = Generate(
         model_type=model,  # type: ignore[arg-type]
         image_format="png",

@@ -108,6 +108,29 @@ class Checked:
             self._bar.close()
 
 
+class Bytes:
+    """Shows how many bytes are read or fetched of all, MB/s and time left."""
+
+    def __init__(self, what: str):
+        self.what = what
+        self._started = time.monotonic()
+        self._next_line = self._started + LINE_SECONDS
+
+    def show(self, done: int, total: int) -> None:
+        """A line every ten seconds."""
+        now = time.monotonic()
+        if now >= self._next_line:
+            self._next_line = now + LINE_SECONDS
+            print(self.describe(done, total), file=sys.stderr, flush=True)
+
+    def describe(self, done: int, total: int) -> str:
+        """One line."""
+        rate = done / max(time.monotonic() - self._started, 1e-9)
+        eta = duration((total - done) / rate) if rate else "?"
+        unit, name = (1e9, "GB") if total >= 1e9 else (1e6, "MB")
+        return f"{done / unit:,.1f} of {total / unit:,.1f} {name} {self.what}, {rate / 1e6:,.1f} MB/s, {eta} left"
+
+
 class _Bar:
     def __init__(self, total: int, done: int):
         from rich.console import Console

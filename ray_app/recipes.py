@@ -20,7 +20,7 @@ def resolve(options: Generate) -> Recipe:
     """
     device = options.target_device()
     dtype = {"cpu": "float32", "cuda": {"sdxl": "float16", "flux": "bfloat16"}[options.model_type]}[device]
-    card = read_card(options.model_type, options.model(), options.revision, half=dtype == "float16")
+    card = read_card(options.model_type, options.model(), options.revision, dtype == "float16", options.variant)
     height = card.default_size if options.height is None else options.height
     width = card.default_size if options.width is None else options.width
     card.check_size(height, width)
@@ -33,7 +33,7 @@ def resolve(options: Generate) -> Recipe:
     return Recipe(
         model_type=options.model_type,
         model_path=card.path,
-        model_revision=card.revision,
+        model_revision=card.revision(),
         variant=card.variant,
         scheduler=card.scheduler,
         scheduler_config=card.scheduler_fingerprint(),
@@ -80,6 +80,7 @@ FLAGS = {
     "num_inference_steps": "--max_inference_steps",
     "model_path": "--model_path",
     "model_revision": "the model's revision",
+    "variant": "--variant",
     "scheduler_config": "the scheduler's config",
     "guidance_scale": "--guidance_scale",
     "height": "--height",

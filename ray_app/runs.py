@@ -71,13 +71,14 @@ class Record:
         self._lock = threading.Lock()
         self._ended = threading.Event()
 
-    def __enter__(self) -> "Record":
-        """Beat from a thread of its own: starting Ray, joining a cluster or waiting for a disk can take minutes."""
-        threading.Thread(target=self._keep_beating, daemon=True, name="proxyqueue heartbeat").start()
-        return self
+    def begin(self) -> None:
+        """Write it, and beat from a thread of its own: watching another run, starting Ray or a slow disk take minutes.
 
-    def __exit__(self, *raised: object) -> None:
-        self._ended.set()
+        Raises:
+            Refused: the record can't be written.
+        """
+        self.beat()
+        threading.Thread(target=self._keep_beating, daemon=True, name="proxyqueue heartbeat").start()
 
     def _keep_beating(self) -> None:
         while not self._ended.wait(BEAT_SECONDS / 2):

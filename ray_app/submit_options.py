@@ -67,6 +67,8 @@ class Doctor:
     """Flux model, likewise."""
     model_path: str | None = None
     """Overrides both; "tiny" is the built-in model for machines with no GPU."""
+    variant: str | None = None
+    """Variant of the weights, as in their files' names."""
     output_base_path: str = "./output"
     """OUTPUT of the run."""
     shared_filesystem: bool = False

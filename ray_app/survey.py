@@ -2,6 +2,7 @@
 Knows Ray tasks, versions and a probe file; nothing of what is wrong with what it finds."""
 
 import dataclasses
+import importlib
 import importlib.metadata
 import os
 import platform
@@ -9,8 +10,11 @@ import subprocess
 import sys
 from typing import Any
 
-PACKAGES = ("ray", "torch", "diffusers", "transformers", "pyarrow", "proxyqueue")
-ANSWER_SECONDS = 60.0
+PACKAGES = ("ray", "torch", "diffusers", "transformers", "pyarrow")
+IMPORTED = ("ray_app.worker", "actors.generator")
+"""What an actor imports, with all that these do."""
+ANSWER_SECONDS = 120.0
+"""The first import of torch from a slow disk takes a minute."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +60,14 @@ def survey(folder: str | None = None, probe: str | None = None) -> list[Node]:
     ]
 
 
+def cannot_start(node: Node, why: str) -> str:
+    """That actors can't start on a node, and what to do."""
+    mend = "install proxyqueue there as here, or send the run with proxyqueue submit, which ships it"
+    if "ray_app" not in why and "actors" not in why:
+        mend = "mend the installation there"
+    return f"node {node.name}: actors can't start there: {why}; {mend}"
+
+
 def _answer(reference: Any) -> dict[str, Any] | None:
     import ray
     from ray.exceptions import RayError
@@ -74,13 +86,24 @@ def _node(node: dict[str, Any], here: str, answer: dict[str, Any] | None) -> Nod
 
 
 def look(folder: str | None, probe: str | None) -> dict[str, Any]:
-    """On a node: versions, GPUs as (name, bytes), whether the folder is there, what is wrong with the probe."""
+    """On a node: versions, why actors can't start, GPUs as (name, bytes), whether the folder is there, the probe."""
     return {
+        "lacks": lacks(),
         "versions": versions(),
         "gpus": _gpus(),
         "folder": folder is None or os.path.isdir(folder),
         "probe": _probe(probe) if probe else None,
     }
+
+
+def lacks() -> str | None:
+    """Why what actors import can't be imported here, None if it can."""
+    for name in IMPORTED:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # whatever a module may raise
+            return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+    return None
 
 
 def versions() -> dict[str, str]:
@@ -91,6 +114,8 @@ def versions() -> dict[str, str]:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             found[name] = "none"
+    project = sys.modules.get("ray_app")
+    found["proxyqueue"] = getattr(project, "__version__", "none")  # installed or not, it is what runs
     return found
 
 

@@ -89,7 +89,7 @@ def test_versions_that_differ_are_named_with_what_to_do(node):
 def test_a_node_that_does_not_answer(node):
     silent = dataclasses.replace(node, name="w1", answer=None)
     (line,) = doctor.answers([node, silent])
-    assert line.startswith("node w1: gave no answer within 60 s")
+    assert line.startswith("node w1: gave no answer within 120 s")
     assert found(doctor.versions([node, silent])) == []
 
 

@@ -3,8 +3,11 @@
 `python -m tests.test_readme` writes the generated parts anew.
 """
 
+import json
 import re
 import shlex
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -15,7 +18,7 @@ from ray_app.cli import VERBS
 from ray_app.generate import generate
 from ray_app.options import Generate
 from tests.conftest import ROOT, SAMPLE, read_helps
-from tests.synthetic import SyntheticWorker
+from tests.synthetic import FAILS, SyntheticWorker
 
 README = ROOT / "README.md"
 
@@ -57,15 +60,54 @@ def test_commands_in_the_readme_parse():
             parse(command[0], VERBS[command[0]][0], list(command[1:]))
 
 
-@pytest.mark.usefixtures("ray_local")
-def test_queries_run_on_a_real_index(tmp_path):
+@pytest.fixture(scope="module")
+def output(ray_local, tmp_path_factory) -> Path:
+    """One below folders that look like partitions of columns that the index has."""
+    place = tmp_path_factory.mktemp("readme") / "seed=5" / "step=9" / "model=turbo" / "out"
     flags = {"model_path": "tiny", "max_inference_steps": 2, "save_steps": ("1", "2"), "num_workers": "1"}
-    generate(Generate(json_file=str(SAMPLE), output_base_path=str(tmp_path), **flags), SyntheticWorker)
-    queries = re.findall(r"```sql\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    costs, failures, shared = (duckdb.sql(sql.replace("OUTPUT", str(tmp_path))).fetchall() for sql in queries)
-    assert [row[:4] for row in costs] == [("sdxl", "xt", 1, 30), ("sdxl", "xt", 2, 30)]
-    assert failures == []
+    queries = json.loads(SAMPLE.read_text())
+    queries[-1]["multi_gpt-3.5_opt"][0] = FAILS
+    sample = place.parent / "sample.json"
+    sample.parent.mkdir(parents=True)
+    sample.write_text(json.dumps(queries))
+    assert generate(Generate(json_file=str(sample), output_base_path=str(place), **flags), SyntheticWorker) == 3
+    return place
+
+
+@pytest.fixture
+def macs_file(output) -> Iterator[None]:
+    """A file of the Finder's beside the parts."""
+    hidden = output / "index/model=sdxl/._part-x.parquet"
+    hidden.write_text("not Parquet")
+    yield
+    hidden.unlink()
+
+
+def blocks(language: str, output: Path) -> list[str]:
+    found = re.findall(rf"```{language}\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    return [block.replace("OUTPUT", str(output)) for block in found]
+
+
+@pytest.mark.usefixtures("macs_file")
+def test_the_sql_runs_on_a_real_index(output):
+    view, *queries = blocks("sql", output)
+    duckdb.sql(view)
+    costs, failures, shared = (duckdb.sql(sql).fetchall() for sql in queries)
+    assert [row[:4] for row in costs] == [("sdxl", "xt", 1, 29), ("sdxl", "xt", 2, 29)]
+    assert [row[1:4] for row in failures] == [(0, 1, "NonFiniteLatents"), (0, 2, "NonFiniteLatents")]
     assert [(prompt, sorted(query_ids)) for _, prompt, query_ids in shared] == [("A dog by the sea at sunset.", [0, 5])]
+
+
+def test_the_python_of_each_library_finds_the_failures(output):
+    snippets = [snippet for snippet in blocks("python", output) if snippet.startswith("#")]
+    libraries = ["# pandas", "# polars", "# Ray Data, after proxyqueue compact: each image then stands once"]
+    assert [snippet.splitlines()[0] for snippet in snippets] == libraries
+    for snippet in snippets:
+        names: dict[str, Any] = {}
+        exec(snippet, names)
+        failed = names["failed"]
+        assert sorted(failed["step"]) == [1, 2], snippet
+        assert set(failed["model"]) == {"sdxl"}, snippet
 
 
 if __name__ == "__main__":

@@ -202,10 +202,10 @@ def test_a_record_goes_on_changing_while_its_run_waits(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "BEAT_SECONDS", 0.05)
     storage, record = record_of(tmp_path, "run-1")
     path = tmp_path / "runs" / "run-1.json"
-    with record:
-        for _ in range(2):
-            age(path)
-            assert wait_for(lambda: path.stat().st_mtime > time.time() - 1000, 10)
+    record.begin()
+    for _ in range(2):
+        age(path)
+        assert wait_for(lambda: path.stat().st_mtime > time.time() - 1000, 10)
     record.end("complete")
     age(path)
     time.sleep(0.3)

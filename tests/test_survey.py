@@ -35,7 +35,7 @@ def test_gpus_that_are_not_listed_with_their_memory_are_unknown(nvidia_smi, prin
     assert survey.look(None, None)["gpus"] == []
 
 
-def test_a_node_has_a_minute_to_answer(ray_local, monkeypatch):
+def test_a_node_has_two_minutes_to_answer(ray_local, monkeypatch):
     """A fresh node starts a process for the question, which takes seconds where it is busy."""
     import ray
 
@@ -49,6 +49,6 @@ def test_a_node_has_a_minute_to_answer(ray_local, monkeypatch):
     monkeypatch.setattr(ray, "wait", observed)
     began = time.monotonic()
     (node,) = survey.survey()
-    assert max(waited) == 60  # Ray's own threads wait too, for less
+    assert max(waited) == 120  # Ray's own threads wait too, for less
     assert node.answer
     assert time.monotonic() - began < 60

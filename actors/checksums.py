@@ -1,0 +1,96 @@
+"""SHA-256 of files, read once: what was made is kept by path, size, times and inode in the user's cache.
+Knows files; nothing of models."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+KEPT_FROM = 2**20
+"""Bytes from which a file's checksum is kept: a smaller one is read as fast."""
+PIECE = 2**22
+THREADS = 8
+Tell = Callable[[int, int], None]
+"""Called with bytes read and bytes to read, from several threads."""
+
+
+def of(files: Sequence[Path], tell: Tell = lambda done, total: None) -> list[str]:
+    """The checksum of each file, as 64 hex digits.
+
+    A file of the hub's cache that is named by its checksum is not read: the client checked it on its way.
+    """
+    known = {}
+    with _kept() as kept:
+        for file in files:
+            real = file.resolve()
+            if real.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", real.name):
+                known[file] = real.name
+            elif (entry := kept.get(str(real))) and entry[0] == _state(real):
+                known[file] = entry[1]
+        unread = {file: _state(file) for file in files if file not in known}
+        for file, checksum in zip(unread, _read(list(unread), tell), strict=True):
+            known[file] = checksum
+            if file.stat().st_size >= KEPT_FROM:
+                kept[str(file.resolve())] = [unread[file], checksum]
+    return [known[file] for file in files]
+
+
+def of_folder(folder: Path, names: Sequence[str], tell: Tell = lambda done, total: None) -> str:
+    """One checksum of these files of a folder, their names too: "sha256:" and 16 hex digits."""
+    digest = hashlib.sha256()
+    for name, checksum in zip(names, of([folder / name for name in names], tell), strict=True):
+        digest.update(f"{name}\0{checksum}\0".encode())
+    return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def _state(file: Path) -> list[int]:
+    """What differs once a file has been written to or replaced. The time of change can't be set by anybody."""
+    found = file.stat()
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+
+
+def _read(files: list[Path], tell: Tell) -> list[str]:
+    total, done = sum(file.stat().st_size for file in files), 0
+
+    def digest(file: Path) -> str:
+        nonlocal done
+        sha256 = hashlib.sha256()
+        with file.open("rb", buffering=0) as opened:
+            while piece := opened.read(PIECE):
+                sha256.update(piece)
+                done += len(piece)  # a count that is shown: a thread's that is lost does no harm
+                tell(done, total)
+        return sha256.hexdigest()
+
+    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+        return list(pool.map(digest, files))
+
+
+@contextlib.contextmanager
+def _kept() -> Iterator[dict[str, list]]:
+    """What is known, changed in place; others wait, so that a node's actors read a model once. Not needed to go on."""
+    place = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "proxyqueue" / "checksums.json"
+    with contextlib.ExitStack() as locked:
+        with contextlib.suppress(OSError):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            fcntl.flock(locked.enter_context(place.with_suffix(".lock").open("a")), fcntl.LOCK_EX)
+        kept: dict[str, list] = {}
+        with contextlib.suppress(OSError, ValueError, TypeError):  # none yet, or cut
+            kept = dict(json.loads(place.read_text()))
+        before = dict(kept)
+        yield kept
+        if kept != before:
+            with contextlib.suppress(OSError):
+                _replace(place, json.dumps(kept))
+
+
+def _replace(place: Path, text: str) -> None:
+    with tempfile.NamedTemporaryFile("w", dir=place.parent, delete=False) as file:
+        file.write(text)
+    os.replace(file.name, place)

@@ -1,0 +1,278 @@
+"""A model of the hub: the commit that a name means, its files, and their way into this machine's cache.
+Knows the hub's client and its cache; nothing of pipelines."""
+
+import contextlib
+import dataclasses
+import errno
+import logging
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterator
+from glob import escape
+from pathlib import Path
+from typing import Any, TypeVar
+
+from actors.errors import ModelError
+from actors.weights import CONFIGS
+
+WAITS = (2, 8, 30)
+"""Seconds between tries where a hub is overloaded or the network breaks off; each of them is several of the client."""
+OVERLOADED = (408, 425, 429, 500, 502, 503, 504)
+BROKEN_OFF = ("TimeoutException", "NetworkError", "RemoteProtocolError")
+"""Classes of the client's HTTP library, whichever it is, for a network that does not answer or breaks off."""
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+LONGEST_WAIT = 300.0
+"""Seconds that a hub may ask to be waited for."""
+MAKE_ROOM = "make room, or set HF_HOME to a folder of another disk"
+Result = TypeVar("Result")
+Tell = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """A commit of a model: its folder in the cache, and its files' sizes in bytes by name."""
+
+    commit: str
+    folder: Path
+    sizes: dict[str, int]
+
+
+def look_up(repository: str, revision: str | None, tell: Tell) -> Snapshot:
+    """The commit that a revision means (None: the default branch), with its configs in the cache.
+
+    Whatever a hub suffers from that is asked in vain, what the cache has is used.
+
+    Raises:
+        ModelError: no such model or revision, or it is neither in the cache nor can the hub be reached.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    def download() -> Path:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=[f"*{end}" for end in CONFIGS]))
+
+    try:
+        with _retries_told(repository, tell):
+            folder = download()
+    except (GatedRepoError, RevisionNotFoundError, RepositoryNotFoundError) as error:
+        raise ModelError(explain(error, repository, revision)) from None
+    except Exception as error:  # the client raises many kinds
+        if cached := _cached(repository, revision):
+            tell(f"{repository}: commit {cached.name[:12]} of the cache is used: {_why(error)}")
+            return Snapshot(cached.name, cached, _there(cached))
+        if _status(error) not in OVERLOADED:
+            raise ModelError(explain(error, repository)) from None
+        folder = patiently(download, repository, tell)
+    return Snapshot(folder.name, folder, _listed(repository, folder.name) or _there(folder))
+
+
+class Files:
+    """The files of a commit that a pipeline reads, in this machine's cache or on their way into it.
+
+    Args:
+        names_of: picks them from the names of all files.
+
+    Raises:
+        ModelError: it is not known which files there are: the cache has none, and the hub can't be reached.
+    """
+
+    def __init__(self, repository: str, commit: str, names_of: Callable[[Collection[str]], list[str]], tell: Tell):
+        self.repository, self.commit, self.tell = repository, commit, tell
+        self.sizes = _listed(repository, commit) or look_up(repository, commit, tell).sizes
+        self.names = [name for name in names_of(self.sizes) if name in self.sizes]
+        self.folder = _repository_folder(repository) / "snapshots" / commit
+
+    def missing(self) -> int:
+        """Bytes that are not in the cache."""
+        return sum(self.sizes[name] for name in self.names if not (self.folder / name).is_file())
+
+    def fetch(self) -> Path:
+        """The folder with all of them; the client keeps several processes from downloading the same file at once.
+
+        Raises:
+            ModelError: the hub does not give them, or there is no room for them.
+        """
+        from huggingface_hub import constants, snapshot_download
+
+        if not (needed := self.missing()):
+            return self.folder
+        if needed > _free():
+            raise ModelError(
+                f"{constants.HF_HUB_CACHE}: {size(needed)} are needed for {self.repository} and {size(_free())} are"
+                f" free; {MAKE_ROOM}"
+            )
+        names = [escape(name) for name in self.names]
+        patiently(
+            lambda: snapshot_download(self.repository, revision=self.commit, allow_patterns=names),
+            self.repository,
+            self.tell,
+        )
+        return self.folder
+
+    def arrived(self) -> int:
+        """Bytes of all files of the model in the cache, those on their way too."""
+        total = 0
+        for file in (_repository_folder(self.repository) / "blobs").glob("*"):
+            with contextlib.suppress(OSError):  # renamed meanwhile
+                total += file.stat().st_size
+        return total
+
+
+def patiently(download: Callable[[], Result], repository: str, tell: Tell) -> Result:
+    """Try again, with growing pauses, where the hub is overloaded or the network breaks off.
+
+    Raises:
+        ModelError: it goes on, or it is nothing that passes.
+    """
+    for wait in (*WAITS, None):
+        try:
+            with _retries_told(repository, tell):
+                return download()
+        except Exception as error:
+            if wait is None or not _passes(error):
+                raise ModelError(explain(error, repository)) from None
+            seconds = _asked_to_wait(error) or wait
+            tell(f"{repository}: {_why(error)}; trying again in {seconds:g} s")
+            time.sleep(seconds)
+    raise AssertionError("the last try returns or raises")
+
+
+def explain(error: BaseException, repository: str, revision: str | None = None) -> str:
+    """What an error of the client means for this model, on one line, with what to do."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    if isinstance(error, GatedRepoError):
+        return f"{repository}: a gated model; accept its terms on the hub and set HF_TOKEN"
+    if isinstance(error, RevisionNotFoundError):
+        return f"{repository}: the hub has no revision {revision!r} of it"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"{repository}: no such folder, and no such model on the hub (private ones need HF_TOKEN)"
+    cause = _chain(error)[-1]
+    if isinstance(cause, OSError) and cause.errno in OF_THE_DISK:
+        place = cause.filename or constants.HF_HUB_CACHE
+        return f"{place}: {cause.strerror} ({size(_free())} are free); make room, or set HF_HOME to another folder"
+    if _status(error):
+        return f"{repository}: {_why(error)}"
+    advice = "set --model_path to a local folder, or to tiny for a try"
+    return f"{repository}: not in the local cache, and {_why(error)}; {advice}"
+
+
+def size(count: float) -> str:
+    """Bytes in GB or MB."""
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+
+
+@contextlib.contextmanager
+def _retries_told(repository: str, tell: Tell) -> Iterator[None]:
+    """Inside, the client shows no bars, and of what it logs of its own tries the first line is told."""
+    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.logging import get_logger
+
+    disable_progress_bars()
+    logger, first = get_logger(), _First(lambda line: tell(f"{repository}: {line}; the client tries again"))
+    others, logger.handlers = logger.handlers, [first]
+    try:
+        yield
+    finally:
+        logger.handlers = others
+
+
+class _First(logging.Handler):
+    """Passes on the first warning of a request that went wrong."""
+
+    def __init__(self, tell: Tell):
+        super().__init__(logging.WARNING)
+        self._tell: Tell | None = tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = record.getMessage()
+        if self._tell and "thrown while requesting" in line:
+            tell, self._tell = self._tell, None
+            tell(" ".join(line.split()))
+
+
+def _why(error: BaseException) -> str:
+    """What a hub does instead of giving a file."""
+    if status := _status(error):
+        return f"the hub answers {status}{_file(error)}"
+    return f"the hub can't be reached ({' '.join(str(_chain(error)[-1]).split())[:160] or type(error).__name__})"
+
+
+def _cached(repository: str, revision: str | None) -> Path | None:
+    """The folder of a revision in the cache, if a pipeline's index is in it."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(repository, revision=revision, local_files_only=True, allow_patterns=[]))
+    except Exception:
+        return None
+    return folder if (folder / "model_index.json").is_file() else None
+
+
+def _listed(repository: str, commit: str) -> dict[str, int] | None:
+    """Names and sizes of a commit's files as the hub once gave them; None if it never did."""
+    from huggingface_hub import get_cached_repo_tree
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError
+
+    try:
+        return {file.path: file.size for file in get_cached_repo_tree(repository, revision=commit)}
+    except CachedRepoTreeNotFoundError:
+        return None
+
+
+def _there(folder: Path) -> dict[str, int]:
+    return {file.relative_to(folder).as_posix(): file.stat().st_size for file in folder.rglob("*") if file.is_file()}
+
+
+def _repository_folder(repository: str) -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+
+
+def _free() -> int:
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE).absolute()
+    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    return shutil.disk_usage(existing).free
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status that an error comes from."""
+    responses = (getattr(one, "response", None) for one in _chain(error))
+    return next((response.status_code for response in responses if response is not None), None)
+
+
+def _file(error: BaseException) -> str:
+    """The file that was asked for, as " for NAME"."""
+    for one in _chain(error):
+        response: Any = getattr(one, "response", None)
+        if response is not None and "/resolve/" in str(response.url):
+            return " for " + str(response.url).partition("/resolve/")[2].partition("/")[2].partition("?")[0]
+    return ""
+
+
+def _asked_to_wait(error: BaseException) -> float | None:
+    for one in _chain(error):
+        response: Any = getattr(one, "response", None)
+        if response is not None and response.headers.get("Retry-After", "").isdecimal():
+            return min(float(response.headers["Retry-After"]), LONGEST_WAIT)
+    return None
+
+
+def _passes(error: BaseException) -> bool:
+    """Whether the same may work a moment later."""
+    status = _status(error)
+    if status is not None:
+        return status in OVERLOADED
+    return any(kind.__name__ in BROKEN_OFF for one in _chain(error) for kind in type(one).__mro__)
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """An error and what it was raised for, the first cause last."""
+    found = [error]
+    while (cause := found[-1].__cause__ or found[-1].__context__) is not None and cause not in found:
+        found.append(cause)
+    return found

@@ -1,0 +1,82 @@
+"""The weights of a hub's model come to every node before its actors start, once a node, with a line of progress.
+Knows Ray's nodes; how a file comes is in `actors.hub`."""
+
+import contextlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from actors.errors import ModelError
+from actors.recipe import Recipe
+from ray_app.errors import Refused
+from ray_app.progress import Bytes
+
+POLL_SECONDS = 0.5
+BESIDE = {"num_cpus": 0, "max_concurrency": 2}
+
+
+class Fetcher:
+    """On a node: `fetch` in one thread, `progress` in another."""
+
+    def __init__(self, recipe: Recipe):
+        self.recipe = recipe
+        self._files: Any = None
+        self._before = self._missing = 0
+        self._lines: list[str] = []
+
+    def fetch(self) -> str | None:
+        """Download what is missing; why that can't be done."""
+        from actors.pipelines import hub_files
+
+        try:
+            files = hub_files(self.recipe, self._lines.append)
+            self._before, self._missing = files.arrived(), files.missing()
+            self._files = files
+            files.fetch()
+        except ModelError as error:
+            return str(error)
+        return None
+
+    def progress(self) -> tuple[int, int, list[str]]:
+        """Bytes that came, bytes that were missing, and lines to show since it was last asked."""
+        lines, self._lines[:] = list(self._lines), []
+        came = self._files.arrived() - self._before if self._missing else 0
+        return max(0, min(came, self._missing)), self._missing, lines
+
+
+def everywhere(recipe: Recipe, takes_gpus: bool, meanwhile: Callable[[], None]) -> None:
+    """Fetch on every node that has a place for an actor; a node that joins later fetches when its actors load.
+
+    Args:
+        meanwhile: called several times a second; may raise.
+
+    Raises:
+        Refused: the weights can't be had, or a node has no room for them.
+    """
+    import ray
+    from ray.exceptions import RayError
+
+    if recipe.hub_revision is None:
+        return
+    wanted = "GPU" if takes_gpus else "CPU"
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get(wanted)]
+    fetcher: Any = ray.remote(Fetcher)
+    places = {node["NodeID"]: node["NodeManagerAddress"] for node in nodes}
+    on = {node: fetcher.options(label_selector={"ray.io/node-id": node}, **BESIDE).remote(recipe) for node in places}
+    under_way = {actor.fetch.remote(): node for node, actor in on.items()}
+    shown = Bytes(f"of {recipe.model_path} fetched")
+    while under_way:
+        ready, _ = ray.wait(list(under_way), timeout=POLL_SECONDS)
+        meanwhile()
+        seen: list[tuple[int, int, list[str]]] = []
+        with contextlib.suppress(RayError):  # a node that goes away is not waited for
+            seen += ray.get([actor.progress.remote() for actor in on.values()])
+        for line in dict.fromkeys(line for _, _, lines in seen for line in lines):
+            print(f"proxyqueue: {line}", file=sys.stderr, flush=True)
+        shown.show(sum(came for came, _, _ in seen), sum(missing for _, missing, _ in seen))
+        for reference in ready:
+            node = under_way.pop(reference)
+            with contextlib.suppress(RayError):
+                if why := ray.get(reference):
+                    where = f"node {places[node]}: " if len(places) > 1 else ""
+                    raise Refused(f"{where}{why}")
