@@ -171,11 +171,12 @@ def _retries_told(repository: str, tell: Tell) -> Iterator[None]:
 
     disable_progress_bars()
     logger, first = get_logger(), _First(lambda line: tell(f"{repository}: {line}; the client tries again"))
-    others, logger.handlers = logger.handlers, [first]
+    others = logger.handlers[:]
+    logger.handlers[:] = [first]
     try:
         yield
     finally:
-        logger.handlers = others
+        logger.handlers[:] = others
 
 
 class _First(logging.Handler):

@@ -2,12 +2,15 @@
 Knows resources and actors; nothing of plans or images."""
 
 import contextlib
+import glob
 import logging
 import os
+import secrets
 import socket
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from actors import memory
@@ -16,6 +19,10 @@ from ray_app.errors import Refused, one_line
 
 LOCAL_IP = "127.0.0.1"
 CONNECT_SECONDS = 10.0
+PROJECT = Path(__file__).resolve().parent.parent
+"""Ray lets workers import from the folder that the driver joins it in: the project, not whatever lies around there."""
+LEAST_MEMORY = 800e6
+"""Bytes that a driver, Ray's own processes and one worker of a tiny model take together, about."""
 IDLE_SECONDS = 600
 """For which a Ray of this machine alone keeps a process without a task. Its own second would end the writers' after
 each batch, and a new one takes a core for a second to start."""
@@ -39,26 +46,74 @@ def connected(address: str | None) -> Iterator[None]:
         yield
         return
     ray._private.worker.print_to_stdstream = lambda *_, **__: None  # warnings of raylets, into the plan on stdout
+    flag = "--address" if address else "RAY_ADDRESS"
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     options: dict[str, Any] = {}
     if address == "local":
         patient = {"idle_worker_killing_time_threshold_ms": IDLE_SECONDS * 1000}
         options = {"include_dashboard": False, "_system_config": patient}
-    elif _check_answers(address) == LOCAL_IP:  # or Ray would look for it at this machine's other address
+        _check_memory()
+        _give_token()
+    elif _check_answers(address, flag) == LOCAL_IP:  # or Ray would look for it at this machine's other address
         options = {"_node_ip_address": LOCAL_IP}
     try:
-        with _silent_stderr():
+        with _silent_stderr(), contextlib.chdir(PROJECT):
             ray.init(address=address, **options, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        token = "; if it wants a token, set RAY_AUTH_MODE=token"  # all that Ray's own message leaves out
-        raise Refused(f"--address {address}: no Ray cluster answers there: {one_line(error, 200)}{token}") from None
+    except Exception as error:  # Ray raises many kinds
+        why = f"{flag} {address}: {_not_joined(error)}" if address != "local" else _not_started(error)
+        raise Refused(why) from None
     try:
         yield
     finally:
         if "ray.data" in sys.modules:
             stop_data()
         ray.shutdown()
+
+
+def _check_memory() -> None:
+    """Raise Refused where the system would end Ray, or this process, a moment after the start."""
+    from ray._common.utils import get_system_memory
+
+    if (there := get_system_memory()) < LEAST_MEMORY:
+        raise Refused(
+            f"Ray can't be started here: this machine or container has {there / 1e6:,.0f} MB of memory; give it"
+            f" {LEAST_MEMORY / 1e6:,.0f} MB at least"
+        )
+
+
+def _not_started(error: Exception) -> str:
+    """Why Ray could not be started on this machine, and what to do."""
+    why, mend = one_line(error, 200), "look into Ray's logs, session_latest/logs in /tmp/ray or RAY_TMPDIR"
+    if "AF_UNIX" in why:
+        why, mend = "the paths of its sockets would have over 107 bytes", "set RAY_TMPDIR to a short folder, /tmp say"
+    elif isinstance(error, OSError) and error.filename:
+        why, mend = f"{error.filename}: {error.strerror}", "set RAY_TMPDIR to a folder that can be written"
+    elif "/dev/shm" in why:
+        mend = "give the container more shared memory (--shm-size)"
+    return f"Ray can't be started here: {why}; {mend}"
+
+
+def _not_joined(error: Exception) -> str:
+    """Why a cluster could not be joined; what all of Ray's own messages leave out is a token."""
+    why = one_line(error, 300)
+    if "Version mismatch" in why:
+        return f"{why}; install what the cluster has here, or send the run there with proxyqueue submit"
+    return f"no Ray cluster answers there: {why[:200]}; if it wants a token, set RAY_AUTH_MODE=token"
+
+
+def _give_token() -> None:
+    """A token for a Ray of this machine alone, where Ray could not keep one in HOME."""
+    if os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
+        return
+    try:
+        folder = Path.home() / ".ray"
+        folder.mkdir(exist_ok=True)
+        can_be_kept = os.access(folder, os.W_OK) or (folder / "auth_token").is_file()
+    except (OSError, RuntimeError):  # no home at all
+        can_be_kept = False
+    if not can_be_kept:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(16)
 
 
 def stop_data() -> None:
@@ -70,7 +125,7 @@ def stop_data() -> None:
             thread.shutdown(force=True)
 
 
-def _check_answers(address: str) -> str | None:
+def _check_answers(address: str, flag: str = "--address") -> str | None:
     """The host of a cluster's address, None for "auto". Refused if nothing listens: Ray would wait for minutes.
 
     Raises:
@@ -78,10 +133,10 @@ def _check_answers(address: str) -> str | None:
     """
     if "://" in address:
         raise Refused(
-            f"--address {address}: is no address that a driver can join; give HOST:PORT of the cluster (port 6379"
+            f"{flag} {address}: is no address that a driver can join; give HOST:PORT of the cluster (port 6379"
             " where nothing else was said), or send the run there with proxyqueue submit --address http://HEAD:8265"
         )
-    told = f"--address {address}"
+    told = f"{flag} {address}"
     if address == "auto":
         from ray._common.utils import get_ray_address_file
         from ray._private.services import get_ray_address_from_environment
@@ -100,6 +155,18 @@ def _check_answers(address: str) -> str | None:
     except (OSError, OverflowError) as error:
         raise Refused(f"{told}: no Ray cluster answers there: {one_line(error)}") from None
     return host
+
+
+def last_words() -> str:
+    """What the processes that Ray started on this node last said, for a message."""
+    from ray._private.worker import _global_node
+
+    folder = _global_node.get_logs_dir_path() if _global_node else ""
+    said = []
+    for log in sorted(glob.glob(f"{glob.escape(folder)}/worker-*.err"), key=os.path.getmtime):
+        with open(log, errors="replace") as opened:
+            said += [line.strip() for line in opened if line.strip() and not line.startswith(":")]
+    return f"the last one said: {said[-1][:300]}" if said else f"none of them said why; Ray's logs are in {folder}"
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ import pyarrow.compute
 
 from actors.errors import ModelError, ModelNeedsMemory
 from actors.recipe import Recipe
-from ray_app import autoscaling, cluster, fetch
+from ray_app import autoscaling, cluster, fetch, survey
 from ray_app.errors import GOES_ON, Refused, one_line
 from ray_app.index import IndexWriter
 from ray_app.interrupts import Interrupts
@@ -50,6 +50,10 @@ FETCHER = "proxyqueue results"
 """Name of the thread that waits for Ray Data."""
 STOP_SECONDS = 20.0
 """For which a run that ends early waits for Ray Data's threads: they take a second."""
+FIRST_SECONDS = 120.0
+"""For which the first process may take to come up: a second or two, more where the disk or the machine is busy."""
+NOT_CREATED = "died because of an error raised in its creation task"
+"""In the text of Ray's error of an actor whose class or constructor failed."""
 MODEL_ERROR = re.compile(rf"\b(?:{ModelError.__name__}|{ModelNeedsMemory.__name__}): (.+)")
 """How the traceback in an error of Ray's, a text, ends where a model could not be loaded or used."""
 
@@ -92,6 +96,7 @@ class Driver:
         gc.collect()  # or actors of a run that failed in this process would keep the CPUs that this one waits for
         self.metrics = Metrics(self.recipe.model_type)
         ledger = start_ledger(cluster.node_id())
+        _check_comes_up(ledger)
         watchdog = Watchdog(ledger, self.options.denoise_timeout, self.recipe.model_path)
         gpus, batches = self.options.gpus(), list(self.plan.batches(self.recipe.batch_size))
         autoscaler = autoscaling.find() if gpus else None
@@ -252,7 +257,34 @@ class _Results:
         return False
 
 
+def _check_comes_up(ledger: Any) -> None:
+    """Wait for the first process that Ray starts for this run, on the driver's node.
+
+    Raises:
+        Refused: none comes up, or what it needs is not there.
+    """
+    import ray
+    from ray.exceptions import RayError
+
+    asked = ledger.replays.remote()
+    ready, _ = ray.wait([asked], timeout=FIRST_SECONDS)
+    if not ready:
+        raise Refused(f"no process of Ray's came up here within {FIRST_SECONDS:.0f} s; {cluster.last_words()}")
+    try:
+        ray.get(asked)
+    except RayError as error:
+        raise Refused(survey.why_no_actor() or f"no actor can start here: {_last_line(error)}") from None
+
+
 def _explained(error: BaseException) -> BaseException:
-    """A Refused with the model's own words where Ray's error has a ModelError inside, else the error."""
-    told = MODEL_ERROR.findall(str(error))
-    return Refused(one_line(Exception(told[-1]))) if told else error
+    """A Refused where Ray's error is a model's, or of actors that could not start, else the error."""
+    if told := MODEL_ERROR.findall(str(error)):
+        return Refused(one_line(Exception(told[-1])))
+    if NOT_CREATED in str(error):
+        return Refused(survey.why_no_actor() or f"actors can't start: {_last_line(error)}")
+    return error
+
+
+def _last_line(error: BaseException) -> str:
+    """Of an error of Ray's, which has the worker's whole traceback in it."""
+    return str(error).strip().splitlines()[-1][:300]

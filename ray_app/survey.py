@@ -60,6 +60,14 @@ def survey(folder: str | None = None, probe: str | None = None) -> list[Node]:
     ]
 
 
+def why_no_actor() -> str | None:
+    """Why actors can't start on one of the nodes, None if they could on all that answer."""
+    for node in survey():
+        if node.answer and (why := node.answer["lacks"]):
+            return cannot_start(node, why)
+    return None
+
+
 def cannot_start(node: Node, why: str) -> str:
     """That actors can't start on a node, and what to do."""
     mend = "install proxyqueue there as here, or send the run with proxyqueue submit, which ships it"

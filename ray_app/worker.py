@@ -57,6 +57,8 @@ class Worker:
             raise  # Ray starts another worker: memory may be free by then, or on another node
         except ModelError as error:
             self._load_error = error
+        except Exception as error:  # a broken installation, say
+            self._load_error = ModelError(f"{recipe.model_path}: can't be loaded: {type(error).__name__}: {error}")
         else:
             self._tell("loaded", self.ids["actor_id"])
         self._idle_since = time.monotonic()

@@ -4,13 +4,20 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from ray_app import cluster
+from ray_app import cluster, driver
+from ray_app.cluster import PROJECT
 from ray_app.errors import Refused
+from ray_app.ledger import Ledger
+from tests import clusters, processes
 from tests.conftest import SAMPLE, check_index_is_true, read_tree, run_cli
+
+DRAW = ("--json_file", str(SAMPLE), "--model_path", "tiny", "--limit", "1", "--num_prompts", "1", "--num_workers", "1",
+        "--max_inference_steps", "1", "--save_steps", "1")  # fmt: skip
 
 
 @pytest.fixture
@@ -39,7 +46,7 @@ def test_ray_address_is_honoured(nowhere, tmp_path):
     flags = ["--json_file", str(SAMPLE), "--model_path", "tiny"]
     result = run_cli("generate", *flags, cwd=tmp_path, RAY_ADDRESS=nowhere)
     assert result.returncode == 2
-    assert f"--address {nowhere}: no Ray cluster answers there" in result.stderr
+    assert f"RAY_ADDRESS {nowhere}: no Ray cluster answers there" in result.stderr
 
 
 def test_an_address_where_nothing_listens_is_refused_at_once(nowhere):
@@ -75,3 +82,139 @@ def test_an_ipv6_address_is_understood():
 def test_an_address_of_another_kind_is_refused_with_what_to_give(address):
     with pytest.raises(Refused, match=f"--address {address}: is no address that a driver can join; give HOST:PORT"):
         cluster._check_answers(address)
+
+
+def test_a_dashboards_address_in_the_environment_is_named(tmp_path):
+    result = run_cli("generate", *DRAW, cwd=tmp_path, RAY_ADDRESS="http://127.0.0.1:8265")
+    assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)
+    assert result.stderr.startswith(
+        "proxyqueue: RAY_ADDRESS http://127.0.0.1:8265: is no address that a driver can join"
+    )
+
+
+def test_another_version_of_ray_is_told(ray_local, tmp_path):
+    import ray
+
+    flags = [*DRAW, "--address", ray.get_runtime_context().gcs_address]
+    code = f"import ray; ray.__version__ = '2.59.0'; from ray_app import cli; exit(cli.main({['generate', *flags]}))"
+    environment = {**os.environ, "RAY_AUTH_MODE": "token"}
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (result.returncode, len(result.stderr.splitlines())) == (2, 1), result.stderr
+    assert "Version mismatch: The cluster was started with: Ray: 2.60.0" in result.stderr
+    assert "Ray: 2.59.0" in result.stderr
+    assert "no Ray cluster answers" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        (
+            {"RAY_TMPDIR": "/tmp/" + "long" * 25},
+            "the paths of its sockets would have over 107 bytes; set RAY_TMPDIR to",
+        ),
+        (
+            {"RAY_TMPDIR": "/proc/nothing"},
+            "/proc/nothing: No such file or directory; set RAY_TMPDIR to a folder that can",
+        ),
+    ],
+)
+def test_a_ray_that_can_not_be_started_here(environment, message, tmp_path):
+    result = run_cli("generate", *DRAW, cwd=tmp_path, **environment)
+    assert (result.returncode, len(result.stderr.splitlines())) == (2, 1), result.stderr
+    assert result.stderr.startswith(f"proxyqueue: Ray can't be started here: {message}")
+
+
+def test_a_container_with_too_little_memory_is_told_before_the_system_ends_the_run(tmp_path):
+    """Its limit is a file of the kernel's: another one is mounted over it."""
+    limits = [Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory.max")]
+    limit = next((path for path in limits if path.exists()), None)
+    if limit is None:
+        pytest.skip("no limit of memory can be read here")
+    (tmp_path / "limit").write_text("200000000")
+    command = f'mount --bind {tmp_path / "limit"} {limit} && exec "$@"'
+    within = ["unshare", "--mount", "sh", "-c", command, "sh"]
+    if subprocess.run([*within, "true"], capture_output=True).returncode:
+        pytest.skip("nothing can be mounted here")
+    command = [*within, sys.executable, "-m", "ray_app", "generate", *DRAW]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)
+    assert "this machine or container has 200 MB of memory; give it 800 MB at least" in result.stderr
+
+
+def as_nobody() -> list[str]:
+    prefix = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    code = "import ray_app, ray"
+    if os.geteuid() or subprocess.run([*prefix, sys.executable, "-c", code], capture_output=True).returncode:
+        pytest.skip("root can't become a user here who can read the installation")
+    return prefix
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("home", ["/", None, "/nonexistent"])
+def test_a_home_that_can_not_be_written_keeps_nobody_from_drawing(home, tmp_path):
+    """As with `docker run --user`. HOME is not set at all, too."""
+    prefix = as_nobody()
+    kept = {name: value for name, value in os.environ.items() if name not in ("HOME", "RAY_TMPDIR")}
+    with tempfile.TemporaryDirectory(prefix="n", dir="/tmp") as folder:
+        os.chmod(folder, 0o777)
+        environment = {**kept, "RAY_TMPDIR": folder, **({"HOME": home} if home else {})}
+        command = [*prefix, sys.executable, "-m", "ray_app", "generate", *DRAW, "--output_base_path", f"{folder}/out"]
+        result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "images           1 written" in result.stdout
+
+
+@pytest.mark.slow
+def test_modules_in_the_working_directory_are_not_the_workers(tmp_path):
+    """A numpy.py of the user's, a broken torch.py."""
+    (tmp_path / "numpy.py").write_text("x = 1")
+    (tmp_path / "torch.py").write_text("def broken(:")
+    # as the installed command: `python -m` looks into the working directory itself
+    code = "import sys; sys.path.remove(''); from ray_app import cli; sys.exit(cli.main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "generate", *DRAW]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert check_index_is_true(tmp_path / "output") == 1
+
+
+def test_a_broken_installation_of_a_worker_ends_the_run_with_its_words(tmp_path):
+    """On the path before the real one."""
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "torch.py").write_text("raise OSError('libcudart.so.12: cannot open shared object file')")
+    path = os.pathsep.join([str(tmp_path / "broken"), os.environ["PYTHONPATH"]])
+    result = run_cli("generate", *DRAW, cwd=tmp_path, PYTHONPATH=path)
+    assert (result.returncode, len(result.stderr.splitlines())) == (2, 1), result.stderr
+    assert result.stderr.endswith("tiny: can't be loaded: OSError: libcudart.so.12: cannot open shared object file\n")
+
+
+def test_a_run_does_not_wait_for_ever_for_its_first_process(ray_local, monkeypatch):
+    import ray
+
+    ledger = ray.remote(num_cpus=0, num_gpus=9)(Ledger).remote()  # has no place
+    monkeypatch.setattr(driver, "FIRST_SECONDS", 1.0)
+    with pytest.raises(Refused, match=r"^no process of Ray's came up here within 1 s; ") as raised:
+        driver._check_comes_up(ledger)
+    assert "the last one said: " in str(raised.value) or "/session_" in str(raised.value)
+
+
+@pytest.mark.slow
+def test_a_node_without_the_project_is_named(tmp_path):
+    """Its own mounts hide the sources from it."""
+    hide = f'mount -t tmpfs none {PROJECT / "ray_app"} && exec "$@"'
+    within = ["unshare", "--mount", "sh", "-c", hide, "sh"]
+    if subprocess.run([*within, "true"], capture_output=True).returncode:
+        pytest.skip("nothing can be mounted here")
+    with clusters.cluster("--num-cpus=0") as two:
+        two.start(f"--address={two.address}", "--num-cpus=1", within=within, PYTHONPATH=str(PROJECT))
+        flags = ["--address", two.address, "--model_path", "tiny", "--output_base_path", str(tmp_path / "out")]
+        doctor = ["doctor", *flags]
+        assert processes.wait_for(lambda: run_cli(*doctor, **clusters.auth(False)).stdout.count("2.60.0") == 2, 90)
+        found = run_cli(*doctor, **clusters.auth(False))
+        drawn = run_cli("generate", *DRAW, *flags, **clusters.auth(False))
+    problem = (
+        "actors can't start there: ModuleNotFoundError: No module named 'ray_app.worker'; install proxyqueue there"
+    )
+    assert found.returncode == 1
+    assert problem in found.stdout
+    assert (drawn.returncode, len(drawn.stderr.splitlines())) == (2, 1), drawn.stderr
+    assert problem in drawn.stderr
