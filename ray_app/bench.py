@@ -31,6 +31,7 @@ from ray_app import (
     likeness,
     recipes,
     runs,
+    schema,
 )
 from ray_app.bench_options import Bench
 from ray_app.bench_pool import Arrangement, Pool, arrangements, deal
@@ -212,7 +213,7 @@ class _Rounds:
             )
         ended = time.time()
         gc.collect()  # Ray Data's actors can outlive their run until then
-        rows = index.read(open_storage(str(output)), self.recipe.model_type, index.SCHEMA.names)
+        rows = index.read(open_storage(str(output)), self.recipe.model_type, schema.SCHEMA.names)
         drawn = rows["status"].to_pylist().count("ok")
         if code or drawn != self.work.images:
             raise Refused(f"proxyqueue drew {drawn:,} of {self.work.images:,} images; try the same with generate")

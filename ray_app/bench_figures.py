@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ray_app import bench_free, bench_rows, cluster, existing, index, layout, runs
+from ray_app import bench_free, bench_rows, cluster, existing, index, layout, partition, runs
 from ray_app.bench_options import BenchScale
 from ray_app.compact import rewrite
 from ray_app.errors import Refused
@@ -115,7 +115,7 @@ def measure_index(folder: Path, steps: Sequence[int], state: str) -> dict[str, A
     return {
         "figure": "index",
         "state": state,
-        "parts": len(index.part_names(storage, "sdxl")),
+        "parts": len(partition.part_names(storage, "sdxl")),
         "rows": sum(counted["images"].to_pylist()),
         "plan_read_seconds": seconds,
         "plan_read_peak_mb": peak,

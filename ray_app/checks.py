@@ -15,8 +15,10 @@ import pyarrow as pa
 import pyarrow.compute
 from PIL import Image, UnidentifiedImageError
 
-from ray_app import index, layout, partition, runs
+from ray_app import index, layout, runs
 from ray_app.errors import one_line
+from ray_app.partition import Partition
+from ray_app.schema import KEY
 from ray_app.storage import Storage
 
 # its functions are made when it is imported: type checkers don't see them
@@ -41,7 +43,7 @@ KINDS = {
 }
 """Each kind of problem with what it means, in the order of the report."""
 
-COLUMNS = (*index.KEY, "created_at", "reference_img_id", "k", "path", "status", "bytes", "sha256", "width", "height",
+COLUMNS = (*KEY, "created_at", "reference_img_id", "k", "path", "status", "bytes", "sha256", "width", "height",
            "error_type", "error_message")  # fmt: skip
 CHUNK = 1_000
 """Files handed to the threads at a time: their results are all that is in hand."""
@@ -62,16 +64,17 @@ class Model:
     """The checks of one model's share of an output.
 
     Args:
-        found: all its rows with `COLUMNS`, and `prompt` where slots are to be checked.
+        found: its parts.
+        rows: all rows of them with `COLUMNS`, and `prompt` where slots are to be checked.
         since: when the first of the runs began that may be going on, in seconds since the epoch, or None: an image
             written since then without a row is no stray yet.
     """
 
-    def __init__(self, storage: Storage, model_type: str, found: partition.Parts, since: float | None):
-        self.storage, self.model_type, self.found = storage, model_type, found
+    def __init__(self, storage: Storage, model_type: str, found: Partition, rows: pa.Table, since: float | None):
+        self.storage, self.model_type, self.found, self.all_rows = storage, model_type, found, rows
         self.since_ns = math.inf if since is None else since * 1e9
-        self.newest = index.newest(found.rows)
-        self.rows = found.rows.take(pa.array(self.newest))
+        self.newest = index.newest(rows)
+        self.rows = rows.take(pa.array(self.newest))
         self.files = self.bytes = 0
 
     def indexed(self) -> list[tuple[str, int]]:
@@ -86,7 +89,7 @@ class Model:
 
     def check_parts(self) -> Iterator[Problem]:
         """Parts that can't be read."""
-        for name, reason in self.found.unreadable.items():
+        for name, reason in self.found.damaged.items():
             yield Problem("unreadable part", name, reason, self.model_type)
 
     def check_folder(

@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from ray_app import layout, partition, runs
+from ray_app import layout, runs
 from ray_app.compact import COLUMNS, rewrite
 from ray_app.errors import OK, Refused
+from ray_app.partition import Partition, retry_if_compacted
 from ray_app.storage import Storage, open_storage
 from ray_app.upkeep_options import Clean
 
@@ -123,20 +124,22 @@ def _kind(folder: str, name: str) -> str | None:
     return RECORD if layout.is_run_file(path) else None
 
 
+@retry_if_compacted
 def _count_rows(storage: Storage, model_type: str, options: Clean) -> int:
     """How many rows are to go, superseded ones included.
 
     Raises:
         Refused: a part that can't be read, unless everything goes anyway.
     """
-    found = partition.read(storage, model_type, COLUMNS)
-    for name, reason in found.unreadable.items():
+    found = Partition.open(storage, model_type)
+    rows = found.read(COLUMNS)
+    for name, reason in found.damaged.items():
         if not options.all:
             raise Refused(
                 f"{storage.at(name)}: not a readable part of the index: {reason};"
                 " `proxyqueue verify --repair` sets it aside"
             )
-    return int(_matching(options, found.rows).sum())
+    return int(_matching(options, rows).sum())
 
 
 def _matching(options: Clean, rows: pa.Table) -> np.ndarray:

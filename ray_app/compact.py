@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import math
 import sys
 from collections.abc import Callable, Iterator
 
@@ -12,8 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_app import index, layout, partition, runs
+from ray_app import index, layout, runs
 from ray_app.errors import OK, Refused
+from ray_app.partition import Partition, retry_if_compacted
+from ray_app.schema import KEY, with_recipes
 from ray_app.storage import Sink, Storage, open_storage
 from ray_app.upkeep_options import Compact
 
@@ -21,7 +24,7 @@ ROWS_A_PART = 1_000_000
 ROWS_A_GROUP = 100_000
 """Sorted row groups of this size let a reader skip most of a part."""
 
-COLUMNS = (*index.KEY, "created_at")
+COLUMNS = (*KEY, "created_at")
 
 Drop = Callable[[pa.Table], np.ndarray]
 """Says of rows with `COLUMNS` which are dropped: bool, one a row."""
@@ -29,14 +32,14 @@ Drop = Callable[[pa.Table], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Rewritten:
-    """What a partition was and is. Unreadable parts were left alone and are not counted."""
+    """What a partition was and is. Damaged parts were left alone and are not counted."""
 
     parts_before: int
     parts: int
     rows_before: int
     rows: int
     dropped: int
-    unreadable: dict[str, str]
+    damaged: dict[str, str]
 
 
 def compact(options: Compact) -> int:
@@ -54,7 +57,7 @@ def compact(options: Compact) -> int:
     try:
         for model_type in model_types:
             done = rewrite(storage, model_type)
-            for name, reason in done.unreadable.items():
+            for name, reason in done.damaged.items():
                 print(f"proxyqueue: {storage.at(name)}: left alone, can't be read: {reason}", file=sys.stderr)
             print(
                 f"{model_type:<16} {done.rows_before:,} rows in {done.parts_before:,} parts are now"
@@ -79,37 +82,43 @@ def rewrite(storage: Storage, model_type: str, drop: Drop | None = None) -> Rewr
         return Rewritten(0, 0, 0, 0, 0, {})
     with storage.locked(layout.index_folder(model_type)):
         sequence = itertools.count()
-        old = partition.read(storage, model_type, COLUMNS)
-        parts_before, rows_before = len(old.names), old.rows.num_rows
-        newest, dropped = _newest(old, drop)
+        old, rows = _read(storage, model_type)
+        parts_before, rows_before = len(old.names), rows.num_rows
+        newest, dropped = _newest(rows, drop)
         if dropped.any() and len(newest) < rows_before:
             # old parts go one by one: a dropped key's older row must not be the last that is left of it
             _replace(storage, model_type, old, newest, sequence)
-            old = partition.read(storage, model_type, COLUMNS)
-            newest, dropped = _newest(old, drop)
+            old, rows = _read(storage, model_type)
+            newest, dropped = _newest(rows, drop)
         kept, parts_now = newest[~dropped], len(old.names)
-        if dropped.any() or (drop is None and not _is_compact(old, newest)):
+        if dropped.any() or (drop is None and not _is_compact(len(old.names), newest, rows.num_rows)):
             parts_now = _replace(storage, model_type, old, kept, sequence)
-        return Rewritten(parts_before, parts_now, rows_before, len(kept), int(dropped.sum()), old.unreadable)
+        return Rewritten(parts_before, parts_now, rows_before, len(kept), int(dropped.sum()), old.damaged)
 
 
-def _newest(old: partition.Parts, drop: Drop | None) -> tuple[np.ndarray, np.ndarray]:
+@retry_if_compacted
+def _read(storage: Storage, model_type: str) -> tuple[Partition, pa.Table]:
+    """The partition, and `COLUMNS` of its rows."""
+    partition = Partition.open(storage, model_type)
+    return partition, partition.read(COLUMNS)
+
+
+def _newest(rows: pa.Table, drop: Drop | None) -> tuple[np.ndarray, np.ndarray]:
     """The numbers of the newest rows in the order of their keys, and which of them are dropped."""
-    newest = index.newest(old.rows)
+    newest = index.newest(rows)
     if drop is None:
         return newest, np.zeros(len(newest), bool)
-    return newest, drop(old.rows.take(pa.array(newest)))
+    return newest, drop(rows.take(pa.array(newest)))
 
 
-def _is_compact(old: partition.Parts, newest: np.ndarray) -> bool:
-    """Whether these parts are what a compaction would make of them."""
-    enough = len(old.names) <= -(-old.rows.num_rows // ROWS_A_PART)
-    return enough and np.array_equal(newest, np.arange(old.rows.num_rows))
+def _is_compact(parts: int, newest: np.ndarray, rows: int) -> bool:
+    """Whether so many parts with so many rows are what a compaction would make of them."""
+    return parts <= math.ceil(rows / ROWS_A_PART) and np.array_equal(newest, np.arange(rows))
 
 
-def _replace(storage: Storage, model_type: str, old: partition.Parts, kept: np.ndarray, sequence: Iterator[int]) -> int:
+def _replace(storage: Storage, model_type: str, old: Partition, kept: np.ndarray, sequence: Iterator[int]) -> int:
     """Write the rows of these numbers as new parts, then remove the old ones; how many new parts there are."""
-    schema = index.with_recipes(old.recipes)
+    schema = with_recipes(old.recipes, old.schema)
     new: list[str] = []
     try:
         for start in range(0, len(kept), ROWS_A_PART):
@@ -126,6 +135,6 @@ def _replace(storage: Storage, model_type: str, old: partition.Parts, kept: np.n
     return len(new)
 
 
-def _write(old: partition.Parts, numbers: np.ndarray, schema: pa.Schema, sink: Sink) -> None:
+def _write(old: Partition, numbers: np.ndarray, schema: pa.Schema, sink: Sink) -> None:
     table = old.take(numbers, schema)
     pq.write_table(table, sink, compression="zstd", row_group_size=ROWS_A_GROUP, write_page_checksum=True)

@@ -8,6 +8,7 @@ from ray_app import existing, index, layout
 from ray_app.ask_options import Export
 from ray_app.errors import OK, Refused
 from ray_app.interrupts import Interrupts
+from ray_app.schema import SCHEMA
 from ray_app.storage import Storage
 
 LEFT_OUT = ("path", "status", "error_type", "error_message")
@@ -19,7 +20,7 @@ def export(storage: Storage, options: Export, interrupts: Interrupts) -> int:
     written = 0
     try:
         for model_type in layout.model_types(options.model_type):
-            rows = index.read(storage, model_type, index.SCHEMA.names)
+            rows = index.read(storage, model_type, SCHEMA.names)
             rows = rows.take(pa.array(index.newest(rows)))
             rows = rows.filter(pa.array(existing.are_there(storage, model_type, rows)))
             steps, snapshots = np.asarray(rows["step"]), np.asarray(rows["snapshot"].to_pylist(), dtype=object)

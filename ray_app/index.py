@@ -1,13 +1,11 @@
-"""The index: one pinned Parquet schema, immutable parts, one row an image.
-Knows rows and parts; nothing of how images are drawn."""
+"""The index: rows of a run become immutable parts, and rows are read back.
+Knows which row of an image counts; nothing of how images are drawn."""
 
 import dataclasses
 import datetime
-import functools
-import json
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,75 +14,19 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from actors.recipe import Recipe
-from ray_app import layout, parts
+from ray_app import layout
 from ray_app.errors import GOES_ON, Refused, one_line
-from ray_app.parts import RECIPES_KEY, VERSION_KEY
+from ray_app.partition import Partition, retry_if_compacted
+from ray_app.schema import KEY, SCHEMA, with_recipes
 from ray_app.storage import Storage
 
 # its functions are made when it is imported: type checkers don't see them
 pc: Any = pyarrow.compute
 
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
-
-SCHEMA_VERSION = "1"
 COMMIT_SECONDS = 5.0
 COMMIT_ROWS = 5_000
-LISTINGS = 6
-"""How often a reader lists the parts before it gives up: they go one by one while an index is compacted."""
-
-COLUMNS: dict[str, tuple[pa.DataType, str]] = {
-    "query_id": (pa.int64(), "id of the query in the annotations"),
-    "reference_img_id": (pa.string(), "its reference photo"),
-    "prompt_index": (pa.int16(), "place of the prompt in the query's list, from 0"),
-    "image_index": (pa.int16(), "which image of that prompt, from 0"),
-    "k": (pa.int32(), "number in the file's name: prompt_index * img_per_prompt + image_index"),
-    "snapshot": (pa.string(), "xt: the latents as they are; x0: the predicted clean image"),
-    "step": (pa.int16(), "denoising step, from 1"),
-    "num_inference_steps": (pa.int16(), "of so many"),
-    "path": (pa.string(), "the image, relative to OUTPUT"),
-    "format": (pa.string(), "jpg, png or webp"),
-    "width": (pa.int32(), "pixels"),
-    "height": (pa.int32(), "pixels"),
-    "bytes": (pa.int64(), "size of the file; null if failed"),
-    "sha256": (pa.string(), "of the file, hex; null if failed"),
-    "status": (pa.string(), "ok: the file is there, whole; failed: it could not be drawn"),
-    "error_type": (pa.string(), "why it failed"),
-    "error_message": (pa.string(), "in words"),
-    "prompt": (pa.string(), "what was drawn"),
-    "prompt_truncated": (pa.bool_(), "the encoder saw less than the whole prompt"),
-    "seed": (pa.int64(), "of the noise"),
-    "denoise_id": (pa.string(), "equal for images that come from the same denoise: same prompt, same seed"),
-    "recipe": (pa.string(), "fingerprint of everything else that decides a pixel; in full in runs/"),
-    "model_path": (pa.string(), "hub id, folder, or tiny"),
-    "model_revision": (pa.string(), "commit of the hub, or a hash of the folder"),
-    "guidance_scale": (pa.float32(), "classifier-free guidance"),
-    "scheduler": (pa.string(), "diffusers class"),
-    "dtype": (pa.string(), "of the denoiser's weights"),
-    "timestep": (pa.float32(), "the scheduler's timestep of the step"),
-    "sigma": (pa.float32(), "noise left in xt after the step; 0 at the last"),
-    "batch_size": (pa.int16(), "prompts denoised together"),
-    "denoise_seconds": (pa.float32(), "from the batch's start to the step, divided by its prompts"),
-    "decode_seconds": (pa.float32(), "of the VAE, divided by the batch's images"),
-    "actor_id": (pa.string(), "the Ray actor that drew it"),
-    "node_id": (pa.string(), "and its node"),
-    "run_id": (pa.string(), "the run that drew it: runs/{run_id}.json"),
-    "created_at": (pa.timestamp("us", tz="UTC"), "when the row reached the index"),
-}
-"""Every column but `model`, which is the hive partition: type and meaning."""
-
 TICK = datetime.timedelta(microseconds=1)
 """The least by which times of the index differ."""
-
-KEY = ("query_id", "prompt_index", "image_index", "snapshot", "step")
-"""What tells one image of a model from another; the newest row of a key counts."""
-
-SCHEMA = pa.schema([pa.field(name, kind) for name, (kind, _) in COLUMNS.items()], {VERSION_KEY: SCHEMA_VERSION})
-
-
-def with_recipes(recipes: dict[str, dict[str, Any]]) -> pa.Schema:
-    """The schema of a part whose rows were drawn by these recipes, by fingerprint."""
-    return SCHEMA.with_metadata({**(SCHEMA.metadata or {}), RECIPES_KEY: json.dumps(recipes)})
 
 
 def to_parquet(table: pa.Table) -> bytes:
@@ -174,39 +116,7 @@ class IndexWriter:
         self._tables, self._rows = [], 0
 
 
-def relisted(read: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """A reader that begins anew with a fresh listing if a part is gone that it had listed.
-
-    That is compaction: the part's rows stand in another by then.
-    """
-
-    @functools.wraps(read)
-    def reader(*arguments: Arguments.args, **named: Arguments.kwargs) -> Result:
-        for listing in range(1, LISTINGS):
-            try:
-                return read(*arguments, **named)
-            except FileNotFoundError:
-                time.sleep(0.05 * 2**listing)
-        return read(*arguments, **named)
-
-    return reader
-
-
-def part_names(storage: Storage, model_type: str) -> list[str]:
-    """The parts of a model's partition, by path under OUTPUT.
-
-    Listed until two listings agree: a single one of a big folder can miss a part that comes meanwhile, and just as well
-    the old ones that go because of it.
-    """
-    names: list[str] | None = None
-    for _ in range(LISTINGS**2):
-        before, names = names, storage.list_names(layout.index_folder(model_type), "*.parquet")
-        if names == before:
-            break
-    return names or []
-
-
-@relisted
+@retry_if_compacted
 def read(
     storage: Storage,
     model_type: str,
@@ -218,18 +128,19 @@ def read(
     Rows of damaged parts are left out, and each such part is named on stderr, once a process.
 
     Raises:
-        Refused: a part that can't be opened, though it may be whole; the message names it.
+        Refused: a part that can't be opened, though it may be whole, or of a later version; the message names it.
     """
     wanted = columns if isinstance(columns, dict) else {name: ds.field(name) for name in columns}
     wanted = {**wanted, "created_at": ds.field("created_at")}
+    partition = Partition.open(storage, model_type)
     while True:
-        names = list(_parts(storage, model_type))
+        partition.tell_damage()
         try:
-            return dataset(storage, names).to_table(columns=wanted, filter=only).sort_by("created_at")
+            return partition.dataset().to_table(columns=wanted, filter=only).sort_by("created_at")
         except FileNotFoundError:
             raise
         except (pa.ArrowException, OSError) as error:
-            if not parts.find_damaged_data(storage, names):
+            if not partition.find_damage():
                 where = storage.at(layout.index_folder(model_type))
                 raise Refused(f"{where}: can't be read: {one_line(error, 200)}") from error
 
@@ -238,11 +149,6 @@ def newest_time(storage: Storage, model_type: str) -> datetime.datetime:
     """When the newest row of a model's partition was made; long ago if there is none."""
     found = pc.max(read(storage, model_type, ["created_at"])["created_at"]).as_py()
     return found or datetime.datetime.fromtimestamp(0, datetime.UTC)
-
-
-def dataset(storage: Storage, names: Sequence[str]) -> ds.Dataset:
-    """The rows of these parts, read when they are asked for, each page compared with its checksum."""
-    return ds.dataset([storage.path(name) for name in names], SCHEMA, _CHECKED, storage.filesystem)
 
 
 def newest(rows: pa.Table) -> np.ndarray:
@@ -262,25 +168,14 @@ def newest(rows: pa.Table) -> np.ndarray:
     return order[last]
 
 
-@relisted
+@retry_if_compacted
 def recipes(storage: Storage, model_type: str) -> dict[str, dict[str, Any]]:
     """Every recipe of a model's partition in full, by fingerprint, from the parts' own metadata."""
-    found: dict[str, dict[str, Any]] = {}
-    for of_part in _parts(storage, model_type).values():
-        found |= of_part
-    return found
+    return Partition.open(storage, model_type).recipes
 
 
+@retry_if_compacted
 def set_aside_damaged(storage: Storage, model_type: str) -> None:
     """Move the parts that reading found damaged to OUTPUT/.set_aside, so that no pattern of `index/` finds them."""
-    for part in parts.damaged(storage, layout.index_folder(model_type)):
+    for part in Partition.open(storage, model_type).damaged:
         storage.set_aside(part)
-
-
-_CHECKED = ds.ParquetFileFormat(
-    default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
-)
-
-
-def _parts(storage: Storage, model_type: str) -> dict[str, dict[str, Any]]:
-    return parts.readable(storage, part_names(storage, model_type), SCHEMA)

@@ -15,10 +15,12 @@ from typing import Any, TextIO
 import duckdb
 import pyarrow as pa
 
-from ray_app import index, row_formats, views
+from ray_app import row_formats, views
 from ray_app.ask_options import Query
 from ray_app.errors import OK, Refused, one_line
 from ray_app.interrupts import Interrupts
+from ray_app.partition import LISTINGS
+from ray_app.schema import COLUMNS
 from ray_app.storage import Storage, open_storage
 
 Write = Callable[[pa.Schema, Iterator[pa.RecordBatch]], object]
@@ -81,7 +83,7 @@ def answer(
     native: bool | None = None,
 ) -> None:
     """Run one SELECT and hand its rows on, batch by batch. Without the parts that turn out to be damaged."""
-    for _ in range(index.LISTINGS):
+    for _ in range(LISTINGS):
         try:
             with views.connected(storage, check, native) as connection:
                 _interruptible(connection, lambda connection=connection: _run(connection, sql, write))
@@ -100,7 +102,7 @@ def schema() -> str:
     """Both views, column by column."""
     lines = ["images: the newest row of each image"]
     model = ("model", "string", "sdxl or flux; the index's partition")
-    images = [model, *((name, str(kind), text) for name, (kind, text) in index.COLUMNS.items())]
+    images = [model, *((name, str(kind), text) for name, (kind, text) in COLUMNS.items())]
     runs = [(name, str(kind), text) for name, (kind, text) in views.RUN_COLUMNS.items()]
     lines += [f"  {name:<20} {kind:<22} {text}" for name, kind, text in images]
     lines += ["", "runs: one row a run of generate"]

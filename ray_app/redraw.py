@@ -10,15 +10,16 @@ import pyarrow as pa
 
 from actors.errors import ModelError
 from actors.recipe import Capture, Recipe
-from ray_app import index, partition
+from ray_app import schema
 from ray_app.checks import Problem
+from ray_app.partition import Partition
 
 SCHEMA = pa.schema(
-    [index.SCHEMA.field(name) for name in ("prompt", "seed", "snapshot", "step", "path", "sha256", "recipe")]
+    [schema.SCHEMA.field(name) for name in ("prompt", "seed", "snapshot", "step", "path", "sha256", "recipe")]
 )
 
 
-def redraw(model_type: str, found: partition.Parts, numbers: np.ndarray) -> Iterator[Problem]:
+def redraw(model_type: str, found: Partition, numbers: np.ndarray) -> Iterator[Problem]:
     """Draw the rows of these numbers again, in this process; those that come out otherwise.
 
     On CPUs with one thread, as runs on CPUs draw. What was drawn on a GPU is drawn on one again.

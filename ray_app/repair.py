@@ -8,9 +8,10 @@ from collections.abc import Iterable
 import numpy as np
 import pyarrow as pa
 
-from ray_app import index, layout
+from ray_app import layout
 from ray_app.checks import Model, Problem
 from ray_app.compact import rewrite
+from ray_app.schema import KEY
 from ray_app.storage import Storage
 
 ROW_DROPPED = ("missing file", "wrong size", "wrong sha256", "bad picture")
@@ -33,7 +34,7 @@ def repair(storage: Storage, models: Iterable[Model], problems: list[Problem]) -
         mine = [problem for problem in problems if problem.model_type == model.model_type]
         bad = [problem.row for problem in mine if problem.kind in ROW_DROPPED]
         if bad:
-            rows = model.found.rows.select([*index.KEY, "created_at"]).take(pa.array(bad))
+            rows = model.all_rows.select([*KEY, "created_at"]).take(pa.array(bad))
             done["rows dropped"] += rewrite(storage, model.model_type, _Exactly(rows)).dropped
     done["files set aside"] += _set_aside(storage, problems, SET_ASIDE)
     done["leftovers removed"] += _remove_leftovers(storage, problems)

@@ -18,6 +18,7 @@ from ray_app.asked import Asked
 from ray_app.errors import INTERRUPTED, OK, Refused
 from ray_app.interrupts import Interrupts
 from ray_app.progress import duration
+from ray_app.schema import KEY
 from ray_app.storage import Storage, open_storage
 
 # its functions are made when it is imported: type checkers don't see them
@@ -28,7 +29,7 @@ RATE_SECONDS = 300
 MOST_RUNS = 10
 """Runs that the text names, the newest; json names all."""
 
-_COLUMNS = (*index.KEY, "status", "bytes", "path", "run_id")
+_COLUMNS = (*KEY, "status", "bytes", "path", "run_id")
 
 
 @dataclasses.dataclass(frozen=True)

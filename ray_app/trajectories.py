@@ -11,12 +11,13 @@ import pyarrow as pa
 
 from ray_app import existing, index, layout
 from ray_app.errors import Refused
+from ray_app.schema import KEY
 from ray_app.storage import Storage
 
 OK, FAILED, MISSING = "ok", "failed", "missing"
 """An image is there; could not be drawn; or its file is gone, or has another size than its row says."""
 
-_COLUMNS = (*index.KEY, "reference_img_id", "k", "status", "bytes", "path", "prompt", "seed", "denoise_id",
+_COLUMNS = (*KEY, "reference_img_id", "k", "status", "bytes", "path", "prompt", "seed", "denoise_id",
             "error_type", "error_message", "width", "height", "created_at")  # fmt: skip
 _OF_SLOT = ("query_id", "reference_img_id", "prompt_index", "image_index", "k", "prompt", "seed", "denoise_id")
 

@@ -5,16 +5,17 @@ import collections
 import datetime
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from ray_app import checks, circo, layout, partition, runs
+from ray_app import checks, circo, layout, runs
 from ray_app.checks import Model, Problem
 from ray_app.errors import OK, PROBLEMS, Refused
+from ray_app.partition import Partition, retry_if_compacted
 from ray_app.progress import Checked
 from ray_app.redraw import redraw
 from ray_app.repair import repair, to_redraw
@@ -75,7 +76,13 @@ def _models(storage: Storage, options: Verify) -> list[Model]:
         raise Refused(f"--output_base_path {storage.url}: holds no index and no images of {' or '.join(model_types)}")
     columns = checks.COLUMNS if options.json_file is None else (*checks.COLUMNS, "prompt")
     since = _running_since(storage)
-    return [Model(storage, name, partition.read(storage, name, columns, whole=True), since) for name in there]
+    return [_model(storage, name, columns, since) for name in there]
+
+
+@retry_if_compacted
+def _model(storage: Storage, model_type: str, columns: Sequence[str], since: float | None) -> Model:
+    found = Partition.open(storage, model_type)
+    return Model(storage, model_type, found, found.read(columns, whole=True), since)
 
 
 def _running_since(storage: Storage) -> float | None:

@@ -11,8 +11,10 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from ray_app import index, layout, parts, runs
+from ray_app import layout, runs
 from ray_app.errors import Refused
+from ray_app.partition import Partition, part_names
+from ray_app.schema import KEY
 from ray_app.storage import Storage
 
 CHECKED_ROWS = 200_000
@@ -63,8 +65,8 @@ def connected(storage: Storage, check: bool = False, native: bool | None = None)
             _define(connection, storage, found, native, scratch)
             yield connection
         except duckdb.Error as error:  # DuckDB says many things of a file that isn't there
-            listed = {name for model_type in found for name in index.part_names(storage, model_type)}
-            if not listed.issuperset(name for names in found.values() for name in names):
+            listed = {name for model_type in found for name in part_names(storage, model_type)}
+            if not listed.issuperset(name for partition in found.values() for name in partition.names):
                 raise FileNotFoundError from error
             raise
 
@@ -74,21 +76,21 @@ _NOT_NATIVE = ("://", "*", "?", "[")
 
 
 def _define(
-    connection: duckdb.DuckDBPyConnection, storage: Storage, found: dict[str, list[str]], native: bool, scratch: str
+    connection: duckdb.DuckDBPyConnection, storage: Storage, found: dict[str, Partition], native: bool, scratch: str
 ) -> None:
     selects, paths = [], []
-    for model_type, names in found.items():
+    for model_type, partition in found.items():
         source = f"parts_{model_type}"
-        if native and names:
-            mine = [storage.path(name) for name in names]
+        if native and partition.names:
+            mine = [storage.path(name) for name in partition.names]
             paths += mine
             # not by the folders' names: a folder above OUTPUT may be called a=b too
-            source = f"read_parquet([{', '.join(map(_quoted, mine))}], hive_partitioning = false)"
+            source = f"read_parquet([{', '.join(map(_quoted, mine))}], hive_partitioning = false, union_by_name = true)"
         else:
-            connection.register(source, index.dataset(storage, names))
+            connection.register(source, partition.dataset())
         selects.append(
             f"(SELECT *, '{model_type}' AS model FROM {source} QUALIFY row_number() OVER"
-            f" (PARTITION BY {', '.join(index.KEY)} ORDER BY created_at DESC) = 1)"
+            f" (PARTITION BY {', '.join(KEY)} ORDER BY created_at DESC) = 1)"
         )
     connection.register("run_records", run_table(storage))
     _lock(connection, paths, scratch)
@@ -100,8 +102,8 @@ def _define(
 
 def find_damaged(storage: Storage) -> bool:
     """Read every part whole, now that DuckDB could not; whether one is damaged that was not known to be."""
-    names = [name for names in _readable(storage).values() for name in names]
-    return parts.find_damaged_data(storage, names)
+    found = [partition.find_damage() for partition in _readable(storage).values()]
+    return any(found)
 
 
 def run_table(storage: Storage) -> pa.Table:
@@ -115,24 +117,23 @@ def run_table(storage: Storage) -> pa.Table:
     return pa.Table.from_pylist(rows, pa.schema([(name, kind) for name, (kind, _) in RUN_COLUMNS.items()]))
 
 
-def _parts(storage: Storage, check: bool) -> dict[str, list[str]]:
+def _parts(storage: Storage, check: bool) -> dict[str, Partition]:
     """The parts that count, by model; those that are damaged are said."""
     found = _readable(storage)
     if not found:
         raise Refused(f"{storage.at(layout.INDEX)}: no part of an index there; set --output_base_path")
-    names = [name for names in found.values() for name in names]
-    if (check or _rows(storage, names) <= CHECKED_ROWS) and parts.find_damaged_data(storage, names):
-        found = _readable(storage)
+    rows = sum(footer.rows for partition in found.values() for footer in partition.footers.values())
+    for partition in found.values():
+        if check or rows <= CHECKED_ROWS:
+            partition.find_damage()
+        partition.tell_damage()
     return found
 
 
-def _readable(storage: Storage) -> dict[str, list[str]]:
-    listed = {name: index.part_names(storage, name) for name in layout.MODEL_TYPES}
-    return {name: list(parts.readable(storage, mine, index.SCHEMA)) for name, mine in listed.items() if mine}
-
-
-def _rows(storage: Storage, names: list[str]) -> int:
-    return index.dataset(storage, names).count_rows() if names else 0
+def _readable(storage: Storage) -> dict[str, Partition]:
+    """Each model's partition, where it has parts."""
+    opened = {model_type: Partition.open(storage, model_type) for model_type in layout.MODEL_TYPES}
+    return {model_type: partition for model_type, partition in opened.items() if partition.names or partition.damaged}
 
 
 def _lock(connection: duckdb.DuckDBPyConnection, paths: list[str], scratch: str) -> None:

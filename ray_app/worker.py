@@ -11,11 +11,11 @@ import pyarrow as pa
 
 from actors.errors import ModelError, ModelNeedsMemory
 from actors.recipe import Capture, Recipe
-from ray_app import index
+from ray_app import schema
 from ray_app.plan import SLOT_FIELDS
 
 _SLOTS = pa.list_(
-    pa.struct([*((name, index.COLUMNS[name][0]) for name in SLOT_FIELDS if name != "file"), ("file", pa.string())])
+    pa.struct([*((name, schema.COLUMNS[name][0]) for name in SLOT_FIELDS if name != "file"), ("file", pa.string())])
 )
 _IMAGE_COLUMNS = (
     "denoise_id", "prompt", "seed", "snapshot", "step", "num_inference_steps", "width", "height", "status",
@@ -24,7 +24,7 @@ _IMAGE_COLUMNS = (
 )  # fmt: skip
 SCHEMA = pa.schema(
     [
-        *(index.SCHEMA.field(name) for name in _IMAGE_COLUMNS),
+        *(schema.SCHEMA.field(name) for name in _IMAGE_COLUMNS),
         pa.field("encode_seconds", pa.float32()),
         pa.field("idle_seconds", pa.float32()),
         pa.field("image", pa.binary()),

@@ -8,9 +8,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from ray_app import index, layout
+from ray_app import layout
 from ray_app.errors import one_line
 from ray_app.metrics import MEASURED
+from ray_app.schema import COLUMNS, SCHEMA
 from ray_app.storage import Storage
 
 UNWRITTEN = "unwritten"
@@ -30,7 +31,7 @@ def write_images(table: pa.Table, storage: Storage, model_type: str) -> pa.Table
         One row of the index an image, without the columns that are the same for the whole run, but with the
         seconds that are only for the metrics.
     """
-    from_image = [name for name in table.column_names if name in index.COLUMNS]
+    from_image = [name for name in table.column_names if name in COLUMNS]
     rows: list[dict[str, Any]] = []
     to_write: list[tuple[dict[str, Any], bytes]] = []
     for image in table.to_pylist():
@@ -48,7 +49,7 @@ def write_images(table: pa.Table, storage: Storage, model_type: str) -> pa.Table
             rows.append(row)
     storage.for_each(functools.partial(_write, storage), to_write)
     measured = [pa.field(name, pa.float32()) for name in MEASURED]
-    schema = pa.schema([*map(index.SCHEMA.field, (*_FROM_SLOT, *from_image, *_FROM_WRITER)), *measured])
+    schema = pa.schema([*map(SCHEMA.field, (*_FROM_SLOT, *from_image, *_FROM_WRITER)), *measured])
     return pa.Table.from_pylist(rows, schema=schema)
 
 

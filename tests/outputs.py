@@ -17,6 +17,7 @@ from ray_app import index, layout, process, runs
 from ray_app.index import IndexWriter
 from ray_app.options import Generate
 from ray_app.recipes import resolve
+from ray_app.schema import KEY, SCHEMA
 from ray_app.storage import Storage, open_storage
 
 RECIPE: Recipe = resolve(Generate(model_path="tiny"))
@@ -101,8 +102,8 @@ def write_images(
 
 def newest_rows(output: Path, model_type: str = "sdxl") -> list[dict]:
     """What a reader sees: the newest row of each image, in the order of the keys."""
-    table = index.read(open_storage(str(output)), model_type, index.SCHEMA.names)
-    newest = {tuple(row[name] for name in index.KEY): row for row in table.to_pylist()}
+    table = index.read(open_storage(str(output)), model_type, SCHEMA.names)
+    newest = {tuple(row[name] for name in KEY): row for row in table.to_pylist()}
     return [newest[key] for key in sorted(newest)]
 
 

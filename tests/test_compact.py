@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from actors.recipe import Recipe
-from ray_app import compact, index, local_storage
+from ray_app import compact, index, local_storage, partition
 from ray_app.cli import main
+from ray_app.schema import KEY, SCHEMA
 from ray_app.storage import open_storage
 from tests.conftest import flip_bit_of_a_page, run_cli
 from tests.outputs import RECIPE, check_index_is_true, kill_and_repeat, newest_rows, parts, write_images
@@ -49,10 +50,10 @@ def test_few_sorted_parts_hold_what_a_reader_saw_before(output, capsys):
     (part,) = parts(output)
     table = pq.read_table(part, partitioning=None)
     assert table.to_pylist() == before
-    keys = list(zip(*(table[name].to_pylist() for name in index.KEY), strict=True))
+    keys = list(zip(*(table[name].to_pylist() for name in KEY), strict=True))
     assert keys == sorted(set(keys))
     assert pq.ParquetFile(part).metadata.row_group(0).column(0).compression == "ZSTD"
-    assert pq.read_schema(part).equals(index.SCHEMA)
+    assert pq.read_schema(part).equals(SCHEMA)
     assert not (output / ".staging").exists()
 
 
@@ -165,7 +166,7 @@ def test_a_listing_during_which_parts_are_replaced_is_not_believed(output, monke
         yield from found
 
     monkeypatch.setattr(local_storage, "_scan", compacted_meanwhile)
-    names = index.part_names(open_storage(str(output)), "sdxl")
+    names = partition.part_names(open_storage(str(output)), "sdxl")
     assert listings[0] == 13
     assert names == [path.relative_to(output).as_posix() for path in parts(output)]
     assert len(names) == 1
@@ -180,7 +181,7 @@ def test_readers_never_miss_a_row(tmp_path):
     def read():
         try:
             while not ended.is_set():
-                rows = index.read(storage, "sdxl", index.KEY)
+                rows = index.read(storage, "sdxl", KEY)
                 seen.append((len(index.newest(rows)), len(index.recipes(storage, "sdxl"))))
         except Exception as error:
             seen.append(error)

@@ -31,6 +31,7 @@ from ray_app.driver import INIT_DEATHS
 from ray_app.errors import OK, SOME_FAILED, Refused
 from ray_app.generate import prepare
 from ray_app.options import Generate
+from ray_app.schema import SCHEMA
 from ray_app.storage import open_storage
 from ray_app.worker import Worker
 from tests.conftest import SAMPLE, check_index_is_true, flip_bit_of_a_page, read_tree
@@ -70,7 +71,7 @@ def last_record(output: Path) -> dict:
 
 
 def rows(output: Path, model: str = "sdxl") -> list[dict]:
-    return index.read(open_storage(str(output)), model, index.SCHEMA.names).to_pylist()
+    return index.read(open_storage(str(output)), model, SCHEMA.names).to_pylist()
 
 
 @pytest.fixture(scope="module")
@@ -474,4 +475,4 @@ def test_a_few_queries_of_the_real_annotations(circo_json, tmp_path):
 
 def test_schema_of_the_parts_is_the_pinned_one(finished):
     for part in (finished / "index").rglob("*.parquet"):
-        assert pa.parquet.read_schema(part).equals(index.SCHEMA)
+        assert pa.parquet.read_schema(part).equals(SCHEMA)

@@ -15,6 +15,7 @@ from actors.recipe import Recipe
 from ray_app import index
 from ray_app.errors import Refused
 from ray_app.index import IndexWriter
+from ray_app.schema import SCHEMA, VERSION_KEY
 from ray_app.storage import open_storage
 from tests.conftest import ROOT, flip_bit_of_a_page, obeying_permissions
 
@@ -46,7 +47,7 @@ def test_a_part_has_the_pinned_schema_and_the_runs_constants(storage, recipe):
     writer.commit()
     assert parts(storage) == ["part-run-1-000000.parquet"]
     file = pq.ParquetFile(storage.root / "index/model=sdxl/part-run-1-000000.parquet")
-    assert file.schema_arrow.equals(index.SCHEMA)
+    assert file.schema_arrow.equals(SCHEMA)
     assert file.schema_arrow.metadata[b"proxyqueue.schema_version"] == b"1"
     (full,) = index.recipes(storage, "sdxl").values()
     assert Recipe(**full) == recipe
@@ -121,7 +122,7 @@ def test_a_damaged_part_is_named_once_left_out_and_set_aside(storage, recipe, ca
 
 def test_a_part_of_another_version_of_the_schema_is_refused_not_set_aside(storage):
     storage.write("index/model=sdxl/part-a.parquet", b"")
-    newer = index.SCHEMA.with_metadata({index.VERSION_KEY: b"2"}).append(pa.field("more", pa.int8()))
+    newer = SCHEMA.with_metadata({VERSION_KEY: b"2"}).append(pa.field("more", pa.int8()))
     pq.write_table(newer.empty_table(), (storage.root / "index/model=sdxl/part-a.parquet"))
     with pytest.raises(Refused, match=r"part-a.parquet: version 2 of the index's schema, and this proxyqueue reads 1;"):
         index.read(storage, "sdxl", ["query_id"])

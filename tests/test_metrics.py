@@ -12,6 +12,7 @@ from ray_app.errors import SOME_FAILED
 from ray_app.generate import generate
 from ray_app.metrics import Metrics
 from ray_app.options import Generate
+from ray_app.schema import SCHEMA
 from ray_app.storage import open_storage
 from tests.conftest import SAMPLE
 from tests.synthetic import FAILS, SyntheticWorker
@@ -62,7 +63,7 @@ def observe_known_seconds() -> None:
     failed = {**same, **dict.fromkeys(seconds), "step": 7, "status": "failed", "idle_seconds": 0.25}
     rows = [{**same, **seconds, "idle_seconds": 1.5}, {**same, **seconds, "idle_seconds": 0.0}, failed]
     schema = pa.schema(
-        [*(index.SCHEMA.field(name) for name in ("node_id", "snapshot", "step", "status")),
+        [*(SCHEMA.field(name) for name in ("node_id", "snapshot", "step", "status")),
          *(pa.field(name, pa.float32()) for name in (*seconds, "idle_seconds"))]
     )  # fmt: skip
     Metrics("flux").observe(pa.Table.from_pylist(rows, schema))

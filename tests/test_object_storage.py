@@ -11,6 +11,7 @@ from ray_app import circo, index, patience, remote
 from ray_app.cli import main
 from ray_app.errors import Refused
 from ray_app.object_storage import ObjectStorage
+from ray_app.schema import SCHEMA
 from ray_app.storage import open_storage
 from tests import object_store
 from tests.conftest import PACED, SAMPLE, read_tree, run_cli
@@ -143,7 +144,7 @@ def test_a_store_that_fails_while_parts_are_read_damages_none(storage, store, mo
     monkeypatch.setattr(remote, "TRIES", 1)
     remote.connect.cache_clear()
     storage = open_storage(storage.url, "run-1")
-    storage.write("index/model=sdxl/part-a.parquet", index.to_parquet(index.SCHEMA.empty_table()))
+    storage.write("index/model=sdxl/part-a.parquet", index.to_parquet(SCHEMA.empty_table()))
     store.begin(lambda method, path, number: "503" if path.endswith(".parquet") else None)
     with pytest.raises(Refused, match=r"part-a.parquet: can't be read: "):
         index.read(storage, "sdxl", ["query_id"])

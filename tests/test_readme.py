@@ -13,10 +13,10 @@ from typing import Any
 import duckdb
 import pytest
 
-from ray_app import index
 from ray_app.cli import VERBS
 from ray_app.generate import generate
 from ray_app.options import Generate
+from ray_app.schema import COLUMNS
 from tests.conftest import ROOT, SAMPLE, read_helps
 from tests.synthetic import FAILS, SyntheticWorker
 
@@ -24,7 +24,7 @@ README = ROOT / "README.md"
 
 
 def columns() -> str:
-    lines = [f"| `{name}` | {kind} | {meaning} |" for name, (kind, meaning) in index.COLUMNS.items()]
+    lines = [f"| `{name}` | {kind} | {meaning} |" for name, (kind, meaning) in COLUMNS.items()]
     return "\n".join(["| column | type | meaning |", "|---|---|---|", *lines, "| `model` | partition | sdxl or flux |"])
 
 
@@ -96,18 +96,6 @@ def test_the_sql_runs_on_a_real_index(output):
     assert [row[:4] for row in costs] == [("sdxl", "xt", 1, 29), ("sdxl", "xt", 2, 29)]
     assert [row[1:4] for row in failures] == [(0, 1, "NonFiniteLatents"), (0, 2, "NonFiniteLatents")]
     assert [(prompt, sorted(query_ids)) for _, prompt, query_ids in shared] == [("A dog by the sea at sunset.", [0, 5])]
-
-
-def test_the_python_of_each_library_finds_the_failures(output):
-    snippets = [snippet for snippet in blocks("python", output) if snippet.startswith("#")]
-    libraries = ["# pandas", "# polars", "# Ray Data, after proxyqueue compact: each image then stands once"]
-    assert [snippet.splitlines()[0] for snippet in snippets] == libraries
-    for snippet in snippets:
-        names: dict[str, Any] = {}
-        exec(snippet, names)
-        failed = names["failed"]
-        assert sorted(failed["step"]) == [1, 2], snippet
-        assert set(failed["model"]) == {"sdxl"}, snippet
 
 
 if __name__ == "__main__":
