@@ -17,6 +17,10 @@ MAX_SEED = 2**32 - 1
 LOW_BITS_FIELDS = frozenset({"batch_size", "device", "compiled"})
 """Recipe fields that move only the low bits of a picture: another value is recorded and warned of, not refused."""
 
+LATER = {"later": True}
+"""Metadata of a field that did not exist from the beginning: left out of the fingerprint at its default, so that what
+was drawn before stays what it was."""
+
 RETURNS_X0 = frozenset({"EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "DDIMScheduler"})
 """Schedulers whose `step` returns the predicted clean image as its second element."""
 
@@ -68,7 +72,9 @@ class Recipe:
 
     def fingerprint(self) -> str:
         """16 hex digits of the SHA-256 of the recipe's canonical JSON."""
-        return fingerprint(dataclasses.asdict(self))
+        later = {field.name: field.default for field in dataclasses.fields(self) if "later" in field.metadata}
+        values = dataclasses.asdict(self)
+        return fingerprint({name: values[name] for name in values if values[name] != later.get(name, ...)})
 
 
 def fingerprint(value: Any) -> str:

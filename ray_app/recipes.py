@@ -69,10 +69,12 @@ def differences(ours: Recipe, theirs: dict[str, Any]) -> tuple[list[str], list[s
     Each as "--flag: VALUE there, VALUE here".
     """
     strict, low_bits = [], []
-    for name, here in dataclasses.asdict(ours).items():
-        if name in theirs and theirs[name] != here:
-            text = f"{FLAGS.get(name, name)} is {theirs[name]!r} there and {here!r} here"
-            (low_bits if name in LOW_BITS_FIELDS else strict).append(text)
+    for field in dataclasses.fields(ours):
+        here = getattr(ours, field.name)
+        there = theirs.get(field.name, field.default if theirs and "later" in field.metadata else here)
+        if there != here:
+            text = f"{FLAGS.get(field.name, field.name)} is {there!r} there and {here!r} here"
+            (low_bits if field.name in LOW_BITS_FIELDS else strict).append(text)
     return strict, low_bits
 
 

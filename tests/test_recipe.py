@@ -6,8 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.recipe import MAX_SEED, denoise_id, image_seed
+from actors.recipe import LATER, MAX_SEED, Recipe, denoise_id, image_seed
+from ray_app import index, recipes
 from ray_app.recipes import default_batch_size
+from ray_app.storage import open_storage
+from tests.conftest import ROOT
 
 
 def test_fingerprint_moves_with_every_field(recipe_for):
@@ -18,6 +21,30 @@ def test_fingerprint_moves_with_every_field(recipe_for):
     }
     assert len(others) == len(dataclasses.fields(recipe))
     assert recipe.fingerprint() not in others
+
+
+@dataclasses.dataclass(frozen=True)
+class LaterRecipe(Recipe):
+    """What a later version may be: a field more."""
+
+    tiling: bool = dataclasses.field(default=False, metadata=LATER)
+
+
+def test_a_field_that_comes_later_leaves_what_was_drawn_before_as_it_is(recipe_for):
+    recipe = recipe_for(model_path="tiny")
+    known = dataclasses.asdict(recipe)
+    assert LaterRecipe(**known).fingerprint() == recipe.fingerprint()
+    tiled = LaterRecipe(**known, tiling=True)
+    assert tiled.fingerprint() != recipe.fingerprint()
+    assert recipes.differences(LaterRecipe(**known), known) == ([], [])
+    assert recipes.differences(tiled, known) == (["tiling is False there and True here"], [])
+    assert recipes.differences(recipe, dataclasses.asdict(LaterRecipe(**known))) == ([], [])
+
+
+def test_the_fingerprints_of_0_1_0_are_the_ones_of_today():
+    output = open_storage(str(ROOT / "tests/data/output_0.1.0"))
+    ((fingerprint, known),) = index.recipes(output, "sdxl").items()
+    assert Recipe(**known).fingerprint() == fingerprint
 
 
 @pytest.mark.parametrize(
