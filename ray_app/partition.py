@@ -143,13 +143,15 @@ class Partition:
                 self._set_damaged(name, error)
         return pa.concat_tables(tables)
 
-    def take(self, numbers: np.ndarray, schema: pa.Schema | None = None) -> pa.Table:
+    def take(self, numbers: np.ndarray, schema: pa.Schema) -> pa.Table:
         """The rows of these numbers, their places in `read`, in the order of the numbers; read part by part.
+
+        Args:
+            schema: the columns to read.
 
         Raises:
             FileNotFoundError: a part is gone since it was listed.
         """
-        schema = self.schema if schema is None else schema
         starts = np.cumsum([0, *(footer.rows for footer in self.footers.values())])
         ascending = np.sort(numbers)
         bounds = np.searchsorted(ascending, starts)
