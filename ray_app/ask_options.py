@@ -7,13 +7,13 @@ from typing import Annotated, Literal
 import tyro
 
 from ray_app.errors import Refused
-from ray_app.options import check_steps
+from ray_app.options import Options, check_steps
 
 PRESETS = ("steps", "failures", "timing", "duplicates", "shared_references")
 
 
 @dataclasses.dataclass(frozen=True)
-class Query:
+class Query(Options):
     """Ask an output's index with SQL (DuckDB's): the views are images, the newest row of each, and runs.
 
     Nothing can be changed by it, and no other file be read. A damaged part is named on stderr; its rows don't count.
@@ -40,6 +40,7 @@ class Query:
 
     def check_flags(self) -> None:
         """Raise Refused unless exactly one thing is asked."""
+        super().check_flags()
         asked = [self.sql is not None, self.preset is not None, self.schema]
         if sum(asked) != 1:
             raise Refused("query: ask one thing: SQL, --preset or --schema (see proxyqueue query --help)")
@@ -50,7 +51,7 @@ class Query:
 
 
 @dataclasses.dataclass(frozen=True)
-class Status:
+class Status(Options):
     """Say what is there of what was asked, the runs, and when one that is going on will be done.
 
     Asked is what all runs' records together say, or the annotations of --json_file. Done is what the index says is ok
@@ -86,8 +87,9 @@ class Status:
     format: Literal["text", "json"] = "text"
     """json: one object; with --watch one a line."""
 
-    def check(self) -> None:
+    def check_flags(self) -> None:
         """Raise Refused for the first flag whose value makes no sense."""
+        super().check_flags()
         for name in ("num_prompts", "img_per_prompt"):
             if getattr(self, name) < 1:
                 raise Refused(f"--{name} {getattr(self, name)}: must be at least 1")
@@ -97,7 +99,7 @@ class Status:
 
 
 @dataclasses.dataclass(frozen=True)
-class Gallery:
+class Gallery(Options):
     """Write a static page to look at: a row a slot, a column a step, reference, caption and prompt beside them.
 
     Opens without a server or a network. The folder holds small copies of its own: zip it and send it.
@@ -124,8 +126,9 @@ class Gallery:
     contact_sheet: str | None = None
     """Write one PNG for papers and slides instead: --query_ids or --limit say of what."""
 
-    def check(self) -> None:
+    def check_flags(self) -> None:
         """Raise Refused for the first flag whose value makes no sense."""
+        super().check_flags()
         if self.limit is not None and self.limit < 1:
             raise Refused(f"--limit {self.limit}: must be at least 1")
         if self.thumbnails and not 16 <= self.thumbnails <= 4096:
@@ -135,7 +138,7 @@ class Gallery:
 
 
 @dataclasses.dataclass(frozen=True)
-class Export:
+class Export(Options):
     """Hand an output on in the form that other programs read; only images whose file is there.
 
     imagefolder: metadata.parquet beside each combined/, for datasets.load_dataset("imagefolder", data_dir=STEP_FOLDER).
@@ -169,8 +172,9 @@ class Export:
     shared_filesystem: bool = False
     """webdataset: OUTPUT and EXPORT_PATH are mounted on every node of the cluster: any of them writes shards."""
 
-    def check(self) -> None:
+    def check_flags(self) -> None:
         """Raise Refused for flags that don't go together."""
+        super().check_flags()
         writes = self.format in ("trajectories", "webdataset") or self.by_query
         if writes and self.export_path is None:
             raise Refused(f"--export_path: name the folder that --format {self.format} writes")
@@ -184,7 +188,7 @@ class Export:
 
 
 @dataclasses.dataclass(frozen=True)
-class Convergence:
+class Convergence(Options):
     """Measure how near each step's image is to the last step's: PSNR and SSIM (scikit-image), a row a slot and step.
 
     Writes OUTPUT/convergence/convergence.parquet and a plot beside it, and prints the medians. Images of the same slot
@@ -208,8 +212,9 @@ class Convergence:
     shared_filesystem: bool = False
     """OUTPUT is mounted on every node of the cluster: any of them compares."""
 
-    def check(self) -> None:
+    def check_flags(self) -> None:
         """Raise Refused for steps that can't be."""
+        super().check_flags()
         check_steps(self.steps)
         if len(set(self.steps)) == 1:
             raise Refused(f"--steps {self.steps[0]}: name at least two, the last is what others are compared with")

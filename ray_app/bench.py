@@ -37,7 +37,7 @@ from ray_app.bench_options import Bench
 from ray_app.bench_pool import Arrangement, Pool, arrangements, deal
 from ray_app.errors import OK, Refused, one_line
 from ray_app.generate import generate
-from ray_app.options import Generate, check_text
+from ray_app.options import Generate
 from ray_app.storage import open_storage
 from ray_app.worker import SCHEMA
 from ray_app.writer import write_images
@@ -52,8 +52,6 @@ def bench(options: Bench) -> int:
     Raises:
         Refused: bad options, a model that can't be loaded, no GPU where one is asked for, a variant that fails.
     """
-    check_text(options)
-    options.check()
     machine = bench_machine.describe()  # first: its load is that of others
     with working_folder(options.work_dir) as (folder, kept):
         report = measure(options, machine, folder, kept)
@@ -67,7 +65,7 @@ def measure(options: Bench, machine: dict[str, Any], folder: Path, kept: bool) -
     annotations = folder / "prompts.json"
     work.write(annotations, Generate.prompt_field)
     asked = options.generate(annotations, folder)
-    asked.check()
+    asked.check_flags()
     recipe = recipes.resolve(asked)
     if recipe.device == "cuda" and not machine["gpu"]:
         raise Refused("--device cuda: this machine has no GPU; on CPUs take --model mid or tiny")

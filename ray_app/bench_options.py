@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from actors import bench_models, tiny
 from ray_app.errors import Refused
-from ray_app.options import DEFAULT_STEPS, Generate, parse_steps
+from ray_app.options import DEFAULT_STEPS, Generate, Options, parse_steps
 
 VARIANTS = ("separate", "callback", "proxyqueue", "limit")
 """In the order of the first round."""
@@ -18,7 +18,7 @@ Part = Literal["images", "plan", "resume", "index"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Bench:
+class Bench(Options):
     """Measure proxyqueue beside separate runs, the callback script and the bare model: same prompts, same hardware.
 
     All in one run, interleaved, in an order that rotates each round; ratios are medians of the rounds' own ratios.
@@ -90,8 +90,9 @@ class Bench:
         one_gpu = "1" if asked.target_device() == "cuda" else None  # as the others
         return dataclasses.replace(asked, num_workers=self.num_workers or one_gpu)
 
-    def check(self) -> None:
+    def check_flags(self) -> None:
         """Raise Refused for the first flag whose value makes no sense."""
+        super().check_flags()
         _at_least(self, rounds=1, prompts=1)
         if not self.variants or len(set(self.variants)) < len(self.variants):
             raise Refused("--variants: name some of them, each once")
@@ -103,7 +104,7 @@ class Bench:
 
 
 @dataclasses.dataclass(frozen=True)
-class BenchScale:
+class BenchScale(Options):
     """Measure what the queue itself costs: images that cost nothing, a million slots, five million rows.
 
     Each measurement runs in a fresh process. The defaults write some 40 GB to --work_dir.
@@ -145,8 +146,9 @@ class BenchScale:
         """The steps of each slot."""
         return parse_steps(self.save_steps, Generate.max_inference_steps)
 
-    def check(self) -> None:
+    def check_flags(self) -> None:
         """Raise Refused for the first flag whose value makes no sense."""
+        super().check_flags()
         least = {"image_bytes": 1, "batch_size": 1, "plan_slots": 1, "resume_slots": 2, "rows": 1, "rows_a_part": 1}
         _at_least(self, **least)
         if not self.parts or len(set(self.parts)) < len(self.parts):

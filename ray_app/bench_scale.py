@@ -16,7 +16,6 @@ from ray_app import bench_figures, bench_machine, bench_rows, runs
 from ray_app.bench import publish, working_folder
 from ray_app.bench_options import BenchScale
 from ray_app.errors import OK, Refused
-from ray_app.options import check_text
 
 BLOCK = 4_096
 """Bytes by which a filesystem hands out space."""
@@ -28,8 +27,6 @@ def bench_scale(options: BenchScale) -> int:
     Raises:
         Refused: bad options, too little space for what is to be written.
     """
-    check_text(options)
-    options.check()
     machine = bench_machine.describe()
     with working_folder(options.work_dir) as (folder, _):
         _check_space(options, folder)

@@ -51,7 +51,6 @@ def clean(options: Clean) -> int:
     Raises:
         Refused: options that don't say what, no such output, a run that is going on, nobody who agrees.
     """
-    options.check()
     storage = open_storage(options.output_base_path, runs.new_id())
     if not storage.exists():
         raise Refused(f"--output_base_path {storage.url}: no such folder")

@@ -15,6 +15,7 @@ from ray_app import __version__, streams
 from ray_app.ask_options import Convergence, Export, Gallery, Query, Status
 from ray_app.bench_options import Bench, BenchScale
 from ray_app.errors import INTERRUPTED, OK, REFUSED, Refused
+from ray_app.interrupts import Interrupts
 from ray_app.options import Demo, Generate, Preview
 from ray_app.submit_options import Doctor, Submit
 from ray_app.upkeep_options import Clean, Compact, Verify
@@ -177,7 +178,10 @@ def _run(verb: str, arguments: list[str]) -> int:
         if verb not in VERBS:
             raise Refused(f"{verb}: no such verb; there are {', '.join(VERBS)}")
         options_class, call = VERBS[verb]
-        return call(parse(verb, options_class, arguments))
+        options = parse(verb, options_class, arguments)
+        options.check_flags()
+        with Interrupts():
+            return call(options)
     except Refused as refused:
         print(f"proxyqueue: {refused}", file=sys.stderr)
         return REFUSED

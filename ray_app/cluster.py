@@ -16,6 +16,7 @@ from typing import Any
 from actors import memory
 from ray_app.autoscaling import HEAD, Autoscaler
 from ray_app.errors import Refused, one_line
+from ray_app.interrupts import handlers_kept
 
 LOCAL_IP = "127.0.0.1"
 CONNECT_SECONDS = 10.0
@@ -58,7 +59,7 @@ def connected(address: str | None) -> Iterator[None]:
     elif _check_answers(address, flag) == LOCAL_IP:  # or Ray would look for it at this machine's other address
         options = {"_node_ip_address": LOCAL_IP}
     try:
-        with _silent_stderr(), contextlib.chdir(PROJECT):
+        with _silent_stderr(), contextlib.chdir(PROJECT), handlers_kept():  # Ray takes SIGTERM for itself
             ray.init(address=address, **options, **quiet)
     except Exception as error:  # Ray raises many kinds
         why = f"{flag} {address}: {_not_joined(error)}" if address != "local" else _not_started(error)

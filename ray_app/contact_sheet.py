@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ray_app import pictures
 from ray_app.errors import Refused
+from ray_app.files import whole_file
 from ray_app.storage import Storage
 from ray_app.trajectories import OK, Trajectories, Trajectory
 
@@ -53,10 +54,8 @@ def write(path: str, storage: Storage, shown: Trajectories, query_ids: list[int]
         _describe(draw, font, one, snapshot if len(snapshots) > 1 else "", (GAP, y), cell)
         for column, step in enumerate(steps):
             _show(sheet, draw, font, storage, one.images.get((snapshot, step)), left + column * (cell + GAP), y, cell)
-    try:
-        sheet.save(Path(path).expanduser(), "PNG", optimize=True)
-    except OSError as error:
-        raise Refused(f"--contact_sheet {path}: can't be written: {error.strerror or error}") from error
+    with whole_file(Path(path).expanduser(), "--contact_sheet") as staged:
+        sheet.save(staged, "PNG", optimize=True)
 
 
 def _largest(shown: Trajectories) -> int:

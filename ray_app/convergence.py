@@ -11,7 +11,6 @@ import pyarrow.compute
 from ray_app import cluster, convergence_plot, index, layout, likeness, runs
 from ray_app.ask_options import Convergence
 from ray_app.errors import OK, PROBLEMS, Refused
-from ray_app.interrupts import Interrupts
 from ray_app.progress import Checked
 from ray_app.storage import Storage, open_storage
 from ray_app.trajectories import OK as IS_OK
@@ -65,7 +64,6 @@ def convergence(options: Convergence) -> int:
     Raises:
         Refused: nothing to compare, or a place that can't be written.
     """
-    options.check()
     storage = open_storage(options.output_base_path, runs.new_id())
     storage.check_writable(create=False)
     wanted = layout.model_types(options.model_type)
@@ -74,8 +72,7 @@ def convergence(options: Convergence) -> int:
     if not compared.num_rows:
         raise Refused(f"{storage.at(layout.INDEX)}: no slot has two steps' images of one denoise; nothing to compare")
     try:
-        with Interrupts() as interrupts, cluster.connected(options.address):
-            interrupts.install()  # Ray takes SIGTERM for itself
+        with cluster.connected(options.address):
             table = _measured(storage, compared, options.shared_filesystem)
         lines = summary(table)
         storage.write(layout.CONVERGENCE_TABLE, index.to_parquet(table))

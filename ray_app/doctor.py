@@ -53,7 +53,7 @@ def _generate_options(options: Doctor) -> Generate:
     """The flags as generate understands and checks them."""
     shared = {field.name for field in dataclasses.fields(Generate)}
     run = Generate(**{name: value for name, value in vars(options).items() if name in shared})
-    run.check()
+    run.check_flags()
     return run
 
 

@@ -7,14 +7,13 @@ import pyarrow as pa
 from ray_app import existing, index, layout
 from ray_app.ask_options import Export
 from ray_app.errors import OK, Refused
-from ray_app.interrupts import Interrupts
 from ray_app.schema import SCHEMA
 from ray_app.storage import Storage
 
 LEFT_OUT = ("path", "status", "error_type", "error_message")
 
 
-def export(storage: Storage, options: Export, interrupts: Interrupts) -> int:
+def export(storage: Storage, options: Export) -> int:
     """Write the file of every step's folder anew; the exit code."""
     storage.check_writable(create=False)
     written = 0

@@ -14,7 +14,6 @@ from ray_app import layout, remote
 from ray_app.ask_options import Export
 from ray_app.errors import OK, PROBLEMS
 from ray_app.export import new_folder
-from ray_app.interrupts import Interrupts
 from ray_app.storage import Storage
 from ray_app.trajectories import OK as IS_OK
 from ray_app.trajectories import Trajectories
@@ -25,7 +24,7 @@ pc: Any = pyarrow.compute
 MOST_NAMED = 20
 
 
-def export(storage: Storage, options: Export, interrupts: Interrupts) -> int:
+def export(storage: Storage, options: Export) -> int:
     """Check every step's folder, and write second queries' trees if asked; the exit code."""
     shown = Trajectories(storage, layout.model_types(options.model_type), options.steps, options.snapshot)
     problems = 0

@@ -15,7 +15,6 @@ from ray_app import layout
 from ray_app.ask_options import Export
 from ray_app.errors import OK
 from ray_app.export import new_folder
-from ray_app.interrupts import Interrupts
 from ray_app.storage import Storage
 from ray_app.trajectories import OK as IS_OK
 from ray_app.trajectories import Capture, Trajectories, Trajectory
@@ -37,7 +36,7 @@ COLUMNS = {
 IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 
 
-def export(storage: Storage, options: Export, interrupts: Interrupts) -> int:
+def export(storage: Storage, options: Export) -> int:
     """Write all slots in files of --shard_images rows; the exit code."""
     shown = Trajectories(storage, layout.model_types(options.model_type), options.steps, options.snapshot)
     schema = _schema(shown.captures)

@@ -11,7 +11,6 @@ from ray_app import cluster, layout
 from ray_app.ask_options import Export
 from ray_app.errors import OK
 from ray_app.export import new_folder
-from ray_app.interrupts import Interrupts
 from ray_app.storage import Storage
 from ray_app.trajectories import OK as IS_OK
 from ray_app.trajectories import Trajectories
@@ -20,7 +19,7 @@ IN_JSON = ("query_id", "reference_img_id", "prompt_index", "image_index", "k", "
            "snapshot", "step", "width", "height", "path")  # fmt: skip
 
 
-def export(storage: Storage, options: Export, interrupts: Interrupts) -> int:
+def export(storage: Storage, options: Export) -> int:
     """Write shards of --shard_images images, the steps of a slot one after the other; the exit code."""
     shown = Trajectories(storage, layout.model_types(options.model_type), options.steps, options.snapshot)
     samples = pa.Table.from_pylist(
@@ -34,7 +33,6 @@ def export(storage: Storage, options: Export, interrupts: Interrupts) -> int:
     starts = range(0, samples.num_rows, options.shard_images)
     shards = [samples.slice(start, options.shard_images) for start in starts]
     with new_folder(str(options.export_path)) as folder, cluster.connected(options.address):
-        interrupts.install()  # Ray takes SIGTERM for itself
         _write(storage, shards, str(folder), options.shared_filesystem)
     print(f"{options.export_path}: {samples.num_rows:,} images in {len(shards):,} shards")
     return OK

@@ -18,7 +18,7 @@ from ray_app import circo, contact_sheet, layout, pictures, remote, runs
 from ray_app.ask_options import Gallery
 from ray_app.errors import OK as EXIT_OK
 from ray_app.errors import Refused, one_line
-from ray_app.interrupts import Interrupts
+from ray_app.files import whole_file
 from ray_app.progress import Checked
 from ray_app.storage import Storage, open_storage
 from ray_app.trajectories import FAILED, MISSING, OK, Trajectories, Trajectory
@@ -36,20 +36,18 @@ def gallery(options: Gallery) -> int:
     Raises:
         Refused: no such images, an unknown query, a folder that can't be written.
     """
-    options.check()
     storage = open_storage(options.output_base_path)
     shown = Trajectories(storage, layout.model_types(options.model_type))
     query_ids = _chosen(shown.query_ids, options)
-    with Interrupts():
-        if options.contact_sheet is not None:
-            contact_sheet.write(options.contact_sheet, storage, shown, query_ids, options.thumbnails or 256)
-            print(f"contact sheet    {options.contact_sheet}")
-            return EXIT_OK
-        pages = _Pages(storage, options, shown, query_ids)
-        try:
-            pages.write()
-        except OSError as error:
-            raise Refused(f"{error.filename or pages.folder}: can't be written: {error.strerror or error}") from error
+    if options.contact_sheet is not None:
+        contact_sheet.write(options.contact_sheet, storage, shown, query_ids, options.thumbnails or 256)
+        print(f"contact sheet    {options.contact_sheet}")
+        return EXIT_OK
+    pages = _Pages(storage, options, shown, query_ids)
+    try:
+        pages.write()
+    except OSError as error:
+        raise Refused(f"{error.filename or pages.folder}: can't be written: {error.strerror or error}") from error
     return EXIT_OK
 
 
@@ -186,11 +184,11 @@ class _Pages:
             print(f"proxyqueue: {self.storage.at(row['path'])}: can't be shown: {one_line(error)}", file=sys.stderr)
             return False
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, pictures.to_jpeg(picture))
+        _write(path, pictures.to_jpeg(picture))
         return True
 
     def _replace(self, name: str, text: str) -> None:
-        _replace(self.folder / name, text.encode())
+        _write(self.folder / name, text.encode())
 
     def _remove_other_pages(self) -> None:
         """Those of an earlier gallery that had more."""
@@ -236,11 +234,7 @@ def _is_current(path: Path, longest: int, drawn: float) -> bool:
         return False
 
 
-def _replace(path: Path, data: bytes) -> None:
+def _write(path: Path, data: bytes) -> None:
     """Whole or not at all."""
-    staged = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with whole_file(path) as staged:
         staged.write_bytes(data)
-        os.replace(staged, path)
-    finally:
-        staged.unlink(missing_ok=True)

@@ -61,7 +61,6 @@ def prepare(options: Generate) -> Job:
     Raises:
         Refused: the first thing that is wrong.
     """
-    options.check()
     annotations = circo.load(options.json_file, options.prompt_field, options.num_prompts, options.strict)
     queries = annotations.queries(options.query_ids, options.limit, options.idx, options.gpu_num)
     slots = circo.slots(queries, options.img_per_prompt, options.seed, options.seed_mode, options.image_format)
@@ -104,7 +103,6 @@ def _draw(job: Job, interrupts: Interrupts, worker: type[Worker]) -> int:
     try:
         _remove_caches(job)
         with cluster.connected(options.address):
-            interrupts.install()  # Ray takes SIGTERM for itself
             run.run()
         outcome = {"state": "some failed" if run.counts["failed"] else "complete"}
     except KeyboardInterrupt:

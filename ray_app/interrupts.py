@@ -9,6 +9,10 @@ from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
+_uninterrupted = 0
+_waiting = False
+"""Blocks of `uninterrupted` that are open, and whether a signal waits for their end."""
+
 
 class Interrupts:
     """Inside `with`, both signals raise KeyboardInterrupt; inside `deferred()` they are only remembered."""
@@ -20,19 +24,11 @@ class Interrupts:
 
     def __enter__(self) -> "Interrupts":
         self._before = {number: signal.getsignal(number) for number in SIGNALS}
-        self.install()
+        _set_handlers(dict.fromkeys(SIGNALS, self._receive))
         return self
 
     def __exit__(self, *raised: object) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in self._before.items():
-                signal.signal(number, handler)
-
-    def install(self) -> None:
-        """Take the signals; once more after a library that took them. Only a main thread can."""
-        if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
-                signal.signal(number, self._receive)
+        _set_handlers(self._before)
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
@@ -44,6 +40,43 @@ class Interrupts:
             self._deferred = False
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        global _waiting
         self.requested = True
-        if not self._deferred:
+        if _uninterrupted:
+            _waiting = True
+        elif not self._deferred:
             raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """A block that a signal does not cut short, as it would leave things half done; it is obeyed at the end."""
+    global _uninterrupted, _waiting
+    _uninterrupted += 1
+    try:
+        yield
+    finally:
+        _uninterrupted -= 1
+        if not _uninterrupted and _waiting:
+            _waiting = False
+            raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def handlers_kept() -> Iterator[None]:
+    """After the block, a library's start say, both signals are handled as before it."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        _set_handlers(before)
+
+
+def _set_handlers(handlers: dict[signal.Signals, Any]) -> None:
+    for number, handler in handlers.items() if _is_main_thread() else ():
+        signal.signal(number, handler)
+
+
+def _is_main_thread() -> bool:
+    """Only it can have handlers."""
+    return threading.current_thread() is threading.main_thread()

@@ -5,25 +5,38 @@ import dataclasses
 import statistics
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 ALONE_TRIES = 2
 """Deaths of a worker with one and the same prompt, drawn alone, before the prompt is given up."""
 NODES_EXCUSED = 3
-"""Deaths with one prompt, drawn alone, that are not held against it because the whole node went: a spot worker was
-taken, say. Not more, since a prompt may also take all of a node's memory."""
+"""Deaths with a batch, or with a prompt drawn alone, that are not held against it because the whole node went: a spot
+worker was taken, say. Not more, since a prompt may also take all of a node's memory."""
 MEDIAN_OF = 1_000
 
 
 @dataclasses.dataclass
-class _Unit:
-    """Something a worker is drawing: a batch, or one prompt of a batch that a worker died with."""
+class InFlight:
+    """A batch at a worker, or one prompt of a batch that a worker died with."""
 
     worker: str
     node: str | None
     started: float
+    alone: bool = False
     timed_out: bool = False
     node_died: bool = False
+    nodes_lost: int = 0
+
+
+@dataclasses.dataclass
+class Suspect:
+    """A prompt that is drawn alone, since a worker died with its batch."""
+
+    tries: int = 0
+    cause: str = "WorkerDied"
+    nodes_lost: int = 0
+    in_flight: InFlight | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,17 +51,19 @@ class Status:
 
 
 class Ledger:
-    """Workers report what they begin and finish, in calls that return before they go on."""
+    """Workers report what they begin and finish, in calls that return before they go on.
 
-    def __init__(self) -> None:
+    Args:
+        alive_nodes: ids of the nodes that are there; None to know only what `status` was told.
+    """
+
+    def __init__(self, alive_nodes: Callable[[], set[str]] | None = None) -> None:
+        self._alive_nodes = alive_nodes
         self._places: dict[str, tuple[str, int]] = {}
         self._loading: set[str] = set()
         self._loads = self._deaths_while_loading = self._replays = 0
-        self._batches: dict[str, _Unit] = {}
-        self._alone: dict[str, _Unit] = {}
-        self._tries: dict[str, int] = {}
-        self._causes: dict[str, str] = {}
-        self._excused: dict[str, int] = {}
+        self._batches: dict[str, InFlight] = {}
+        self._suspects: dict[str, Suspect] = {}
         self._seconds: deque[float] = deque(maxlen=MEDIAN_OF)
 
     def loading(self, worker: str, node_id: str, pid: int) -> None:
@@ -63,35 +78,41 @@ class Ledger:
         self._loads += 1
 
     def begin(self, batch: str, worker: str) -> bool:
-        """A worker begins a batch. False: another died with it, so its prompts are to be drawn one by one."""
-        first = batch not in self._batches
-        self._replays += not first
-        self._batches[batch] = self._unit(worker)
-        return first
+        """A worker begins a batch. False: another died with it, so its prompts are to be drawn one by one.
+
+        One that went with its whole node, a spot worker say, says nothing about the batch: that is a first try again.
+        """
+        before = self._batches.get(batch)
+        current = self._batches[batch] = self._in_flight(worker)
+        if before is None:
+            return True
+        self._replays += 1
+        excused = self._went_with_its_node(before) and before.nodes_lost < NODES_EXCUSED
+        current.nodes_lost = before.nodes_lost + excused
+        current.alone = before.alone or not excused
+        return not current.alone
 
     def begin_alone(self, batch: str, prompt: str, worker: str) -> tuple[str, str] | None:
         """A worker begins one prompt of such a batch. If it killed often enough: why it is given up, type and words."""
-        self._batches.pop(batch, None)  # from here on the prompt is watched, not the batch
-        before = self._alone.get(prompt)
+        suspect = self._suspects.setdefault(prompt, Suspect())
+        before = suspect.in_flight
         if before is not None and before.timed_out:
-            self._causes[prompt] = "DenoiseTimeout"
-        tries = self._tries.get(prompt, 0)
-        if before is not None and before.node_died and self._excused.get(prompt, 0) < NODES_EXCUSED:
-            self._excused[prompt] = self._excused.get(prompt, 0) + 1
-            tries -= 1
-        if tries >= ALONE_TRIES:
-            self._alone.pop(prompt, None)
-            self._batches[batch] = self._unit(worker)
-            return _why(self._causes.get(prompt, "WorkerDied"), tries)
-        self._tries[prompt] = tries + 1
-        self._alone[prompt] = self._unit(worker)
-        self._batches[batch] = self._alone[prompt]
+            suspect.cause = "DenoiseTimeout"
+        if before is not None and suspect.nodes_lost < NODES_EXCUSED and self._went_with_its_node(before):
+            suspect.nodes_lost += 1
+            suspect.tries -= 1
+        current = self._batches[batch] = self._in_flight(worker)  # from here on the prompt is watched, not the batch
+        current.alone = True
+        if suspect.tries >= ALONE_TRIES:
+            suspect.in_flight = None
+            return _why(suspect.cause, suspect.tries)
+        suspect.tries += 1
+        suspect.in_flight = current
         return None
 
     def end_alone(self, prompt: str) -> None:
         """The prompt came out, or failed without killing anybody."""
-        self._alone.pop(prompt, None)
-        self._tries.pop(prompt, None)
+        self._suspects.pop(prompt, None)
 
     def end(self, batch: str) -> None:
         """The batch came out."""
@@ -120,9 +141,12 @@ class Ledger:
         """Batches that began again after a worker died with them."""
         return self._replays
 
-    def _unit(self, worker: str) -> _Unit:
+    def _in_flight(self, worker: str) -> InFlight:
         node, _ = self._places.get(worker, (None, None))
-        return _Unit(worker, node, time.monotonic())
+        return InFlight(worker, node, time.monotonic())
+
+    def _went_with_its_node(self, unit: InFlight) -> bool:
+        return unit.node_died or (self._alive_nodes is not None and unit.node not in self._alive_nodes())
 
     def time_out(self, worker: str) -> tuple[str, int]:
         """A worker has been at one thing for too long; its node and process id, to be killed."""
@@ -142,4 +166,11 @@ def start(node_id: str) -> Any:
     """A ledger on the driver's node; its handle."""
     import ray
 
-    return ray.remote(num_cpus=0)(Ledger).options(label_selector={"ray.io/node-id": node_id}).remote()
+    ledger = ray.remote(num_cpus=0)(Ledger).options(label_selector={"ray.io/node-id": node_id})
+    return ledger.remote(_alive_nodes)
+
+
+def _alive_nodes() -> set[str]:
+    import ray
+
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}

@@ -17,6 +17,7 @@ from typing import Any
 
 from ray_app import layout
 from ray_app.errors import Refused
+from ray_app.interrupts import uninterrupted
 from ray_app.patience import Patience
 from ray_app.storage import Entry, Storage
 
@@ -112,8 +113,8 @@ class LocalStorage(Storage):
         return self.root / layout.STAGING / self.run_id
 
     def remove_staging(self) -> None:
-        shutil.rmtree(self.staging(), ignore_errors=True)
-        with contextlib.suppress(OSError):  # another run's is in it, or it is gone
+        with uninterrupted(), contextlib.suppress(OSError):  # another run's is in it, or it is gone
+            shutil.rmtree(self.staging(), ignore_errors=True)
             self.staging().parent.rmdir()
 
     def staging_age(self, run_id: str) -> float:

@@ -4,7 +4,7 @@ Knows names and defaults; nothing of models, annotations or Ray."""
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from actors import bench_models, tiny
 from actors.recipe import MAX_SEED, Capture
@@ -15,8 +15,19 @@ MAX_PIXELS = 16_383
 """Of height and width: no webp can have more, and no model comes near it."""
 
 
+class Options:
+    """The flags of a verb."""
+
+    def check_flags(self) -> None:
+        """Raise Refused for the first flag whose value makes no sense, whatever files and models there are."""
+        for name, value in vars(self).items():
+            for text in value if isinstance(value, tuple) else (value,):
+                if isinstance(text, str) and not _is_text(text):
+                    raise Refused(f"--{name} {text!r}: has a NUL, or bytes that are not UTF-8")
+
+
 @dataclasses.dataclass(frozen=True)
-class Generate:
+class Generate(Options):
     """Draw every prompt's step-tagged images and index them; what is there already is not drawn again.
 
     Example: proxyqueue generate --model_type sdxl --json_file test.json --output_base_path out --num_prompts 5
@@ -148,9 +159,9 @@ class Generate:
             raise Refused(f"--num_workers {self.num_workers}: not a number of actors, N or MIN:MAX, from 1")
         return bounds
 
-    def check(self) -> None:
+    def check_flags(self) -> None:
         """Raise Refused for the first flag whose value makes no sense whatever the model and the file are."""
-        check_text(self)
+        super().check_flags()
         at_least_one = ("num_prompts", "img_per_prompt", "max_inference_steps", "gpu_num", "batch_size", "limit")
         for name in at_least_one:
             value = getattr(self, name)
@@ -191,7 +202,7 @@ class Generate:
 
 
 @dataclasses.dataclass(frozen=True)
-class Preview:
+class Preview(Options):
     """Draw one prompt in this process, without Ray or an index, and save its steps as png files.
 
     Writes OUTPUT_DIR/{model}_multistep/step_01.png … step_32.png, and final.png, the same pixels as the last step's.
@@ -232,7 +243,7 @@ class Preview:
 
 
 @dataclasses.dataclass(frozen=True)
-class Demo:
+class Demo(Options):
     """The whole thing on this machine, offline: six sample queries, tiny SDXL and tiny Flux, a local Ray, CPUs only.
 
     Prints the tree and three sample queries on the index, and writes a gallery to look at.
@@ -251,12 +262,9 @@ def check_steps(steps: Sequence[int]) -> None:
             raise Refused(f"--steps {step}: steps begin at 1")
 
 
-def check_text(options: Any) -> None:
-    """Raise Refused for a flag's text that can't be a name or be recorded: bytes that are no UTF-8, or a NUL."""
-    for name, value in vars(options).items():
-        for text in value if isinstance(value, tuple) else (value,):
-            if isinstance(text, str) and ("\0" in text or any("\ud800" <= character <= "\udfff" for character in text)):
-                raise Refused(f"--{name} {text!r}: has a NUL, or bytes that are not UTF-8")
+def _is_text(text: str) -> bool:
+    """Whether it can be a name and be recorded."""
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def parse_steps(texts: tuple[str, ...], num_inference_steps: int) -> list[int]:

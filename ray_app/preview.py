@@ -7,7 +7,8 @@ from actors.errors import ModelError
 from actors.recipe import Capture
 from ray_app import recipes
 from ray_app.errors import OK, SOME_FAILED, Refused, one_line
-from ray_app.options import Generate, Preview, check_text, parse_steps
+from ray_app.files import whole_file
+from ray_app.options import Generate, Preview, parse_steps
 
 
 def preview(options: Preview) -> int:
@@ -16,7 +17,6 @@ def preview(options: Preview) -> int:
     Raises:
         Refused: bad options, a model that can't be loaded, a folder that can't be written.
     """
-    check_text(options)
     models = ("sdxl", "flux") if options.model == "both" else (options.model,)
     return max(_preview(options, model) for model in models)
 
@@ -30,7 +30,7 @@ def _preview(options: Preview, model: str) -> int:
         batch_size=1,
         **{name: getattr(options, name) for name in shared},
     )
-    asked.check()
+    asked.check_flags()
     recipe = recipes.resolve(asked)
     last = options.max_inference_steps
     steps = sorted({*parse_steps(options.save_steps, last), last})
@@ -49,7 +49,8 @@ def _preview(options: Preview, model: str) -> int:
                 print(f"proxyqueue: {recipe.model_path}: step {step}: {kind}: {message}", file=sys.stderr)
                 continue
             for name in (f"step_{step:02}.png", *(["final.png"] if step == last else [])):
-                (folder / name).write_bytes(png)
+                with whole_file(folder / name) as staged:
+                    staged.write_bytes(png)
                 saved.append(name)
     except ModelError as error:
         raise Refused(str(error)) from error

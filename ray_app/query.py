@@ -1,11 +1,8 @@
 """The verb `query`: SQL or a preset on an output's views, as a table or a file; an error is one line with its place.
 Knows what is asked and how it is said; the views are in `views`."""
 
-import contextlib
 import json
-import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -18,7 +15,7 @@ import pyarrow as pa
 from ray_app import row_formats, views
 from ray_app.ask_options import Query
 from ray_app.errors import OK, Refused, one_line
-from ray_app.interrupts import Interrupts
+from ray_app.files import check_place, whole_file
 from ray_app.partition import LISTINGS
 from ray_app.schema import COLUMNS
 from ray_app.storage import Storage, open_storage
@@ -63,15 +60,13 @@ def query(options: Query) -> int:
     Raises:
         Refused: nothing or several things are asked, no index there, wrong SQL, a file that can't be written.
     """
-    options.check_flags()
     if options.schema:
         print(schema())
         return OK
     sql = options.sql if options.preset is None else PRESETS[options.preset]
     storage = open_storage(options.output_base_path)
     write = _writer(options)
-    with Interrupts():
-        answer(storage, str(sql), write, options.check)
+    answer(storage, str(sql), write, options.check)
     return OK
 
 
@@ -150,41 +145,17 @@ def _writer(options: Query) -> Write:
         return lambda schema, batches: _write(sys.stdout, options.format or "table", schema, batches)
     path = Path(options.output).expanduser().absolute()
     kind = options.format or {".csv": "csv", ".json": "json", ".parquet": "parquet"}.get(path.suffix, "table")
-    if path.is_dir() or not path.parent.is_dir():
-        raise Refused(f"--output {path}: {'is a folder' if path.is_dir() else 'its folder is not there'}")
+    check_place(path, "--output")
 
     def write(schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
-        with _whole(path) as staged:
+        with whole_file(path, "--output") as staged:
             if kind == "parquet":
-                row_formats.write_parquet(staged, schema, batches)
+                row_formats.write_parquet(str(staged), schema, batches)
                 return
             with open(staged, "w", encoding="utf-8", newline="") as file:
                 _write(file, kind, schema, batches)
 
     return write
-
-
-@contextlib.contextmanager
-def _whole(path: Path) -> Iterator[str]:
-    """A name beside the file to write to; it takes the file's place at the end, or goes."""
-    try:
-        number, staged = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(number)
-        os.chmod(staged, 0o666 & ~_umask())
-        try:
-            yield staged
-            os.replace(staged, path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(staged)
-    except OSError as error:
-        raise Refused(f"--output {path}: can't be written: {error.strerror or error}") from error
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
 
 
 def _write(file: TextIO, kind: str, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:

@@ -38,7 +38,6 @@ def repair(storage: Storage, models: Iterable[Model], problems: list[Problem]) -
             done["rows dropped"] += rewrite(storage, model.model_type, _Exactly(rows)).dropped
     done["files set aside"] += _set_aside(storage, problems, SET_ASIDE)
     done["leftovers removed"] += _remove_leftovers(storage, problems)
-    storage.remove_staging()
     return {what: count for what, count in done.items() if count}
 
 

@@ -16,7 +16,6 @@ from ray_app import asked, circo, existing, index, layout, runs
 from ray_app.ask_options import Status
 from ray_app.asked import Asked
 from ray_app.errors import INTERRUPTED, OK, Refused
-from ray_app.interrupts import Interrupts
 from ray_app.progress import duration
 from ray_app.schema import KEY
 from ray_app.storage import Storage, open_storage
@@ -52,20 +51,18 @@ def status(options: Status) -> int:
     Raises:
         Refused: no output there, annotations that can't be read.
     """
-    options.check()
     storage = open_storage(options.output_base_path)
     slots = _slots(options)
-    with Interrupts():
-        try:
-            while True:
-                _show(look(storage, options, slots), options)
-                if not options.watch:
-                    return OK
-                time.sleep(options.seconds)
-        except KeyboardInterrupt:  # the usual end of --watch: nothing to say
-            if options.watch:
-                return INTERRUPTED
-            raise
+    try:
+        while True:
+            _show(look(storage, options, slots), options)
+            if not options.watch:
+                return OK
+            time.sleep(options.seconds)
+    except KeyboardInterrupt:  # the usual end of --watch: nothing to say
+        if options.watch:
+            return INTERRUPTED
+        raise
 
 
 def look(storage: Storage, options: Status, slots: pa.Table | None = None) -> dict[str, Any]:

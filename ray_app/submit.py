@@ -28,7 +28,6 @@ def submit(options: Submit) -> int:
     Raises:
         Refused: flags of the job that generate would refuse, files that can't be shipped, no cluster there.
     """
-    options.check()
     environment = passed_on(os.environ)
     secrets = frozenset(value for name, value in environment.items() if _is_secret(name, value))
     if options.command:
@@ -89,7 +88,7 @@ def check_job(command: tuple[str, ...], working_dir: Path) -> tuple[list[str], t
     if verb != "generate":
         raise Refused(f"{verb}: can't be submitted; only generate can: proxyqueue submit -- generate …flags")
     asked: Generate = cli.parse("generate", Generate, arguments)
-    asked.check()
+    asked.check_flags()
     if _is_relative(asked.output_base_path):
         raise Refused(
             f"--output_base_path {asked.output_base_path}: would be lost with the job's own folder;"

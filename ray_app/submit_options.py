@@ -7,10 +7,11 @@ from typing import Literal
 import tyro
 
 from ray_app.errors import Refused
+from ray_app.options import Options
 
 
 @dataclasses.dataclass(frozen=True)
-class Submit:
+class Submit(Options):
     """Run generate as a job of a Ray cluster, from any machine that reaches the cluster's dashboard.
 
     Ships the project's sources and the annotations, follows the job's log, and ends as the job does. Ctrl-C leaves the
@@ -36,8 +37,9 @@ class Submit:
     command: tyro.conf.Suppress[tuple[str, ...]] = ()
     """What stands behind `--`."""
 
-    def check(self) -> None:
+    def check_flags(self) -> None:
         """Raise Refused unless exactly one thing is asked for."""
+        super().check_flags()
         asked = {"attach": self.attach, "stop": self.stop, "list": self.list, "detach": self.detach}
         named = [f"--{name}" for name, value in asked.items() if value]
         if len(named) > 1 or (self.command and named not in ([], ["--detach"])):
@@ -47,7 +49,7 @@ class Submit:
 
 
 @dataclasses.dataclass(frozen=True)
-class Doctor:
+class Doctor(Options):
     """Say what a cluster offers, and what would keep a run on it from starting, ending or using all of it.
 
     Give it the flags of the run that you mean to start. It draws nothing and loads no model.

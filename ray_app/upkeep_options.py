@@ -5,11 +5,11 @@ import dataclasses
 from typing import Literal
 
 from ray_app.errors import Refused
-from ray_app.options import check_steps
+from ray_app.options import Options, check_steps
 
 
 @dataclasses.dataclass(frozen=True)
-class Verify:
+class Verify(Options):
     """Check that an output's index and files say the same; put right what needs no GPU.
 
     Every newest row against its file, every step's folder against the rows, feature caches, staging, the index's parts.
@@ -44,15 +44,16 @@ class Verify:
     threads: int = 16
     """Files read at the same time."""
 
-    def check(self) -> None:
+    def check_flags(self) -> None:
         """Raise Refused for the first flag whose value makes no sense."""
+        super().check_flags()
         for name, least in (("num_prompts", 1), ("img_per_prompt", 1), ("threads", 1), ("redraw", 0), ("seed", 0)):
             if getattr(self, name) < least:
                 raise Refused(f"--{name} {getattr(self, name)}: must be at least {least}")
 
 
 @dataclasses.dataclass(frozen=True)
-class Clean:
+class Clean(Options):
     """Remove images with their rows and feature caches, so that the index stays true whenever it is stopped.
 
     What proxyqueue did not write stays and is named.
@@ -81,8 +82,9 @@ class Clean:
     force: bool = False
     """Also while a run is going on in this output; what it draws meanwhile may be lost."""
 
-    def check(self) -> None:
+    def check_flags(self) -> None:
         """Raise Refused for flags that don't say what is to go."""
+        super().check_flags()
         if not self.all and self.model_type is None:
             raise Refused("--model_type: name whose images are to go, or everything with --all")
         named = {"model_type": self.model_type, "steps": self.steps, "snapshot": self.snapshot}
@@ -93,7 +95,7 @@ class Clean:
 
 
 @dataclasses.dataclass(frozen=True)
-class Compact:
+class Compact(Options):
     """Write an index's many small parts anew as few sorted ones, with the newest row of each image.
 
     Safe while others read or write the index, and to kill at any time.

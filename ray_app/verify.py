@@ -32,7 +32,6 @@ def verify(options: Verify) -> int:
     Raises:
         Refused: no output there, annotations that can't be read, or --repair while a run is going on.
     """
-    options.check()
     storage = open_storage(options.output_base_path, runs.new_id())
     slots = _slots(options)
     models = _models(storage, options)
@@ -47,7 +46,10 @@ def verify(options: Verify) -> int:
     problems.sort(key=lambda problem: order.index(problem.kind))
     report = _report(storage, models, problems)
     if options.repair and problems:
-        report["repaired"] = repair(storage, models, problems)
+        try:
+            report["repaired"] = repair(storage, models, problems)
+        finally:
+            storage.remove_staging()
         report["to_redraw"] = to_redraw(problems)
     print(json.dumps(report, ensure_ascii=False, indent=1) if options.format == "json" else _text(report), flush=True)
     return PROBLEMS if problems else OK

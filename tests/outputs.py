@@ -44,15 +44,18 @@ def call(arguments, moment, report):
         nonlocal changes
         if event in ("os.remove", "os.rename", "os.rmdir"):
             if changes == moment:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), int(sent))
             changes += 1
     sys.addaudithook(count)
-    os.dup2(2, 1)
+    with open(f"{folder}/said{moment}", "w") as said:
+        os.dup2(said.fileno(), 1)
+        os.dup2(said.fileno(), 2)
     code = main(arguments)
+    sys.stdout.flush()
     os.write(report, str(changes).encode())
     os._exit(code)
 
-made, folder, *words = sys.argv[1:]
+made, folder, sent, *words = sys.argv[1:]
 parse(words[0], VERBS[words[0]][0], words[1:])  # what this imports is imported once
 code, changes = run(shutil.copytree(made, f"{folder}/undisturbed"), None)
 codes = []
@@ -122,14 +125,19 @@ def parts(output: Path, model_type: str = "sdxl") -> list[Path]:
 
 
 def kill_and_repeat(
-    made: Path, folder: Path, *arguments: str, check: Callable[[Path], object] = check_index_is_true
+    made: Path,
+    folder: Path,
+    *arguments: str,
+    check: Callable[[Path], object] = check_index_is_true,
+    sent: signal.Signals = signal.SIGKILL,
 ) -> list[Path]:
-    """Run a command on copies of an output, each killed before another of its changes; then on each again, to its end.
+    """Run a command on copies of an output, each sent a signal before another of its changes; then on each again.
 
-    Arguments name the output as OUTPUT; `check` says what holds of it after each kill. Returns the copies.
+    Arguments name the output as OUTPUT; `check` says what holds of it after each signal. A signal that can be handled
+    ends the command with 130 and one line, and leaves nothing staged. Returns the copies, after the second run.
     """
     result = subprocess.run(
-        [sys.executable, "-c", KILLS, str(made), str(folder), *arguments],
+        [sys.executable, "-c", KILLS, str(made), str(folder), str(int(sent)), *arguments],
         capture_output=True,
         text=True,
         timeout=300,
@@ -139,8 +147,15 @@ def kill_and_repeat(
     assert code in (0, 1)
     assert len(codes) > 1
     for moment, (killed, repeated) in enumerate(codes):
-        print(f"killed before change {moment} of {len(codes)}")
-        assert killed == -signal.SIGKILL
+        print(f"{sent.name} before change {moment} of {len(codes)}")
+        if sent == signal.SIGKILL:
+            assert killed == -signal.SIGKILL
+        else:
+            said = (folder / f"said{moment}").read_text()
+            assert killed == 130, said
+            assert said.splitlines()[-1] == "proxyqueue: interrupted; the same command goes on from here"
+            assert "Traceback" not in said
+            assert not list((folder / f"killed{moment}").glob(".staging/*"))
         check(folder / f"killed{moment}")
         assert repeated in (0, 1)
     return [folder / f"copy{moment}" for moment in range(len(codes))]

@@ -29,6 +29,9 @@ BLOCK = 8
 SECONDS_A_PROMPT = float(os.environ.get("SECONDS_A_PROMPT", "0.15"))
 """Which a paced worker takes without using a core: a run of hundreds of images is long enough to be disturbed."""
 
+DRAWN_LOG = os.environ.get("DRAWN_LOG")
+"""A file where paced workers note how many prompts each batch has that they draw."""
+
 Row = dict[str, Any]
 
 
@@ -110,6 +113,9 @@ class SyntheticWorker(Worker):
 
 class PacedGenerator(SyntheticGenerator):
     def draw(self, batch: dict[str, Sequence[Any]]) -> list[list[Row]]:
+        if DRAWN_LOG:
+            with open(DRAWN_LOG, "a") as log:
+                log.write(f"{len(batch['prompt'])}\n")
         time.sleep(SECONDS_A_PROMPT * len(batch["prompt"]))
         return super().draw(batch)
 

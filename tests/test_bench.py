@@ -30,7 +30,8 @@ from ray_app.bench_options import VARIANTS, Bench, BenchScale
 from ray_app.bench_worker import Interval
 from ray_app.cli import main
 from ray_app.errors import Refused
-from ray_app.index import part_names, read
+from ray_app.index import read
+from ray_app.partition import part_names
 from ray_app.storage import open_storage
 from tests.conftest import ROOT
 
@@ -302,8 +303,12 @@ def test_slots_are_dealt_in_batches_and_duplicates_are_as_real_ones():
     ],
 )
 def test_what_cannot_be_measured_is_refused(flags, words):
+    def measure(options: Bench) -> None:
+        options.check_flags()
+        bench(options)
+
     with pytest.raises(Refused, match=words):
-        bench(Bench(**{"model": "tiny", **flags}))
+        measure(Bench(**{"model": "tiny", **flags}))
 
 
 def test_full_without_a_gpu_is_one_line(capsys):

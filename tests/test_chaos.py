@@ -23,6 +23,7 @@ from tests.processes import children, kill, kill_all_with, kill_tree, wait_for
 pytestmark = pytest.mark.slow
 
 STEPS = (1, 4, 16)
+DENOISES = (6 * 5 - 1) * 8  # two of the sample's prompts are equal
 IMAGES = 6 * 5 * 8 * len(STEPS)
 FLAGS = [
     "--model_path",
@@ -167,7 +168,7 @@ def nodes_folder() -> Iterator[Path]:
 @pytest.fixture
 def raylet(nodes_folder) -> Callable[..., subprocess.Popen]:
     """Starts nodes of one cluster, each a raylet of its own that can be killed."""
-    environment = node_environment(nodes_folder)
+    environment = {**node_environment(nodes_folder), "DRAWN_LOG": str(nodes_folder / "drawn")}
 
     def start(*arguments: str) -> subprocess.Popen:
         # where jobs are started: one fixed port per machine by default, which another Ray may have
@@ -195,6 +196,9 @@ def test_a_node_is_taken_away_and_brought_back(raylet, nodes_folder, tmp_path, u
     _, err = driver.communicate(timeout=400)
     assert driver.returncode == 0, err
     check_all_is_there(output, undisturbed)
+    sizes = (nodes_folder / "drawn").read_text().split()
+    assert set(sizes) == {"4"}  # what went with the node is drawn elsewhere in whole batches, not prompt by prompt
+    assert len(sizes) > DENOISES // 4
 
 
 def test_a_submitted_job_loses_a_node_for_good(raylet, nodes_folder, tmp_path, undisturbed_by_model):

@@ -167,3 +167,34 @@ def test_three_nodes_that_die_with_a_prompt_are_not_held_against_it(book):
         assert book.begin_alone("b1", "p", "w1") is None
         book.status({"node-2"})
     assert book.begin_alone("b1", "p", "w1") == DIED
+
+
+def test_a_batch_that_went_with_its_node_is_drawn_whole_again(book):
+    """Three times: it may be what takes all of a node's memory."""
+    assert book.begin("b1", "w1")
+    for _ in range(3):
+        book.status({"node-2"})
+        assert book.begin("b1", "w1")
+    book.status({"node-2"})
+    assert not book.begin("b1", "w1")
+    assert not book.begin("b1", "w1")
+    assert book.status(NODES).replays == 5
+
+
+def test_a_batch_whose_worker_died_alone_stays_in_pieces_when_a_node_goes(book):
+    book.begin("b1", "w1")
+    assert not book.begin("b1", "w2")
+    book.status({"node-1"})
+    assert not book.begin("b1", "w1")
+
+
+def test_nodes_that_are_gone_are_known_before_anybody_looks(clock):
+    alive = {"node-1", "node-2"}
+    book = Ledger(lambda: alive)
+    book.loading("w1", "node-1", 11)
+    book.loading("w2", "node-2", 22)
+    assert book.begin("b1", "w1")
+    assert book.begin("b2", "w2")
+    alive.remove("node-1")
+    assert book.begin("b1", "w2")
+    assert not book.begin("b2", "w2")

@@ -67,7 +67,7 @@ def test_bad_steps(texts, message):
 )
 def test_values_that_make_no_sense(flags, message):
     with pytest.raises(Refused) as raised:
-        Generate(**flags).check()
+        Generate(**flags).check_flags()
     assert str(raised.value) == message
 
 
@@ -84,6 +84,6 @@ def test_workers():
 
 def test_separate_runs_have_no_other_snapshot():
     """An N-step run ends with xt and x0 equal."""
-    Generate(mode="separate").check()
+    Generate(mode="separate").check_flags()
     with pytest.raises(Refused, match=r"--snapshot both: .* take xt with --mode separate"):
-        Generate(mode="separate", snapshot="both").check()
+        Generate(mode="separate", snapshot="both").check_flags()

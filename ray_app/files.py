@@ -1,0 +1,76 @@
+"""Files and folders of this machine that are there whole or not at all: written beside their place, then renamed.
+Knows names and errors; nothing of what is in them."""
+
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from ray_app.errors import Refused
+from ray_app.interrupts import uninterrupted
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, flag: str | None = None) -> Iterator[Path]:
+    """A name beside a file to write to; what is written there takes the file's place at the end, or goes.
+
+    Args:
+        flag: what a user named the file by; None leaves errors as the system raises them.
+
+    Raises:
+        Refused: it can't be written.
+    """
+    if flag:
+        check_place(path, flag)
+    staged = _beside(path)
+    with _telling(flag, path):
+        try:
+            yield staged
+            os.replace(staged, path)
+        finally:
+            with uninterrupted():
+                staged.unlink(missing_ok=True)
+
+
+def check_place(path: Path, flag: str) -> None:
+    """Raise Refused if no file can be at a path."""
+    if path.is_dir():
+        raise Refused(f"{flag} {path}: is a folder")
+    if not path.parent.is_dir():
+        raise Refused(f"{flag} {path}: its folder is not there")
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path, flag: str) -> Iterator[Path]:
+    """A folder beside the wanted one to write to, which takes its place at the end, or goes.
+
+    Raises:
+        Refused: there is something already, or it can't be written.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise Refused(f"{flag} {path}: is there already; name a new or empty folder")
+    staged = _beside(path)
+    with _telling(flag, path):
+        try:
+            staged.mkdir(parents=True)
+            yield staged
+            staged.rename(path)
+        finally:
+            with uninterrupted():
+                shutil.rmtree(staged, ignore_errors=True)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+
+
+@contextlib.contextmanager
+def _telling(flag: str | None, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if flag is None:
+            raise
+        raise Refused(f"{flag} {path}: can't be written: {error.strerror or error}") from error
