@@ -89,7 +89,7 @@ def plot(shares: Shares, file: Path) -> None:
     pyplot.close(figure)
 
 
-def grid(file: Path, prompts: Sequence[str], seed: int = 0) -> None:
+def grid(file: Path, prompts: Sequence[str]) -> None:
     """Prompts by steps, drawn by both families, with captions."""
     from PIL import Image, ImageDraw, ImageFont
 
@@ -105,7 +105,7 @@ def grid(file: Path, prompts: Sequence[str], seed: int = 0) -> None:
             pen.text((x + place * (size + gap), top - 18), str(step), "black", font)
         asked = Generate(model_type=model_type, model_path=tiny.NAME, batch_size=len(prompts))
         generator = ImageGenerator(recipes.resolve(asked), [])
-        drawn = generator.pixels(list(prompts), [seed] * len(prompts), [Capture(step) for step in STEPS])
+        drawn = generator.pixels(list(prompts), [0] * len(prompts), [Capture(step) for step in STEPS])
         for place, step in enumerate(STEPS):
             for row, picture in enumerate(drawn[Capture(step)]):
                 sheet.paste(Image.fromarray(picture), (x + place * (size + gap), top + row * (size + gap)))

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ray_app.schema import SLOT_KEY
+
 Captures = Iterable[tuple[str, int]]
 
 
@@ -32,7 +34,7 @@ class Asked:
         """Which rows are of a slot that was asked for, whatever their capture: bool, one a row."""
         if not len(self.query_ids):
             return np.zeros(rows.num_rows, bool)
-        query, prompt, image = (np.asarray(rows[name]) for name in ("query_id", "prompt_index", "image_index"))
+        query, prompt, image = (np.asarray(rows[name]) for name in SLOT_KEY)
         place = np.minimum(np.searchsorted(self.query_ids, query), len(self.query_ids) - 1)
         return (self.query_ids[place] == query) & (prompt < self.prompts[place]) & (image < self.images[place])
 

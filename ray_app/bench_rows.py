@@ -100,8 +100,9 @@ def _rows(slots: pa.Table, steps: Sequence[int], recipe: Recipe) -> pa.Table:
     return rows.drop_columns(["file"])
 
 
-def _random_hex(count: int, characters: int = 64) -> pa.Array:
-    """Strings that don't compress, as hashes don't."""
+def _random_hex(count: int) -> pa.Array:
+    """Strings of a SHA-256's length that don't compress, as hashes don't."""
+    characters = 64
     offsets = pa.array(np.arange(0, count * characters + 1, characters), pa.int32())
     text = os.urandom(count * characters // 2).hex().encode()
     return pa.StringArray.from_buffers(count, offsets.buffers()[1], pa.py_buffer(text))

@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from ray_app import index, layout, runs
 from ray_app.errors import one_line
 from ray_app.partition import Partition
-from ray_app.schema import KEY
+from ray_app.schema import KEY, SLOT_KEY
 from ray_app.storage import Storage
 
 # its functions are made when it is imported: type checkers don't see them
@@ -138,14 +138,14 @@ class Model:
 
     def check_slots(self, slots: pa.Table) -> Iterator[Problem]:
         """Slots of the annotations that have no row, or that of another image, at a step that the index has."""
-        slot_key = ["query_id", "prompt_index", "image_index"]
         compared = ("prompt", "reference_img_id", "k")
-        asked = slots.select([*slot_key, *compared])
+        asked = slots.select([*SLOT_KEY, *compared])
         for snapshot, step in self.indexed():
             folder = layout.step_folder(self.model_type, snapshot, step)
             here = pc.and_(pc.equal(self.rows["snapshot"], snapshot), pc.equal(self.rows["step"], step))
-            rows = self.rows.filter(here).select([*slot_key, *compared, "status"])
-            both = asked.join(rows, slot_key, right_suffix="_there").sort_by([(name, "ascending") for name in slot_key])
+            rows = self.rows.filter(here).select([*SLOT_KEY, *compared, "status"])
+            both = asked.join(rows, list(SLOT_KEY), right_suffix="_there")
+            both = both.sort_by([(name, "ascending") for name in SLOT_KEY])
             different = pc.is_null(both["status"])
             for name in compared:
                 different = pc.or_(different, pc.not_equal(both[name], both[f"{name}_there"]).fill_null(True))

@@ -35,7 +35,9 @@ class Annotations:
     skipped: list[str]
     warnings: list[str]
 
-    def queries(self, query_ids: Sequence[int] = (), limit: int | None = None, idx: int = 0, gpu_num: int = 1):
+    def queries(
+        self, query_ids: Sequence[int] = (), limit: int | None = None, idx: int = 0, gpu_num: int = 1
+    ) -> list[Query]:
         """The queries of a selection: those ids, of them the first `limit`, of them share `idx` of `gpu_num`.
 
         A share is contiguous, floor(n / gpu_num) entries, the last takes the rest; n counts unusable entries too, so

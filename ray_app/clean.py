@@ -31,13 +31,13 @@ CACHE, IMAGE, PART, RECORD, STAGED, PAGE = (
 
 
 @dataclasses.dataclass
-class Stock:
+class FolderContents:
     """What of a folder is to go, by kind: paths under OUTPUT and bytes; and what stays in it."""
 
     folder: str
     files: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     bytes: int = 0
-    strange: list[str] = dataclasses.field(default_factory=list)
+    unknown_files: list[str] = dataclasses.field(default_factory=list)
 
     def describe(self) -> str:
         """Folder, files and bytes on one line."""
@@ -58,17 +58,14 @@ def clean(options: Clean) -> int:
     if going_on:
         record = storage.at(layout.run_file(going_on[0]["run_id"]))
         raise Refused(f"{record}: this run is going on; wait for its end, stop it, or --force")
-    stocks = [_take_stock(storage, folder, options) for folder in _folders(storage, options)]
-    rows = {} if options.caches else {name: _count_rows(storage, name, options) for name in _model_types(options)}
-    rows = {name: count for name, count in rows.items() if count}
-    others = sorted(entry.name for entry in storage.entries("")) if options.all and not options.caches else []
-    others = [name for name in others if name not in {stock.folder for stock in stocks}]
-    print(_describe(stocks, rows, others))
+    folders = [_scan_folder(storage, folder, options) for folder in _folders(storage, options)]
+    rows = _count_rows(storage, options)
+    print(_describe(folders, rows, _others(storage, options, folders)))
     if options.dry_run:
         return OK
-    if rows or any(stock.files for stock in stocks):
+    if rows or any(folder.files for folder in folders):
         _confirm(options, storage)
-    _remove(storage, options, stocks)
+    _remove(storage, options, folders)
     return OK
 
 
@@ -78,31 +75,38 @@ def _model_types(options: Clean) -> list[str]:
 
 def _folders(storage: Storage, options: Clean) -> list[str]:
     """The folders of OUTPUT that hold what is to go, those of images first."""
-    found = [
-        folder.name
-        for model_type in _model_types(options)
-        for folder in storage.step_folders(model_type)
-        if options.snapshot in (None, folder.snapshot) and (not options.steps or folder.step in options.steps)
-    ]
-    return found + (
-        [layout.INDEX, layout.RUNS, layout.STAGING, layout.GALLERY, layout.CONVERGENCE]
-        if options.all and not options.caches
-        else []
-    )
+    found = []
+    for model_type in _model_types(options):
+        for folder in storage.step_folders(model_type):
+            is_snapshot = options.snapshot in (None, folder.snapshot)
+            is_step = not options.steps or folder.step in options.steps
+            if is_snapshot and is_step:
+                found.append(folder.name)
+    if options.all and not options.caches:
+        found += [layout.INDEX, layout.RUNS, layout.STAGING, layout.GALLERY, layout.CONVERGENCE]
+    return found
 
 
-def _take_stock(storage: Storage, folder: str, options: Clean) -> Stock:
-    stock = Stock(folder)
+def _others(storage: Storage, options: Clean, folders: list[FolderContents]) -> list[str]:
+    """What stands in OUTPUT beside these folders, where everything of proxyqueue's is to go."""
+    if not options.all or options.caches:
+        return []
+    known = {contents.folder for contents in folders}
+    return sorted(entry.name for entry in storage.entries("") if entry.name not in known)
+
+
+def _scan_folder(storage: Storage, folder: str, options: Clean) -> FolderContents:
+    contents = FolderContents(folder)
     found: dict[str | None, list[str]] = {}
     for entry in storage.files(folder):
         name, kind = entry.name, _kind(folder, entry.name)
         if options.caches and kind != CACHE:
             continue
         found.setdefault(kind, []).append(f"{folder}/{name}")
-        stock.bytes += entry.bytes if kind else 0
-    stock.files = {kind: found[kind] for kind in (CACHE, IMAGE, PART, RECORD, STAGED, PAGE) if kind in found}
-    stock.strange = found.get(None, [])
-    return stock
+        contents.bytes += entry.bytes if kind else 0
+    contents.files = {kind: found[kind] for kind in (CACHE, IMAGE, PART, RECORD, STAGED, PAGE) if kind in found}
+    contents.unknown_files = found.get(None, [])
+    return contents
 
 
 def _kind(folder: str, name: str) -> str | None:
@@ -123,9 +127,21 @@ def _kind(folder: str, name: str) -> str | None:
     return RECORD if layout.is_run_file(path) else None
 
 
+def _count_rows(storage: Storage, options: Clean) -> dict[str, int]:
+    """How many rows of each model are to go, where there are any.
+
+    Raises:
+        Refused: a part that can't be read, unless everything goes anyway.
+    """
+    if options.caches:
+        return {}
+    counts = {model_type: _count_rows_of(storage, model_type, options) for model_type in _model_types(options)}
+    return {model_type: count for model_type, count in counts.items() if count}
+
+
 @retry_if_compacted
-def _count_rows(storage: Storage, model_type: str, options: Clean) -> int:
-    """How many rows are to go, superseded ones included.
+def _count_rows_of(storage: Storage, model_type: str, options: Clean) -> int:
+    """How many rows of a model are to go, superseded ones included.
 
     Raises:
         Refused: a part that can't be read, unless everything goes anyway.
@@ -151,13 +167,18 @@ def _matching(options: Clean, rows: pa.Table) -> np.ndarray:
     return matching
 
 
-def _describe(stocks: list[Stock], rows: dict[str, int], others: list[str]) -> str:
+def _describe(folders: list[FolderContents], rows: dict[str, int], others: list[str]) -> str:
     lines = [f"{layout.index_folder(name):<28} {count:,} rows" for name, count in rows.items()]
-    lines += [stock.describe() for stock in stocks if stock.files]
-    files = sum(len(names) for stock in stocks for names in stock.files.values())
-    lines.append(f"to remove: {sum(rows.values()):,} rows, {files:,} files, {sum(s.bytes for s in stocks):,} bytes")
-    strange = [*(name for stock in stocks for name in stock.strange), *others]
-    lines += [f"stays: {name}" for name in strange]
+    files = bytes_ = 0
+    stays = []
+    for contents in folders:
+        if contents.files:
+            lines.append(contents.describe())
+        files += sum(map(len, contents.files.values()))
+        bytes_ += contents.bytes
+        stays += contents.unknown_files
+    lines.append(f"to remove: {sum(rows.values()):,} rows, {files:,} files, {bytes_:,} bytes")
+    lines += [f"stays: {name}" for name in (*stays, *others)]
     return "\n".join(lines)
 
 
@@ -174,15 +195,15 @@ def _confirm(options: Clean, storage: Storage) -> None:
         raise Refused("not confirmed; nothing was removed")
 
 
-def _remove(storage: Storage, options: Clean, stocks: list[Stock]) -> None:
+def _remove(storage: Storage, options: Clean, folders: list[FolderContents]) -> None:
     try:
         if not options.caches:
             for model_type in _model_types(options):
                 rewrite(storage, model_type, lambda rows: _matching(options, rows))
-        for stock in stocks:
-            for names in stock.files.values():
+        for contents in folders:
+            for names in contents.files.values():
                 storage.remove_all(names)
-            storage.remove_empty(stock.folder)
+            storage.remove_empty(contents.folder)
     finally:
         storage.remove_staging()
     print("removed")

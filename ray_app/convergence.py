@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute
 
-from ray_app import cluster, convergence_plot, index, layout, likeness, runs
+from ray_app import cluster, convergence_plot, index, layout, likeness, runs, text_table
 from ray_app.ask_options import Convergence
 from ray_app.errors import OK, PROBLEMS, Refused
 from ray_app.progress import Checked
+from ray_app.schema import SLOT_KEY
 from ray_app.storage import Storage, open_storage
 from ray_app.trajectories import OK as IS_OK
 from ray_app.trajectories import Trajectories
@@ -21,7 +22,6 @@ pc: Any = pyarrow.compute
 
 PAIRS_A_TASK = 64
 MOST_NAMED = 10
-SLOT = ["query_id", "prompt_index", "image_index"]
 
 COLUMNS = {
     "model": (pa.string(), "sdxl or flux"),
@@ -94,12 +94,14 @@ def pairs(rows: pa.Table, model_type: str) -> pa.Table:
     last_step = pc.max(rows["step"])
     # x0 is xt after the last step: where both are there, both are compared with the file that xt has
     last = rows.filter(pc.equal(rows["step"], last_step)).sort_by([("snapshot", "descending")])
-    last = last.group_by([*SLOT, "denoise_id"], use_threads=False).aggregate([("path", "first")])
-    earlier = rows.filter(pc.less(rows["step"], last_step)).select([*SLOT, "denoise_id", "snapshot", "step", "path"])
-    joined = earlier.join(
-        last.rename_columns([*SLOT, "denoise_id", "last_path"]), [*SLOT, "denoise_id"], join_type="inner"
+    last = last.group_by([*SLOT_KEY, "denoise_id"], use_threads=False).aggregate([("path", "first")])
+    earlier = rows.filter(pc.less(rows["step"], last_step)).select(
+        [*SLOT_KEY, "denoise_id", "snapshot", "step", "path"]
     )
-    joined = joined.sort_by([(name, "ascending") for name in (*SLOT, "snapshot", "step")])
+    joined = earlier.join(
+        last.rename_columns([*SLOT_KEY, "denoise_id", "last_path"]), [*SLOT_KEY, "denoise_id"], join_type="inner"
+    )
+    joined = joined.sort_by([(name, "ascending") for name in (*SLOT_KEY, "snapshot", "step")])
     joined = joined.append_column("last_step", pa.repeat(last_step.cast(pa.int16()), joined.num_rows))
     return joined.append_column("model", pa.repeat(pa.scalar(model_type), joined.num_rows)).combine_chunks()
 
@@ -141,7 +143,7 @@ def _measured(storage: Storage, compared: pa.Table, shared: bool) -> pa.Table:
             progress.add(block.num_rows)
     finally:
         progress.close()
-    order = [(name, "ascending") for name in ("model", *SLOT, "snapshot", "step")]
+    order = [(name, "ascending") for name in ("model", *SLOT_KEY, "snapshot", "step")]
     return pa.concat_tables(done).sort_by(order).combine_chunks()
 
 
@@ -168,27 +170,29 @@ def _compare_each(rows: list[dict[str, Any]], storage: Storage) -> Iterator[dict
             yield {"psnr": None, "ssim": None, "problem": f"{path}: {reason or type(error).__name__}"}
 
 
-def _text(lines: list[Line]) -> Iterator[str]:
+def _text(lines: list[Line]) -> list[str]:
     """The table for people: medians, and what the middle half of the slots has."""
-    form = "{:<6} {:<8} {:<10} {:>8} {:>10}  {:<13} {:>6}  {}"
-    yield form.format("model", "snapshot", "step", "images", "PSNR", "half within", "SSIM", "half within")
+    table = [["model", "snapshot", "step", "images", "PSNR", "half within", "SSIM", "half within"]]
     for line in lines:
-        yield form.format(
-            line.model,
-            line.snapshot,
-            f"{line.step} of {line.last_step}",
-            f"{line.images:,}",
-            f"{line.psnr.median:.1f} dB",
-            f"{line.psnr.low:.1f} to {line.psnr.high:.1f}",
-            f"{line.ssim.median:.3f}",
-            f"{line.ssim.low:.3f} to {line.ssim.high:.3f}",
+        psnr, ssim = line.psnr, line.ssim
+        table.append(
+            [
+                line.model,
+                line.snapshot,
+                f"{line.step} of {line.last_step}",
+                f"{line.images:,}",
+                f"{psnr.median:.1f} dB",
+                f"{psnr.low:.1f} to {psnr.high:.1f}",
+                f"{ssim.median:.3f}",
+                f"{ssim.low:.3f} to {ssim.high:.3f}",
+            ]
         )
+    return text_table.align(table, right=(3, 4, 6))
 
 
 def _tell_problems(table: pa.Table) -> int:
     problems = table["problem"].drop_null().unique().to_pylist()
-    for problem in problems[:MOST_NAMED]:
-        print(f"not compared: {problem}")
-    if len(problems) > MOST_NAMED:
-        print(f"and {len(problems) - MOST_NAMED:,} more, in the table's column problem")
+    lines = (f"not compared: {problem}" for problem in problems)
+    for line in text_table.first(lines, MOST_NAMED, ", in the table's column problem"):
+        print(line)
     return PROBLEMS if problems else OK

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from ray_app import autoscaling, cluster, footprint, survey
+from ray_app import autoscaling, cluster, footprint, survey, text_table
 from ray_app.errors import OK, PROBLEMS, Refused, one_line
 from ray_app.options import Generate
 from ray_app.storage import open_storage
@@ -214,8 +214,7 @@ def _table(nodes: list[Node]) -> list[str]:
         name = f"{node.name} (driver)" if node.is_driver else node.name
         row = [name, f"{node.cpus:g}", f"{node.gpus:g}", f"{node.memory / GB:.0f} GB", memory]
         rows.append([*row, *(found.get(package, "?") for package in ("python", "ray", "torch"))])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return text_table.align(rows)
 
 
 def _summary(

@@ -11,6 +11,7 @@ import pyarrow.compute
 from actors.recipe import Capture, Recipe
 from ray_app import index, layout, recipes
 from ray_app.errors import Refused
+from ray_app.schema import KEY, SLOT_KEY
 from ray_app.storage import Storage
 
 # its functions are made when it is imported: type checkers don't see them
@@ -19,7 +20,7 @@ pc: Any = pyarrow.compute
 _SHARED = f"/{layout.COMBINED}_query"
 
 _COLUMNS = {
-    **{name: pc.field(name) for name in ("query_id", "prompt_index", "image_index", "k", "snapshot", "step")},
+    **{name: pc.field(name) for name in (*KEY, "k")},
     **{name: pc.field(name) for name in ("status", "bytes", "denoise_id", "reference_img_id")},
     "in_own_folder": pc.match_substring(pc.field("path"), _SHARED),
 }
@@ -68,23 +69,30 @@ def find(
     ok = np.asarray(pc.equal(rows["status"], "ok"))
     _check_neighbours(storage, slots, rows.filter(pa.array(ok)), img_per_prompt)
     renamed, redrawn = _conflicts(slots, rows, slot_of_row)
+    bytes_in_row = np.asarray(rows["bytes"].fill_null(-2))  # no file has that size, nor -1, that of no file
     for number, capture in enumerate(captures):
-        of_capture = pc.and_(pc.equal(rows["snapshot"], capture.snapshot), pc.equal(rows["step"], capture.step))
-        newest = np.full(slots.num_rows, -1)
-        (here,) = np.nonzero(np.asarray(of_capture) & (slot_of_row >= 0))
-        newest[slot_of_row[here]] = here  # rows are sorted by age: the last one assigned is the newest
-        has_row = (newest >= 0) & ok[newest]
+        newest = _newest_row_of_slots(rows, slot_of_row, capture, slots.num_rows)
+        has_row = newest >= 0  # where it is false, what is taken below at -1 means nothing
+        has_ok_row = has_row & ok[newest]
         folder = layout.step_folder(model_type, capture.snapshot, capture.step)
-        said = np.asarray(rows["bytes"].fill_null(-2))[newest]
-        there = has_row & (sizes(storage, folder, slots["file"]) == said)
+        has_file = has_ok_row & (sizes(storage, folder, slots["file"]) == bytes_in_row[newest])
         # an image whose file is gone may be drawn anew from another prompt; under another name it would stay behind
-        (other,) = np.nonzero((there & redrawn[newest]) | (has_row & renamed[newest]))
-        if len(other):
-            slot = int(other[0])
+        is_another = (has_file & redrawn[newest]) | (has_ok_row & renamed[newest])
+        if is_another.any():
+            slot = int(is_another.argmax())
             raise _other_image(storage, model_type, slots.slice(slot, 1).to_pylist()[0], rows, int(newest[slot]))
-        found[:, number] = there
-        failed[:, number] = (newest >= 0) & ~ok[newest]
+        found[:, number] = has_file
+        failed[:, number] = has_row & ~ok[newest]
     return found, failed
+
+
+def _newest_row_of_slots(rows: pa.Table, slot_of_row: np.ndarray, capture: Capture, slots: int) -> np.ndarray:
+    """For each slot the number of its newest row of a capture, -1 where it has none."""
+    of_capture = pc.and_(pc.equal(rows["snapshot"], capture.snapshot), pc.equal(rows["step"], capture.step))
+    (numbers,) = np.nonzero(np.asarray(of_capture) & (slot_of_row >= 0))
+    newest = np.full(slots, -1)
+    newest[slot_of_row[numbers]] = numbers  # rows are sorted by age: the last one assigned is the newest
+    return newest
 
 
 def are_there(storage: Storage, model_type: str, rows: pa.Table) -> np.ndarray:
@@ -120,9 +128,7 @@ def _match(slots: pa.Table, rows: pa.Table) -> np.ndarray:
     prompts, images = (int(pc.max(slots[name]).as_py()) + 1 for name in ("prompt_index", "image_index"))
 
     def keys(table: pa.Table) -> np.ndarray:
-        query, prompt, image = (
-            np.asarray(table[name]).astype(np.int64) for name in ("query_id", "prompt_index", "image_index")
-        )
+        query, prompt, image = (np.asarray(table[name]).astype(np.int64) for name in SLOT_KEY)
         place = np.minimum(np.searchsorted(query_ids, query), len(query_ids) - 1)
         asked = (query_ids[place] == query) & (prompt < prompts) & (image < images)
         return np.where(asked, (place * prompts + prompt) * images + image, -1)

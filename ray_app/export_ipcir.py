@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow.compute
 
-from ray_app import layout, remote
+from ray_app import layout, remote, text_table
 from ray_app.ask_options import Export
 from ray_app.errors import OK, PROBLEMS
 from ray_app.export import new_folder
@@ -35,10 +35,12 @@ def export(storage: Storage, options: Export) -> int:
             if rows:
                 problems += _report(storage, layout.step_folder(model_type, snapshot, step), rows)
                 second |= {query: row["reference_img_id"] for query, row in _not_first(rows).items()}
-    for query, reference in sorted(second.items())[:MOST_NAMED]:
-        print(f"query {query}: retrieval scripts find another query's images under its reference {reference}")
-    if len(second) > MOST_NAMED:
-        print(f"and {len(second) - MOST_NAMED:,} more such queries")
+    lines = (
+        f"query {query}: retrieval scripts find another query's images under its reference {reference}"
+        for query, reference in sorted(second.items())
+    )
+    for line in text_table.first(lines, MOST_NAMED, " such queries"):
+        print(line)
     if second and not options.by_query:
         print("a tree for these: --by_query --export_path FOLDER")
     if options.by_query:
@@ -71,10 +73,8 @@ def _report(storage: Storage, folder: str, rows: list[dict[str, Any]]) -> int:
     print(
         f"{folder}: {len(counts):,} references, {each or 0} images each" + (": scripts read it" if not problems else "")
     )
-    for problem in problems[:MOST_NAMED]:
-        print(f"  {problem}")
-    if len(problems) > MOST_NAMED:
-        print(f"  and {len(problems) - MOST_NAMED:,} more (`proxyqueue verify` names all)")
+    for line in text_table.first(problems, MOST_NAMED, " (`proxyqueue verify` names all)"):
+        print(f"  {line}")
     return len(problems)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from actors import bench_models, tiny
 from actors.recipe import Recipe
-from ray_app import asked, circo, cluster, driver, existing, layout, plan, recipes, runs
+from ray_app import asked, circo, cluster, driver, existing, layout, plan, recipes, runs, text_table
 from ray_app.errors import OK, SOME_FAILED
 from ray_app.index import set_aside_damaged
 from ray_app.interrupts import Interrupts
@@ -47,8 +47,7 @@ def generate(options: Generate, worker: type[Worker] = Worker) -> int:
         set_aside_damaged(job.storage, options.model_type)
         if not job.plan.images_to_draw:
             given_up = job.plan.images_given_up
-            failed = f", but for {given_up:,} that failed before (--skip_failed)" if given_up else ""
-            print(f"nothing to draw: all {job.plan.images_wanted:,} images are there{failed}")
+            print(_nothing_to_draw(job.plan))
             with contextlib.suppress(OSError):  # may be read-only by now
                 runs.bury_the_dead(job.storage)  # the last of them may have been killed after its last row
             return SOME_FAILED if given_up else OK
@@ -75,6 +74,15 @@ def prepare(options: Generate) -> Job:
     todo = plan.make(slots, there, captures, given_up=failed if options.skip_failed else None)
     wanted = asked.record(slots, [(capture.snapshot, capture.step) for capture in captures])
     return Job(options, recipe, todo, storage, len(queries), len(annotations.skipped), wanted)
+
+
+def _nothing_to_draw(todo: plan.Plan) -> str:
+    if not todo.images_given_up:
+        return f"nothing to draw: all {todo.images_wanted:,} images are there"
+    return (
+        f"nothing to draw: {todo.images_there:,} of {todo.images_wanted:,} images are there, and"
+        f" {todo.images_given_up:,} that failed before are left out (--skip_failed)"
+    )
 
 
 def describe(job: Job) -> str:
@@ -204,7 +212,5 @@ def _odd_options(options: Generate) -> list[str]:
 
 
 def _report(lines: list[str], most: int = 20) -> None:
-    for line in lines[:most]:
+    for line in text_table.first(lines, most, " like these"):
         print(f"proxyqueue: {line}", file=sys.stderr)
-    if len(lines) > most:
-        print(f"proxyqueue: and {len(lines) - most:,} more like these", file=sys.stderr)

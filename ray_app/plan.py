@@ -10,11 +10,13 @@ import pyarrow as pa
 import pyarrow.compute
 
 from actors.recipe import Capture
+from ray_app.schema import SLOT, names_from
 
 # its functions are made when it is imported: type checkers don't see them
 pc: Any = pyarrow.compute
 
-SLOT_FIELDS = ("query_id", "reference_img_id", "prompt_index", "image_index", "k", "file")
+SLOT_FIELDS = (*names_from(SLOT), "file")
+"""What the writer has to know of a slot."""
 
 
 @dataclasses.dataclass(frozen=True)

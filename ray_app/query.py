@@ -97,7 +97,7 @@ def schema() -> str:
     """Both views, column by column."""
     lines = ["images: the newest row of each image"]
     model = ("model", "string", "sdxl or flux; the index's partition")
-    images = [model, *((name, str(kind), text) for name, (kind, text) in COLUMNS.items())]
+    images = [model, *((name, str(column.type), column.meaning) for name, column in COLUMNS.items())]
     runs = [(name, str(kind), text) for name, (kind, text) in views.RUN_COLUMNS.items()]
     lines += [f"  {name:<20} {kind:<22} {text}" for name, kind, text in images]
     lines += ["", "runs: one row a run of generate"]

@@ -10,6 +10,13 @@ from ray_app.model import ModelCard, read_card
 from ray_app.options import Generate
 
 PIXELS_512 = 512 * 512
+DTYPES = {
+    ("cpu", "sdxl"): "float32",
+    ("cpu", "flux"): "float32",
+    ("cuda", "sdxl"): "float16",
+    ("cuda", "flux"): "bfloat16",
+}
+"""What a model is drawn in, by device and family."""
 
 
 def resolve(options: Generate) -> Recipe:
@@ -19,17 +26,22 @@ def resolve(options: Generate) -> Recipe:
         Refused: a model that can't be used, a size or number of steps that it can't do.
     """
     device = options.target_device()
-    dtype = {"cpu": "float32", "cuda": {"sdxl": "float16", "flux": "bfloat16"}[options.model_type]}[device]
+    dtype = DTYPES[device, options.model_type]
     card = read_card(options.model_type, options.model(), options.revision, dtype == "float16", options.variant)
     height = card.default_size if options.height is None else options.height
     width = card.default_size if options.width is None else options.width
     card.check_size(height, width)
-    captures = options.captures()
-    for steps in (
-        {capture.step for capture in captures} if options.mode == "separate" else {options.max_inference_steps}
-    ):
+    for steps in _runs(options):
         card.check_steps(steps)
     _check_snapshot(options, card)
+
+    vae_dtype = options.vae_dtype
+    if vae_dtype is None:
+        vae_dtype = "float32" if options.model_type == "sdxl" else dtype  # SDXL's overflows in half
+    batch_size = options.batch_size
+    if batch_size is None:
+        batch_size = default_batch_size(options.model_type, device, height, width)
+    has_quality = options.image_format != "png"
     return Recipe(
         model_type=options.model_type,
         model_path=card.path,
@@ -38,18 +50,17 @@ def resolve(options: Generate) -> Recipe:
         scheduler=card.scheduler,
         scheduler_config=card.scheduler_fingerprint(),
         dtype=dtype,
-        vae_dtype=options.vae_dtype
-        or ("float32" if options.model_type == "sdxl" else dtype),  # SDXL's overflows in half
+        vae_dtype=vae_dtype,
         device=device,
         num_inference_steps=options.max_inference_steps,
         guidance_scale=options.guidance_scale,
         height=height,
         width=width,
-        max_sequence_length=_prompt_tokens(options, card) if options.model_type == "flux" else None,
+        max_sequence_length=_prompt_tokens(options, card),
         negative_prompt=options.negative_prompt,
-        batch_size=options.batch_size or default_batch_size(options.model_type, device, height, width),
+        batch_size=batch_size,
         image_format=options.image_format,
-        image_quality=None if options.image_format == "png" else options.image_quality,
+        image_quality=options.image_quality if has_quality else None,
         mode=options.mode,
         compiled=options.compile,
     )
@@ -100,8 +111,17 @@ FLAGS = {
 """How a user says a recipe's field."""
 
 
-def _prompt_tokens(options: Generate, card: ModelCard) -> int:
-    """No more than the tokenizer takes: a model that was trained on short prompts draws worse with more padding."""
+def _runs(options: Generate) -> set[int]:
+    """The numbers of steps that the model is run for."""
+    if options.mode == "separate":
+        return {capture.step for capture in options.captures()}
+    return {options.max_inference_steps}
+
+
+def _prompt_tokens(options: Generate, card: ModelCard) -> int | None:
+    """Of Flux, and no more than the tokenizer takes: one trained on short prompts draws worse with more padding."""
+    if options.model_type != "flux":
+        return None
     return min(options.max_sequence_length, card.prompt_tokens or options.max_sequence_length)
 
 

@@ -13,6 +13,8 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ray_app import text_table
+
 TABLE_ROWS = 100
 CELL = 60
 """Characters of a table's cell; csv and json have them all."""
@@ -26,20 +28,16 @@ def write_table(file: TextIO, schema: pa.Schema, batches: Iterable[pa.RecordBatc
         return
     shown = [[_cell(value) for value in row] for row in itertools.islice(rows, most)]
     widths = [max(map(len, column)) for column in zip(schema.names, *shown, strict=True)]
-    right = [
-        pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind) for kind in schema.types
-    ]
-
-    def line(cells: Iterable[str]) -> str:
-        padded = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(cells, widths, right, strict=True))
-        return "  ".join(padded).rstrip() + "\n"
-
-    file.write(line(schema.names))
-    file.write(line("-" * width for width in widths))
-    file.writelines(map(line, shown))
+    rule = ["-" * width for width in widths]
+    right = [column for column, kind in enumerate(schema.types) if _is_number(kind)]
+    file.writelines(f"{line}\n" for line in text_table.align([schema.names, rule, *shown], right))
     more = sum(1 for _ in rows)
     if more:
         file.write(f"and {more:,} more rows: --format csv shows all\n")
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
 
 
 def write_csv(file: TextIO, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:

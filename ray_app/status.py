@@ -3,6 +3,7 @@ Reads the index, the tree and the runs' records; changes nothing and needs no Ra
 
 import dataclasses
 import datetime
+import itertools
 import json
 import sys
 import time
@@ -12,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from ray_app import asked, circo, existing, index, layout, runs
+from ray_app import asked, circo, existing, index, layout, runs, text_table
 from ray_app.ask_options import Status
 from ray_app.asked import Asked
 from ray_app.errors import INTERRUPTED, OK, Refused
@@ -25,6 +26,8 @@ pc: Any = pyarrow.compute
 
 RATE_SECONDS = 300
 """Images/s are those of the last five minutes, or since the first image of them."""
+NUMBERS = ("step", "asked", "done", "failed", "missing", "bytes")
+"""Columns of the table of steps."""
 MOST_RUNS = 10
 """Runs that the text names, the newest; json names all."""
 
@@ -112,10 +115,10 @@ def _asked(options: Status, slots: pa.Table | None, records: list[dict[str, Any]
     if not found.slots:
         return None
     captures = found.captures | (set(_captures(rows)) if slots is not None else set())
-    snapshots = {options.snapshot} if options.snapshot else {snapshot for snapshot, _ in captures} or {"xt"}
-    steps = set(options.steps) or {step for _, step in captures}
     if options.snapshot or options.steps:
-        captures = {(snapshot, step) for snapshot in snapshots for step in steps}
+        snapshots = {options.snapshot} if options.snapshot else {snapshot for snapshot, _ in captures} or {"xt"}
+        steps = set(options.steps) or {step for _, step in captures}
+        captures = set(itertools.product(snapshots, steps))
     return dataclasses.replace(found, captures=captures)
 
 
@@ -126,11 +129,14 @@ def _lines(model_type: str, rows: pa.Table, there: np.ndarray, wanted: Asked | N
     sizes = np.asarray(rows["bytes"].fill_null(0))
     lines = []
     for snapshot, step in sorted(captures, key=lambda capture: (capture[0] != "xt", capture[1])):
-        mine = included & _is(rows, snapshot, step)
-        done, gave_up = int((mine & there).sum()), int((mine & failed).sum())
-        total = None if wanted is None else wanted.slots
-        missing = None if total is None else total - done - gave_up
-        lines.append(Line(model_type, snapshot, step, total, done, gave_up, missing, int(sizes[mine & there].sum())))
+        of_step = included & _is(rows, snapshot, step)
+        is_done = of_step & there
+        done, gave_up = int(is_done.sum()), int((of_step & failed).sum())
+        total = missing = None
+        if wanted is not None:
+            total = wanted.slots
+            missing = total - done - gave_up
+        lines.append(Line(model_type, snapshot, step, total, done, gave_up, missing, int(sizes[is_done].sum())))
     return lines
 
 
@@ -213,16 +219,11 @@ def _show(report: dict[str, Any], options: Status) -> None:
 
 def _text(report: dict[str, Any]) -> str:
     lines = [report["output"]]
-    lines.append(f"{'model':<6} {'snapshot':<8} {'step':>4} {'asked':>11} {'done':>11} {'failed':>9} {'missing':>11} "
-                 f"{'bytes':>17}")  # fmt: skip
+    table = [["model", "snapshot", *NUMBERS]]
     for row in report["images"]:
-        numbers = (row["asked"], row["done"], row["failed"], row["missing"])
-        cells = ("?" if number is None else f"{number:,}" for number in numbers)
-        widths = zip(cells, (11, 11, 9, 11), strict=True)
-        lines.append(
-            f"{row['model']:<6} {row['snapshot']:<8} {row['step']:>4} {' '.join(c.rjust(w) for c, w in widths)} "
-            f"{row['bytes']:>17,}"
-        )
+        numbers = ["?" if row[name] is None else f"{row[name]:,}" for name in NUMBERS]
+        table.append([row["model"], row["snapshot"], *numbers])
+    lines += text_table.align(table, right=range(2, len(table[0])))
     if any(row["asked"] is None for row in report["images"]):
         lines.append("?: no run's record says what was asked; --json_file does")
     shown = report["runs"][-MOST_RUNS:]

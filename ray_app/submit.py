@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from actors import tiny
-from ray_app import circo, cli, runs, shipment
+from ray_app import circo, cli, runs, shipment, text_table
 from ray_app.errors import INTERRUPTED, OK, Refused
 from ray_app.job_server import STOP_SECONDS, JobServer
 from ray_app.options import Generate
@@ -129,6 +129,4 @@ def _table(jobs: list[dict[str, str]]) -> list[str]:
     """Jobs in aligned columns, with a head."""
     if not jobs:
         return ["no jobs"]
-    rows = [list(jobs[0]), *(list(job.values()) for job in jobs)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return text_table.align([list(jobs[0]), *(list(job.values()) for job in jobs)])

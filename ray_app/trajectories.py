@@ -40,7 +40,6 @@ class Trajectories:
     Args:
         model_types: the families wanted.
         steps, snapshot: captures wanted; every one where none is named.
-        files: look which files are there; else what the index says is believed.
 
     Raises:
         Refused: the index has no such image.
@@ -52,7 +51,6 @@ class Trajectories:
         model_types: Sequence[str],
         steps: Sequence[int] = (),
         snapshot: str | None = None,
-        files: bool = True,
     ):
         self._tables: dict[str, pa.Table] = {}
         captures: set[Capture] = set()
@@ -65,8 +63,7 @@ class Trajectories:
             rows = rows.filter(pa.array(wanted))
             if not rows.num_rows:
                 continue
-            there = existing.are_there(storage, model_type, rows) if files else None
-            self._tables[model_type] = _with_status(rows, there)
+            self._tables[model_type] = _with_status(rows, existing.are_there(storage, model_type, rows))
             pairs = rows.group_by(["snapshot", "step"]).aggregate([]).to_pylist()
             captures |= {(pair["snapshot"], pair["step"]) for pair in pairs}
         if not self._tables:
@@ -100,11 +97,9 @@ class Trajectories:
             yield Trajectory(model_type, {name: newest[name] for name in _OF_SLOT}, images)
 
 
-def _with_status(rows: pa.Table, there: np.ndarray | None) -> pa.Table:
+def _with_status(rows: pa.Table, there: np.ndarray) -> pa.Table:
     """What the index says is ok is missing where its file is."""
     rows = rows.combine_chunks()  # slices of one chunk cost nothing
-    if there is None:
-        return rows
     status = np.asarray(rows["status"].to_numpy(), dtype=object)
     status[(status == OK) & ~there] = MISSING
     return rows.set_column(rows.schema.get_field_index("status"), "status", pa.array(status, pa.string()))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ray_app import checks, circo, layout, runs
+from ray_app import checks, circo, layout, runs, text_table
 from ray_app.checks import Model, Problem
 from ray_app.errors import OK, PROBLEMS, Refused
 from ray_app.partition import Partition, retry_if_compacted
@@ -159,9 +159,9 @@ def _text(report: dict[str, Any]) -> str:
     lines += [f"{count:>9,}  {kind:<20} {checks.KINDS[kind]}" for kind, count in report["counts"].items()]
     for kind in report["counts"]:
         mine = [problem for problem in report["problems"] if problem["kind"] == kind]
-        lines += ["", f"{kind}:", *(f"  {problem['name']}: {problem['detail']}" for problem in mine[:MOST_NAMED])]
-        if len(mine) > MOST_NAMED:
-            lines.append(f"  and {len(mine) - MOST_NAMED:,} more (--format json names all)")
+        named = (f"{problem['name']}: {problem['detail']}" for problem in mine)
+        shown = text_table.first(named, MOST_NAMED, " (--format json names all)")
+        lines += ["", f"{kind}:", *(f"  {line}" for line in shown)]
     if not report["counts"]:
         lines.append("clean")
     if "repaired" in report:

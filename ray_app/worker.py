@@ -11,26 +11,20 @@ import pyarrow as pa
 
 from actors.errors import ModelError, ModelNeedsMemory
 from actors.recipe import Capture, Recipe
-from ray_app import schema
-from ray_app.plan import SLOT_FIELDS
+from ray_app.schema import GENERATOR, PLAN, SLOT, WORKER, names_from
+from ray_app.schema import SCHEMA as INDEX
 
-_SLOTS = pa.list_(
-    pa.struct([*((name, schema.COLUMNS[name][0]) for name in SLOT_FIELDS if name != "file"), ("file", pa.string())])
-)
-_IMAGE_COLUMNS = (
-    "denoise_id", "prompt", "seed", "snapshot", "step", "num_inference_steps", "width", "height", "status",
-    "error_type", "error_message", "prompt_truncated", "timestep", "sigma", "batch_size", "denoise_seconds",
-    "decode_seconds", "actor_id", "node_id",
-)  # fmt: skip
+_SLOT_STRUCT = pa.struct([*map(INDEX.field, names_from(SLOT)), ("file", pa.string())])
 SCHEMA = pa.schema(
     [
-        *(schema.SCHEMA.field(name) for name in _IMAGE_COLUMNS),
-        pa.field("encode_seconds", pa.float32()),
-        pa.field("idle_seconds", pa.float32()),
-        pa.field("image", pa.binary()),
-        pa.field("slots", _SLOTS),
+        *map(INDEX.field, names_from(PLAN, GENERATOR, WORKER)),
+        ("encode_seconds", pa.float32()),
+        ("idle_seconds", pa.float32()),
+        ("image", pa.binary()),
+        ("slots", pa.list_(_SLOT_STRUCT)),
     ]
 )
+"""Rows that leave a worker, one an image: what the index wants of it, its bytes, and the slots that ask for it."""
 
 
 class Worker:
@@ -80,18 +74,27 @@ class Worker:
             first_time = self._tell("begin", number, self.ids["actor_id"])
             pictures = self.generator.draw(batch) if first_time else self._one_by_one(number, batch)
             self._idle_since = time.monotonic()
-        drawn = self.generator.encode(pictures)
+        images = self.generator.encode(pictures)
         self._tell("end", number)
-        rows = drawn.pop("row")
-        asked = [capture for captures in batch["captures"] for capture in captures]
-        drawn |= {name: [batch[name][row] for row in rows] for name in ("denoise_id", "prompt", "seed")}
-        drawn |= {name: [value] * len(rows) for name, value in self.ids.items()}
-        drawn["idle_seconds"] = [idle_seconds, *[0.0] * (len(rows) - 1)]
-        drawn["slots"] = [
-            [{name: slot[name] for name in SLOT_FIELDS} for slot in batch["slots"][row] if capture in slot["captures"]]
-            for row, capture in zip(rows, asked, strict=True)
-        ]
-        return pa.table({field.name: pa.array(drawn[field.name], field.type) for field in SCHEMA}, schema=SCHEMA)
+        return self._rows(batch, images, idle_seconds)
+
+    def _rows(self, batch: dict[str, list[Any]], images: dict[str, list[Any]], idle_seconds: float) -> pa.Table:
+        """Rows of `SCHEMA`: each image with what the plan says of its prompt, and with the slots that ask for it.
+
+        Args:
+            batch: columns of `Plan.denoises`.
+            images: columns of the generator; `row` is an image's place in the batch.
+        """
+        asked = [capture for captures in batch["captures"] for capture in captures]  # one an image, in their order
+        rows = []
+        for number, (place, capture) in enumerate(zip(images["row"], asked, strict=True)):
+            image = {name: column[number] for name, column in images.items()}
+            image |= {name: batch[name][place] for name in names_from(PLAN)}
+            image |= self.ids
+            image["idle_seconds"] = idle_seconds if number == 0 else 0.0  # of the batch, counted once
+            image["slots"] = [slot for slot in batch["slots"][place] if capture in slot["captures"]]
+            rows.append(image)
+        return pa.Table.from_pylist(rows, schema=SCHEMA)
 
     def _one_by_one(self, number: str, batch: dict[str, list[Any]]) -> list[Any]:
         pictures: list[Any] = []

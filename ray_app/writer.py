@@ -11,14 +11,22 @@ import pyarrow as pa
 from ray_app import layout
 from ray_app.errors import one_line
 from ray_app.metrics import MEASURED
-from ray_app.schema import COLUMNS, SCHEMA
+from ray_app.schema import GENERATOR, PLAN, SCHEMA, SLOT, WORKER, names_from
+from ray_app.schema import WRITER as FROM_WRITER
 from ray_app.storage import Storage
 
 UNWRITTEN = "unwritten"
 """Status of a row whose image is drawn but could not be written: the output's trouble, not the prompt's."""
 
-_FROM_SLOT = ("query_id", "reference_img_id", "prompt_index", "image_index", "k")
-_FROM_WRITER = ("path", "bytes", "sha256")
+_FROM_SLOT = names_from(SLOT)
+_FROM_IMAGE = names_from(PLAN, GENERATOR, WORKER)
+WRITTEN = pa.schema(
+    [
+        *(SCHEMA.field(name) for name in (*_FROM_SLOT, *_FROM_IMAGE, *names_from(FROM_WRITER))),
+        *(pa.field(name, pa.float32()) for name in MEASURED),
+    ]
+)
+"""Columns of the rows that leave the writer: the index's, but for those that are the same for the whole run."""
 
 
 def write_images(table: pa.Table, storage: Storage, model_type: str) -> pa.Table:
@@ -28,29 +36,31 @@ def write_images(table: pa.Table, storage: Storage, model_type: str) -> pa.Table
         table: rows of `worker.Worker`.
 
     Returns:
-        One row of the index an image, without the columns that are the same for the whole run, but with the
-        seconds that are only for the metrics.
+        Rows of `WRITTEN`, one an image.
     """
-    from_image = [name for name in table.column_names if name in COLUMNS]
     rows: list[dict[str, Any]] = []
     to_write: list[tuple[dict[str, Any], bytes]] = []
     for image in table.to_pylist():
+        folder = layout.step_folder(model_type, image["snapshot"], image["step"])
+        of_file = _describe_file(image["image"])
         idle_seconds = image["idle_seconds"]
-        digest = hashlib.sha256(image["image"]).hexdigest() if image["image"] is not None else None
         for slot in image["slots"]:
-            folder = layout.step_folder(model_type, image["snapshot"], image["step"])
-            row = {name: slot[name] for name in _FROM_SLOT} | {name: image[name] for name in from_image}
-            row |= {"path": f"{folder}/{slot['file']}", "bytes": None, "sha256": None}
-            if digest is not None:
-                row |= {"bytes": len(image["image"]), "sha256": digest}
-                to_write.append((row, image["image"]))
+            row = {name: slot[name] for name in _FROM_SLOT}
+            row |= {name: image[name] for name in _FROM_IMAGE}
+            row |= {"path": f"{folder}/{slot['file']}", **of_file}
             row |= {"encode_seconds": image["encode_seconds"], "idle_seconds": idle_seconds}
             idle_seconds = 0.0  # an actor's, not each slot's
             rows.append(row)
+            if image["image"] is not None:
+                to_write.append((row, image["image"]))
     storage.for_each(functools.partial(_write, storage), to_write)
-    measured = [pa.field(name, pa.float32()) for name in MEASURED]
-    schema = pa.schema([*map(SCHEMA.field, (*_FROM_SLOT, *from_image, *_FROM_WRITER)), *measured])
-    return pa.Table.from_pylist(rows, schema=schema)
+    return pa.Table.from_pylist(rows, schema=WRITTEN)
+
+
+def _describe_file(data: bytes | None) -> dict[str, Any]:
+    if data is None:
+        return {"bytes": None, "sha256": None}
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def _write(storage: Storage, image: tuple[dict[str, Any], bytes]) -> None:

@@ -105,9 +105,21 @@ def end_descendants(patience: float) -> list[str]:
     wait_for(lambda: not left(), patience)
     lines = []
     for pid, variables in left().items():
-        lines.append(f"{_test_of(variables)}: process {pid}: {commands().get(pid, '')[:200]}")
+        lines.append(f"{_test_of(variables)}: process {pid}: {commands().get(pid, '').strip()[:200]}: {_doing(pid)}")
         kill(pid)
     return lines
+
+
+def _doing(pid: int) -> str:
+    """State, parent and age of a process, and what each of its threads waits for in the kernel."""
+    folder, found = Path(f"/proc/{pid}"), []
+    with contextlib.suppress(OSError):
+        fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        age = float(Path("/proc/uptime").read_text().split()[0]) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        found += [f"state {fields[0]}, parent {fields[1]}, {age:.0f} s old"]
+        found += sorted({f"{(task / 'comm').read_text().strip()} in {(task / 'wchan').read_text()}"
+                         for task in (folder / "task").iterdir()})  # fmt: skip
+    return "; ".join(found)
 
 
 def environments() -> Iterator[tuple[int, list[str]]]:

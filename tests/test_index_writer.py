@@ -4,10 +4,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_app import index
+from actors.generator import OUTPUT_COLUMNS
+from ray_app import index, metrics, schema, worker
 from ray_app.errors import Refused
 from ray_app.index import IndexWriter
 from ray_app.storage import open_storage
+from ray_app.writer import WRITTEN
 from tests.outputs import RECIPE, parts
 
 
@@ -76,3 +78,14 @@ def test_a_last_part_that_cannot_be_written_is_told(writer, tmp_path):
     (tmp_path / "index").write_text("a file in the way")
     with pytest.raises(Refused, match="index"), writer:
         pass
+
+
+def test_every_column_has_one_source_and_each_stage_brings_its_own():
+    """What the generator returns, what leaves a worker, and what leaves the writer."""
+    sources = (schema.SLOT, schema.PLAN, schema.GENERATOR, schema.WORKER, schema.WRITER, schema.RUN)
+    assert sorted(name for source in sources for name in schema.names_from(source)) == sorted(schema.COLUMNS)
+    assert {*OUTPUT_COLUMNS} == {*schema.names_from(schema.GENERATOR), "image", "encode_seconds"}
+    of_worker = {*schema.names_from(schema.PLAN, schema.GENERATOR, schema.WORKER)}
+    assert {*worker.SCHEMA.names} == of_worker | {"image", "slots", "encode_seconds", "idle_seconds"}
+    of_writer = of_worker | {*schema.names_from(schema.SLOT, schema.WRITER)}
+    assert {*WRITTEN.names} == of_writer | {*metrics.MEASURED}

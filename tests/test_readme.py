@@ -24,7 +24,7 @@ README = ROOT / "README.md"
 
 
 def columns() -> str:
-    lines = [f"| `{name}` | {kind} | {meaning} |" for name, (kind, meaning) in COLUMNS.items()]
+    lines = [f"| `{name}` | {column.type} | {column.meaning} |" for name, column in COLUMNS.items()]
     return "\n".join(["| column | type | meaning |", "|---|---|---|", *lines, "| `model` | partition | sdxl or flux |"])
 
 
