@@ -1,7 +1,7 @@
 """A recipe becomes a loaded diffusers pipeline: one small class a family with what differs between them.
 Knows how to load, encode a prompt, denoise and decode; nothing of batches' meaning, seeds or files."""
 
-import sys
+import logging
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from actors.recipe import Recipe
 
 Embeddings = dict[str, torch.Tensor]
 """One prompt's embeddings, by the name of the pipeline argument; each of batch size 1."""
+
+LOG = logging.getLogger("proxyqueue")
 
 ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 """The text encoders of both families, and what makes their tokens."""
@@ -183,7 +185,7 @@ def _folder(recipe: Recipe) -> Path:
     if recipe.model_path == tiny.NAME:
         return tiny.folder(recipe.model_type)
     if recipe.hub_revision:
-        return hub_files(recipe, _tell).fetch()
+        return hub_files(recipe, LOG.warning).fetch()
     folder = Path(recipe.model_path)
     if not folder.is_dir():
         raise ModelError("no such folder on this machine")
@@ -192,10 +194,6 @@ def _folder(recipe: Recipe) -> Path:
     if checksums.of_folder(folder, names) != recipe.model_revision:
         raise ModelError("its files on this machine are not those that the run began with; copy them anew")
     return folder
-
-
-def _tell(line: str) -> None:
-    print(f"proxyqueue: {line}", file=sys.stderr, flush=True)
 
 
 def _variant(names: list[str], part: str, variant: str | None) -> str | None:
@@ -222,7 +220,7 @@ def _encoder(folder: Path, part: str, class_name: str, dtype: torch.dtype, varia
     )
     _check_whole(part, [*told["missing_keys"], *(name for name, *_ in told["mismatched_keys"])])
     if unknown := sorted(told["unexpected_keys"]):
-        _tell(f"{part}: {len(unknown)} weights that it does not use, {unknown[0]} among them")
+        LOG.warning(f"{part}: {len(unknown)} weights that it does not use, {unknown[0]} among them")
     return loaded
 
 

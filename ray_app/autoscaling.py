@@ -4,11 +4,12 @@ Knows node types and processes of the head; nothing of actors or images."""
 import dataclasses
 import importlib
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from ray_app.messages import LOG
 
 HEAD = "node:__internal_head__"
 LONG_WAIT_SECONDS = 600.0
@@ -119,9 +120,8 @@ class Waiting:
         elif not self._said and time.monotonic() - self._since >= LONG_WAIT_SECONDS:
             self._said = True
             minutes = LONG_WAIT_SECONDS / 60
-            print(
-                f"proxyqueue: no GPU worker came in {minutes:.0f} minutes: the autoscaler is dead or the cloud has"
-                f" none; it says why in {self.autoscaler.logs}; the run goes on waiting",
-                file=sys.stderr,
+            LOG.warning(
+                f"no GPU worker came in {minutes:.0f} minutes: the autoscaler is dead or the cloud has"
+                f" none; it says why in {self.autoscaler.logs}; the run goes on waiting"
             )
         return f"{up} of {self.wanted} GPU workers up, {for_what}"

@@ -3,6 +3,7 @@ Finds and names; puts nothing right and draws nothing."""
 
 import collections
 import dataclasses
+import functools
 import hashlib
 import io
 import math
@@ -24,24 +25,43 @@ from ray_app.storage import Storage
 # its functions are made when it is imported: type checkers don't see them
 pc: Any = pyarrow.compute
 
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A kind of problem: what it means, and what puts it right.
+
+    Attributes:
+        drops_row: the repair takes the image's row out of the index.
+        sets_aside: it moves the file to OUTPUT/.set_aside.
+        is_redrawn: the next `generate` draws the image.
+    """
+
+    meaning: str
+    drops_row: bool = False
+    sets_aside: bool = False
+    is_redrawn: bool = False
+
+
+_damaged_file = functools.partial(Kind, drops_row=True, sets_aside=True, is_redrawn=True)
+UNREADABLE_PART = "unreadable part"
 KINDS = {
-    "unreadable part": "a part of the index that can't be read: its rows are lost",
-    "missing file": "the index has the image, the tree hasn't",
-    "wrong size": "the file has another size than its row says",
-    "wrong sha256": "the file has other bytes than its row says",
-    "unreadable file": "the file is there, but the system can't read it",
-    "bad picture": "the file can't be decoded, has another width or height, or one colour only",
-    "failed image": "the index says that it could not be drawn",
-    "missing slot": "asked for by the annotations, and not in the index",
-    "other slot": "the annotations say another prompt, reference or number than its row",
-    "uneven reference": "a reference with more or fewer images than the others of the folder",
-    "stray file": "a file in a step's folder that no ok row of the index has",
-    "stale cache": "features cached before the folder's newest image was written",
-    "leftover": "an unfinished file of a run that is over",
-    "redrawn differently": "drawn again from its row and recipe, the image has other bytes",
-    "not redrawn": "its recipe can't be had, or drawing it again failed",
+    UNREADABLE_PART: Kind("a part of the index that can't be read: its rows are lost", sets_aside=True),
+    "missing file": Kind("the index has the image, the tree hasn't", drops_row=True, is_redrawn=True),
+    "wrong size": _damaged_file("the file has another size than its row says"),
+    "wrong sha256": _damaged_file("the file has other bytes than its row says"),
+    "unreadable file": Kind("the file is there, but the system can't read it"),
+    "bad picture": _damaged_file("the file can't be decoded, has another width or height, or one colour only"),
+    "failed image": Kind("the index says that it could not be drawn", is_redrawn=True),
+    "missing slot": Kind("asked for by the annotations, and not in the index", is_redrawn=True),
+    "other slot": Kind("the annotations say another prompt, reference or number than its row"),
+    "uneven reference": Kind("a reference with more or fewer images than the others of the folder"),
+    "stray file": Kind("a file in a step's folder that no ok row of the index has", sets_aside=True),
+    "stale cache": Kind("features cached before the folder's newest image was written"),
+    "leftover": Kind("an unfinished file of a run that is over"),
+    "redrawn differently": Kind("drawn again from its row and recipe, the image has other bytes"),
+    "not redrawn": Kind("its recipe can't be had, or drawing it again failed"),
 }
-"""Each kind of problem with what it means, in the order of the report."""
+"""Every kind of problem, in the order of the report."""
 
 COLUMNS = (*KEY, "created_at", "reference_img_id", "k", "path", "status", "bytes", "sha256", "width", "height",
            "error_type", "error_message")  # fmt: skip
@@ -51,13 +71,18 @@ CHUNK = 1_000
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong. `row` is the number of its row in the model's `Parts`, where it has one."""
+    """One thing that is wrong. `row` is the number of its row in the model's `Partition`, where it has one."""
 
     kind: str
     name: str
     detail: str
     model_type: str | None = None
     row: int | None = None
+
+    @property
+    def is_(self) -> Kind:
+        """What its kind means and what puts it right."""
+        return KINDS[self.kind]
 
 
 class Model:
@@ -90,7 +115,7 @@ class Model:
     def check_parts(self) -> Iterator[Problem]:
         """Parts that can't be read."""
         for name, reason in self.found.damaged.items():
-            yield Problem("unreadable part", name, reason, self.model_type)
+            yield Problem(UNREADABLE_PART, name, reason, self.model_type)
 
     def check_folder(
         self, snapshot: str, step: int, pool: ThreadPoolExecutor, deep: bool, add: Callable[[int], None]

@@ -169,12 +169,8 @@ def _read(path: str) -> list[dict[str, Any]]:
         raise Refused(f"{path}: {why}") from None
     except UnicodeDecodeError as error:
         raise Refused(f"{path}: not UTF-8 text at byte {error.start}") from None
-    except json.JSONDecodeError as error:
-        raise Refused(f"{path}: not JSON: line {error.lineno} column {error.colno}: {error.msg}") from None
-    except RecursionError:
-        raise Refused(f"{path}: not JSON that can be read: nested too deeply") from None
-    except ValueError as error:  # a number of thousands of digits
-        raise Refused(f"{path}: not JSON that can be read: {str(error).split(';')[0]}") from None
+    except (ValueError, RecursionError) as error:
+        raise Refused(f"{path}: not JSON{_why_no_json(error)}") from None
     if not isinstance(entries, list):
         raise Refused(f"{path}: {_kind(entries)}, not a list of queries")
     if not entries:
@@ -224,6 +220,14 @@ def _query_id(path: str, position: int, entry: dict[str, Any], ids: set[int]) ->
     if value in ids:
         raise _Unusable(f"{where}: 'id' {value} stands twice in the file")
     return value
+
+
+def _why_no_json(error: ValueError | RecursionError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f": line {error.lineno} column {error.colno}: {error.msg}"
+    if isinstance(error, RecursionError):
+        return " that can be read: nested too deeply"
+    return f" that can be read: {str(error).split(';')[0]}"  # a number of thousands of digits
 
 
 def _kind(value: Any) -> str:

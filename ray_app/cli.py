@@ -16,6 +16,7 @@ from ray_app.ask_options import Convergence, Export, Gallery, Query, Status
 from ray_app.bench_options import Bench, BenchScale
 from ray_app.errors import INTERRUPTED, OK, REFUSED, Refused
 from ray_app.interrupts import Interrupts
+from ray_app.messages import LOG
 from ray_app.options import Demo, Generate, Preview
 from ray_app.submit_options import Doctor, Submit
 from ray_app.upkeep_options import Clean, Compact, Verify
@@ -157,8 +158,6 @@ ONLY_PRINT = ("query", "status", "doctor")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `proxyqueue VERB …`; the exit code: 0, 1 problems found, 2 refused, 3 some failed, 130 interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if arguments[:2] == ["bench", "scale"]:
-        arguments[:2] = ["bench_scale"]
     verb = arguments[0] if arguments else "--help"
     try:
         with streams.lasting(quits=verb in ONLY_PRINT):
@@ -183,15 +182,15 @@ def _run(verb: str, arguments: list[str]) -> int:
         with Interrupts():
             return call(options)
     except Refused as refused:
-        print(f"proxyqueue: {refused}", file=sys.stderr)
+        LOG.error(str(refused))
         return REFUSED
     except KeyboardInterrupt:
-        print("proxyqueue: interrupted; the same command goes on from here", file=sys.stderr)
+        LOG.warning("interrupted; the same command goes on from here")
         return INTERRUPTED
     except BrokenPipeError:
         raise
     except OSError as error:
-        print(f"proxyqueue: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)
+        LOG.warning(f"{error.filename or 'system'}: {error.strerror or error}")
         return REFUSED
 
 

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import itertools
 import math
-import sys
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 
 from ray_app import index, layout, runs
 from ray_app.errors import OK, Refused
+from ray_app.messages import LOG
 from ray_app.partition import Partition, retry_if_compacted
 from ray_app.schema import KEY, with_recipes
 from ray_app.storage import Sink, Storage, open_storage
@@ -58,7 +58,7 @@ def compact(options: Compact) -> int:
         for model_type in model_types:
             done = rewrite(storage, model_type)
             for name, reason in done.damaged.items():
-                print(f"proxyqueue: {storage.at(name)}: left alone, can't be read: {reason}", file=sys.stderr)
+                LOG.warning(f"{storage.at(name)}: left alone, can't be read: {reason}")
             print(
                 f"{model_type:<16} {done.rows_before:,} rows in {done.parts_before:,} parts are now"
                 f" {done.rows:,} in {done.parts:,}",

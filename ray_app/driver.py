@@ -8,7 +8,6 @@ import gc
 import os
 import queue
 import re
-import sys
 import threading
 import time
 from collections.abc import Generator
@@ -24,6 +23,7 @@ from ray_app.errors import GOES_ON, Refused, one_line
 from ray_app.index import IndexWriter
 from ray_app.interrupts import Interrupts
 from ray_app.ledger import start as start_ledger
+from ray_app.messages import LOG
 from ray_app.metrics import Metrics
 from ray_app.options import Generate
 from ray_app.plan import Plan
@@ -148,10 +148,9 @@ class Driver:
         for actor, size in zip(smaller["actor_id"].to_pylist(), smaller["batch_size"].to_pylist(), strict=True):
             if actor not in self._shrunk:
                 self._shrunk.add(actor)
-                print(
-                    f"proxyqueue: worker {actor[:8]} ran out of memory at {self.recipe.batch_size} prompts; it draws"
-                    f" {size} at a time from now on (low bits may differ); give a smaller --batch_size",
-                    file=sys.stderr,
+                LOG.warning(
+                    f"worker {actor[:8]} ran out of memory at {self.recipe.batch_size} prompts; it draws"
+                    f" {size} at a time from now on (low bits may differ); give a smaller --batch_size"
                 )
 
     def _dataset(self, batches: list[pa.Table], actors: int, ledger: Any) -> Any:
@@ -183,7 +182,9 @@ class Driver:
         anywhere = options.shared_filesystem or self.storage.everywhere
         nodes = cluster.nodes() if anywhere else 1
         return drawn.map_batches(
-            functools.partial(write_images, storage=self.storage, model_type=recipe.model_type),
+            functools.partial(
+                write_images, storage=self.storage, model_type=recipe.model_type, notice=_Noticing(ledger)
+            ),
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=0,
@@ -202,6 +203,16 @@ def _configure() -> None:
     context.execution_no_progress_timeout_s = -1
     context.max_consecutive_actor_init_deaths = INIT_DEATHS
     context.max_errored_blocks = 0  # more would let a block's remaining images vanish silently
+
+
+class _Noticing:
+    """Tells the ledger; a method of an actor's handle can't be sent to a task by itself."""
+
+    def __init__(self, ledger: Any):
+        self._ledger = ledger
+
+    def __call__(self, line: str, topic: str) -> None:
+        self._ledger.notice.remote(line, topic)
 
 
 class _Results:
@@ -266,7 +277,7 @@ def _check_comes_up(ledger: Any) -> None:
     import ray
     from ray.exceptions import RayError
 
-    asked = ledger.replays.remote()
+    asked = ledger.finish.remote()
     ready, _ = ray.wait([asked], timeout=FIRST_SECONDS)
     if not ready:
         raise Refused(f"no process of Ray's came up here within {FIRST_SECONDS:.0f} s; {cluster.last_words()}")

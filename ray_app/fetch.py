@@ -2,13 +2,13 @@
 Knows Ray's nodes; how a file comes is in `actors.hub`."""
 
 import contextlib
-import sys
 from collections.abc import Callable
 from typing import Any
 
 from actors.errors import ModelError
 from actors.recipe import Recipe
 from ray_app.errors import Refused
+from ray_app.messages import LOG
 from ray_app.progress import Bytes
 
 POLL_SECONDS = 0.5
@@ -72,7 +72,7 @@ def everywhere(recipe: Recipe, takes_gpus: bool, meanwhile: Callable[[], None]) 
         with contextlib.suppress(RayError):  # a node that goes away is not waited for
             seen += ray.get([actor.progress.remote() for actor in on.values()])
         for line in dict.fromkeys(line for _, _, lines in seen for line in lines):
-            print(f"proxyqueue: {line}", file=sys.stderr, flush=True)
+            LOG.warning(line)
         shown.show(sum(came for came, _, _ in seen), sum(missing for _, missing, _ in seen))
         for reference in ready:
             node = under_way.pop(reference)

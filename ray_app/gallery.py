@@ -5,7 +5,6 @@ import dataclasses
 import json
 import os
 import posixpath
-import sys
 import urllib.parse
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from ray_app.ask_options import Gallery
 from ray_app.errors import OK as EXIT_OK
 from ray_app.errors import Refused, one_line
 from ray_app.files import whole_file
+from ray_app.messages import LOG
 from ray_app.progress import Checked
 from ray_app.storage import Storage, open_storage
 from ray_app.trajectories import FAILED, MISSING, OK, Trajectories, Trajectory
@@ -181,7 +181,7 @@ class _Pages:
             picture = pictures.small(self.storage.read(row["path"]), self.options.thumbnails)
         except OSError as error:  # the page goes on without it
             self.unreadable[row["path"]] = one_line(error)
-            print(f"proxyqueue: {self.storage.at(row['path'])}: can't be shown: {one_line(error)}", file=sys.stderr)
+            LOG.warning(f"{self.storage.at(row['path'])}: can't be shown: {one_line(error)}")
             return False
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(path, pictures.to_jpeg(picture))
@@ -209,7 +209,7 @@ def _captions(options: Gallery, storage: Storage) -> Captions:
                 return circo.captions(path)
         except Refused:
             continue
-    print("proxyqueue: no annotations found: pages without captions; name them with --json_file", file=sys.stderr)
+    LOG.warning("no annotations found: pages without captions; name them with --json_file")
     return {}
 
 

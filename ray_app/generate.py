@@ -4,7 +4,6 @@ Knows the order of things; each thing is done elsewhere."""
 import collections
 import contextlib
 import dataclasses
-import sys
 import time
 from typing import Any
 
@@ -14,6 +13,7 @@ from ray_app import asked, circo, cluster, driver, existing, layout, plan, recip
 from ray_app.errors import OK, SOME_FAILED
 from ray_app.index import set_aside_damaged
 from ray_app.interrupts import Interrupts
+from ray_app.messages import LOG
 from ray_app.options import Generate
 from ray_app.storage import Storage, open_storage
 from ray_app.worker import Worker
@@ -213,4 +213,4 @@ def _odd_options(options: Generate) -> list[str]:
 
 def _report(lines: list[str], most: int = 20) -> None:
     for line in text_table.first(lines, most, " like these"):
-        print(f"proxyqueue: {line}", file=sys.stderr)
+        LOG.warning(line)

@@ -7,13 +7,13 @@ import datetime
 import logging
 import os
 import socket
-import sys
 import time
 import urllib.parse
 from collections.abc import Iterator
 from typing import Any
 
 from ray_app.errors import INTERRUPTED, OK, PROBLEMS, Refused, one_line
+from ray_app.messages import LOG
 
 HERE = "http://127.0.0.1:8265"
 CONNECT_SECONDS = 10.0
@@ -115,11 +115,11 @@ class JobServer:
         if info.status == "SUCCEEDED":
             return OK
         if info.status == "STOPPED":
-            print(f"proxyqueue: {info.submission_id}: was stopped; the same command goes on from here", file=sys.stderr)
+            LOG.warning(f"{info.submission_id}: was stopped; the same command goes on from here")
             return INTERRUPTED
         started = "was lost" if self._shown else "could not start"
         reason = self._masked(one_line(Exception(info.message or ""), 500))
-        print(f"proxyqueue: {info.submission_id}: {started}: {reason}", file=sys.stderr)
+        LOG.warning(f"{info.submission_id}: {started}: {reason}")
         return PROBLEMS
 
     def stop(self, job: str) -> str:

@@ -14,6 +14,8 @@ NODES_EXCUSED = 3
 """Deaths with a batch, or with a prompt drawn alone, that are not held against it because the whole node went: a spot
 worker was taken, say. Not more, since a prompt may also take all of a node's memory."""
 MEDIAN_OF = 1_000
+MOST_NOTICES = 100
+"""Different lines of workers that a run tells."""
 
 
 @dataclasses.dataclass
@@ -48,6 +50,7 @@ class Status:
     replays: int
     median_seconds: float | None
     in_flight: list[tuple[str, float]]  # worker and seconds since it began
+    notices: list[str]  # what workers had to say since the last time, each line once
 
 
 class Ledger:
@@ -65,6 +68,14 @@ class Ledger:
         self._batches: dict[str, InFlight] = {}
         self._suspects: dict[str, Suspect] = {}
         self._seconds: deque[float] = deque(maxlen=MEDIAN_OF)
+        self._noticed: set[str] = set()
+        self._notices: list[str] = []
+
+    def notice(self, line: str, topic: str) -> None:
+        """A worker or a writer has something to say; of a topic the first line is told, whoever says it."""
+        if topic not in self._noticed and len(self._noticed) < MOST_NOTICES:
+            self._noticed.add(topic)
+            self._notices.append(line)
 
     def loading(self, worker: str, node_id: str, pid: int) -> None:
         """A worker begins to load the model; if it had begun before, it died of it."""
@@ -135,11 +146,16 @@ class Ledger:
                 for unit in self._batches.values()
                 if not unit.timed_out and not unit.node_died
             ],
+            notices=self._take_notices(),
         )
 
-    def replays(self) -> int:
-        """Batches that began again after a worker died with them."""
-        return self._replays
+    def finish(self) -> tuple[int, list[str]]:
+        """At a run's end: batches that began again after a worker died with them, and the notices not yet told."""
+        return self._replays, self._take_notices()
+
+    def _take_notices(self) -> list[str]:
+        taken, self._notices = self._notices, []
+        return taken
 
     def _in_flight(self, worker: str) -> InFlight:
         node, _ = self._places.get(worker, (None, None))

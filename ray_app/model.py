@@ -6,7 +6,6 @@ import json
 import math
 import os
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from actors import bench_models, checksums, hub, tiny, weights
 from actors.errors import ModelError
 from actors.recipe import fingerprint
 from ray_app.errors import Refused, one_line
+from ray_app.messages import LOG
 from ray_app.progress import Bytes
 
 PIPELINE_CLASSES = {"sdxl": "StableDiffusionXLPipeline", "flux": "FluxPipeline"}
@@ -206,7 +206,7 @@ def _whole(path: str, name: str, config: dict[str, Any], key: str, default: int)
 
 def _of_hub(path: str, revision: str | None) -> hub.Snapshot:
     try:
-        return hub.look_up(path, revision, lambda line: print(f"proxyqueue: {line}", file=sys.stderr))
+        return hub.look_up(path, revision, LOG.warning)
     except ModelError as error:
         raise Refused(str(error)) from None
 

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import itertools
 import json
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 
 from ray_app import layout
 from ray_app.errors import Refused, one_line
+from ray_app.messages import LOG
 from ray_app.schema import RECIPES_KEY, REQUIRED, SCHEMA, VERSION, VERSION_KEY
 from ray_app.storage import Storage
 
@@ -184,10 +184,9 @@ class Partition:
         for name, reason in self.damaged.items():
             if self._identities[name] not in _told:
                 _told.add(self._identities[name])
-                print(
-                    f"proxyqueue: {self.storage.at(name)}: a damaged part of the index ({reason}); its rows don't"
-                    " count, and generate sets it aside and draws its images again",
-                    file=sys.stderr,
+                LOG.warning(
+                    f"{self.storage.at(name)}: a damaged part of the index ({reason}); its rows don't"
+                    " count, and generate sets it aside and draws its images again"
                 )
 
     def _set_damaged(self, name: str, error: Exception) -> None:

@@ -3,8 +3,9 @@ Knows errors and seconds; nothing of what is written."""
 
 import errno
 import os
-import sys
 import time
+
+from ray_app.messages import LOG, TOPIC
 
 CAN_PASS = frozenset(
     {
@@ -38,7 +39,7 @@ class Patience:
             return False
         if not self._said:
             why, seconds = error.strerror or os.strerror(error.errno), round(sum(PAUSES))
-            print(f"proxyqueue: {path}: {why}; trying again for {seconds} seconds", file=sys.stderr, flush=True)
+            LOG.warning(f"{path}: {why}; trying again for {seconds} seconds", extra={TOPIC: why})
             self._said = True
         pause = PAUSES[self._taken]
         self._taken += 1  # before the pause: a thread that beats may wait for the same disk

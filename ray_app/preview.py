@@ -1,6 +1,5 @@
 """The verb `preview`: one prompt, its steps as png files, drawn in this process."""
 
-import sys
 from pathlib import Path
 
 from actors.errors import ModelError
@@ -8,6 +7,7 @@ from actors.recipe import Capture
 from ray_app import recipes
 from ray_app.errors import OK, SOME_FAILED, Refused, one_line
 from ray_app.files import whole_file
+from ray_app.messages import LOG
 from ray_app.options import Generate, Preview, parse_steps
 
 
@@ -46,7 +46,7 @@ def _preview(options: Preview, model: str) -> int:
             *(drawn[name] for name in ("step", "image", "error_type", "error_message")), strict=True
         ):
             if png is None:
-                print(f"proxyqueue: {recipe.model_path}: step {step}: {kind}: {message}", file=sys.stderr)
+                LOG.warning(f"{recipe.model_path}: step {step}: {kind}: {message}")
                 continue
             for name in (f"step_{step:02}.png", *(["final.png"] if step == last else [])):
                 with whole_file(folder / name) as staged:

@@ -9,15 +9,10 @@ import numpy as np
 import pyarrow as pa
 
 from ray_app import layout
-from ray_app.checks import Model, Problem
+from ray_app.checks import UNREADABLE_PART, Model, Problem
 from ray_app.compact import rewrite
 from ray_app.schema import KEY
 from ray_app.storage import Storage
-
-ROW_DROPPED = ("missing file", "wrong size", "wrong sha256", "bad picture")
-SET_ASIDE = ("wrong size", "wrong sha256", "bad picture", "stray file")
-REDRAWN = (*ROW_DROPPED, "failed image", "missing slot")
-"""Problems that the next `generate` puts right."""
 
 
 def repair(storage: Storage, models: Iterable[Model], problems: list[Problem]) -> dict[str, int]:
@@ -27,23 +22,25 @@ def repair(storage: Storage, models: Iterable[Model], problems: list[Problem]) -
         Refused: another process is rewriting the index.
     """
     done: collections.Counter[str] = collections.Counter()
-    done["parts set aside"] += _set_aside(storage, problems, ("unreadable part",))
+    damaged = [problem for problem in problems if problem.kind == UNREADABLE_PART]
+    files = [problem for problem in problems if problem.is_.sets_aside and problem.kind != UNREADABLE_PART]
+    done["parts set aside"] += _set_aside(storage, damaged)
     # before what makes them stale: a repair that is killed after it leaves nothing that would tell
     done["feature caches removed"] += _remove_caches(storage, problems)
     for model in models:
         mine = [problem for problem in problems if problem.model_type == model.model_type]
-        bad = [problem.row for problem in mine if problem.kind in ROW_DROPPED]
+        bad = [problem.row for problem in mine if problem.is_.drops_row]
         if bad:
             rows = model.all_rows.select([*KEY, "created_at"]).take(pa.array(bad))
             done["rows dropped"] += rewrite(storage, model.model_type, _Exactly(rows)).dropped
-    done["files set aside"] += _set_aside(storage, problems, SET_ASIDE)
+    done["files set aside"] += _set_aside(storage, files)
     done["leftovers removed"] += _remove_leftovers(storage, problems)
     return {what: count for what, count in done.items() if count}
 
 
 def to_redraw(problems: list[Problem]) -> dict[str, int]:
     """How many images of each step's folder the next `generate` draws, as far as the problems tell."""
-    folders = (problem.name.split("/")[0].split(":")[0] for problem in problems if problem.kind in REDRAWN)
+    folders = (problem.name.split("/")[0].split(":")[0] for problem in problems if problem.is_.is_redrawn)
     return dict(sorted(collections.Counter(folders).items()))
 
 
@@ -62,20 +59,22 @@ class _Exactly:
         return dropped
 
 
-def _set_aside(storage: Storage, problems: list[Problem], kinds: tuple[str, ...]) -> int:
+def _set_aside(storage: Storage, problems: list[Problem]) -> int:
     count = 0
     for problem in problems:
-        if problem.kind in kinds:
-            with contextlib.suppress(FileNotFoundError):  # somebody was quicker
-                storage.set_aside(problem.name)
-                count += 1
+        with contextlib.suppress(FileNotFoundError):  # somebody was quicker
+            storage.set_aside(problem.name)
+            count += 1
     return count
 
 
 def _remove_caches(storage: Storage, problems: list[Problem]) -> int:
     """Caches that are stale, and those of folders that lose an image now."""
-    kinds = (*ROW_DROPPED, *SET_ASIDE, "stale cache")
-    folders = {problem.name.split("/")[0] for problem in problems if problem.kind in kinds}
+    folders = set()
+    for problem in problems:
+        loses_an_image = problem.is_.drops_row or (problem.is_.sets_aside and problem.kind != UNREADABLE_PART)
+        if loses_an_image or problem.kind == "stale cache":
+            folders.add(problem.name.split("/")[0])
     return sum(storage.remove_feature_caches(folder) for folder in sorted(folders))
 
 

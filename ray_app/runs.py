@@ -17,6 +17,7 @@ from typing import Any
 
 from ray_app import __version__, layout, process
 from ray_app.errors import GOES_ON, Refused
+from ray_app.messages import LOG
 from ray_app.storage import Storage
 
 PACKAGES = ("ray", "torch", "diffusers", "transformers", "pillow", "numpy", "pyarrow")
@@ -150,11 +151,9 @@ def check_alone(storage: Storage, mine: dict[str, Any]) -> None:
 def _changes(storage: Storage, record: dict[str, Any]) -> bool:
     """Watch a run's record, whose process can't be seen from here, until it changes or has had its time."""
     name = layout.run_file(record["run_id"])
-    print(
-        f"proxyqueue: {storage.at(name)}: looking for {WATCH_SECONDS:g} s whether this run still goes on"
-        f" (process {record['pid']} on {record['host']})",
-        file=sys.stderr,
-        flush=True,
+    LOG.warning(
+        f"{storage.at(name)}: looking for {WATCH_SECONDS:g} s whether this run still goes on"
+        f" (process {record['pid']} on {record['host']})"
     )
     before, until = storage.read(name), time.monotonic() + WATCH_SECONDS
     while time.monotonic() < until:

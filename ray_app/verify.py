@@ -4,7 +4,6 @@ Knows the order of things and how they are said; the checks are in `checks`, `re
 import collections
 import datetime
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,6 +14,7 @@ import pyarrow as pa
 from ray_app import checks, circo, layout, runs, text_table
 from ray_app.checks import Model, Problem
 from ray_app.errors import OK, PROBLEMS, Refused
+from ray_app.messages import LOG
 from ray_app.partition import Partition, retry_if_compacted
 from ray_app.progress import Checked
 from ray_app.redraw import redraw
@@ -61,7 +61,7 @@ def _slots(options: Verify) -> pa.Table | None:
         return None
     annotations = circo.load(options.json_file, options.prompt_field, options.num_prompts)
     for line in annotations.skipped[:MOST_NAMED]:
-        print(f"proxyqueue: {line}", file=sys.stderr)
+        LOG.warning(line)
     return circo.slots(annotations.queries(), options.img_per_prompt, 0, "image", "jpg")
 
 
@@ -91,10 +91,9 @@ def _running_since(storage: Storage) -> float | None:
     """When the first of the runs began that may be going on, in seconds since the epoch; says so."""
     records = runs.going_on(storage)
     for record in records:
-        print(
-            f"proxyqueue: {storage.at(layout.run_file(record['run_id']))}: says it is running on {record['host']};"
-            " images without a row that were written since its start are not called strays",
-            file=sys.stderr,
+        LOG.warning(
+            f"{storage.at(layout.run_file(record['run_id']))}: says it is running on {record['host']};"
+            " images without a row that were written since its start are not called strays"
         )
     return min((datetime.datetime.fromisoformat(r["started_at"]).timestamp() for r in records), default=None)
 
@@ -156,7 +155,7 @@ def _text(report: dict[str, Any]) -> str:
         f"{report['output']}: {report['rows']:,} images in the index ({report['parts']:,} parts),"
         f" {report['files']:,} files, {report['bytes']:,} bytes"
     ]
-    lines += [f"{count:>9,}  {kind:<20} {checks.KINDS[kind]}" for kind, count in report["counts"].items()]
+    lines += [f"{count:>9,}  {kind:<20} {checks.KINDS[kind].meaning}" for kind, count in report["counts"].items()]
     for kind in report["counts"]:
         mine = [problem for problem in report["problems"] if problem["kind"] == kind]
         named = (f"{problem['name']}: {problem['detail']}" for problem in mine)

@@ -4,12 +4,12 @@ Lives in the driver's loop and never blocks it; knows the ledger's counts only."
 import contextlib
 import os
 import signal
-import sys
 import time
 from typing import Any
 
 from ray_app.errors import Refused
 from ray_app.ledger import Status
+from ray_app.messages import LOG
 
 LOOK_SECONDS = 2.0
 ANSWER_SECONDS = 5.0
@@ -55,17 +55,19 @@ class Watchdog:
             self._act(answer)
 
     def count_replays(self) -> int:
-        """Batches replayed so far, as the ledger says now; what was known last if it does not answer."""
+        """Batches replayed, as the ledger says at the end; what was known last if it does not answer."""
         import ray
         from ray.exceptions import RayError
 
         with contextlib.suppress(RayError):
-            told: Any = ray.get(self.ledger.replays.remote(), timeout=ANSWER_SECONDS)
-            self.replays = told
+            answer: Any = ray.get(self.ledger.finish.remote(), timeout=ANSWER_SECONDS)
+            self.replays, notices = answer
+            _tell(notices)
         return self.replays
 
     def _act(self, status: Status) -> None:
         self.replays = status.replays
+        _tell(status.notices)
         if not status.loads and status.deaths_while_loading >= LOADS_TRIED:
             raise Refused(
                 f"{self.model}: {status.deaths_while_loading} workers died while loading it (out of memory?);"
@@ -74,10 +76,9 @@ class Watchdog:
         limit = self.denoise_timeout or max(SHORTEST_TIMEOUT, TIMES_MEDIAN * (status.median_seconds or 0.0))
         for worker, seconds in status.in_flight:
             if seconds > limit:
-                print(
-                    f"proxyqueue: worker {worker[:8]} has drawn one batch for {seconds:.0f} s (limit {limit:.0f} s,"
-                    " --denoise_timeout); it is replaced",
-                    file=sys.stderr,
+                LOG.warning(
+                    f"worker {worker[:8]} has drawn one batch for {seconds:.0f} s (limit {limit:.0f} s,"
+                    " --denoise_timeout); it is replaced"
                 )
                 self._end(worker)
 
@@ -88,6 +89,11 @@ class Watchdog:
         node_id, pid = ray.get(self.ledger.time_out.remote(worker))
         kill = ray.remote(num_cpus=0, max_retries=0)(_kill)
         kill.options(label_selector={"ray.io/node-id": node_id}).remote(pid)
+
+
+def _tell(notices: list[str]) -> None:
+    for line in notices:
+        LOG.warning(line)
 
 
 def _kill(pid: int) -> None:

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from actors.errors import ModelError, ModelNeedsMemory
 from actors.recipe import Capture, Recipe
+from ray_app import messages
 from ray_app.schema import GENERATOR, PLAN, SLOT, WORKER, names_from
 from ray_app.schema import SCHEMA as INDEX
 
@@ -44,6 +45,7 @@ class Worker:
         self.ledger = ledger
         self._turn = threading.Lock()
         self._load_error: ModelError | None = None
+        messages.send_to_driver(ledger.notice.remote)
         self._tell("loading", self.ids["actor_id"], self.ids["node_id"], os.getpid())
         try:
             self.generator = self.load(recipe, captures, threads)

@@ -8,8 +8,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from ray_app import layout
+from ray_app import layout, messages
 from ray_app.errors import one_line
+from ray_app.messages import Send
 from ray_app.metrics import MEASURED
 from ray_app.schema import GENERATOR, PLAN, SCHEMA, SLOT, WORKER, names_from
 from ray_app.schema import WRITER as FROM_WRITER
@@ -29,15 +30,18 @@ WRITTEN = pa.schema(
 """Columns of the rows that leave the writer: the index's, but for those that are the same for the whole run."""
 
 
-def write_images(table: pa.Table, storage: Storage, model_type: str) -> pa.Table:
+def write_images(table: pa.Table, storage: Storage, model_type: str, notice: Send | None = None) -> pa.Table:
     """Write a batch's images for every slot that asks for them.
 
     Args:
         table: rows of `worker.Worker`.
+        notice: takes what there is to say, a retry say, where nobody reads this process's stderr.
 
     Returns:
         Rows of `WRITTEN`, one an image.
     """
+    if notice is not None:
+        messages.send_to_driver(notice)
     rows: list[dict[str, Any]] = []
     to_write: list[tuple[dict[str, Any], bytes]] = []
     for image in table.to_pylist():

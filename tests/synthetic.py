@@ -13,6 +13,7 @@ from PIL import Image
 
 from actors.recipe import Capture, Recipe
 from ray_app import worker
+from ray_app.messages import LOG
 from ray_app.worker import Worker
 
 FAILS = "~"
@@ -109,6 +110,14 @@ class SyntheticWorker(Worker):
 
     def load(self, recipe: Recipe, captures: Sequence[Capture], threads: int | None) -> Any:
         return SyntheticGenerator(recipe, captures)
+
+
+class TalkingWorker(SyntheticWorker):
+    """Has something to say while it loads, the same as any other."""
+
+    def load(self, recipe: Recipe, captures: Sequence[Capture], threads: int | None) -> Any:
+        LOG.warning("unet: 1 weights that it does not use")
+        return super().load(recipe, captures, threads)
 
 
 class PacedGenerator(SyntheticGenerator):

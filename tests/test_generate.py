@@ -36,7 +36,7 @@ from ray_app.storage import open_storage
 from ray_app.worker import Worker
 from tests.conftest import SAMPLE, check_index_is_true, flip_bit_of_a_page, read_tree
 from tests.processes import wait_for
-from tests.synthetic import FAILS, FAULT, NEEDS_MEMORY, TRUNCATED, SyntheticWorker
+from tests.synthetic import FAILS, FAULT, NEEDS_MEMORY, TRUNCATED, SyntheticWorker, TalkingWorker
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -355,6 +355,14 @@ def test_a_batch_whose_worker_is_killed_is_repeated_and_counted(finished, tmp_pa
     assert generate(options(tmp_path / "out"), KilledOnce) == OK
     assert read_tree(tmp_path / "out") == read_tree(finished)
     assert last_record(tmp_path / "out")["summary"]["batches_replayed"] == 1
+
+
+def test_what_workers_have_to_say_is_told_once_a_run(ray_local, tmp_path, capsys):
+    flags = {"model_path": "tiny", "max_inference_steps": 2, "save_steps": ("2",), "num_workers": "2"}
+    options = Generate(json_file=str(SAMPLE), output_base_path=str(tmp_path), batch_size=1, **flags)
+    assert generate(options, TalkingWorker) == OK
+    said = capsys.readouterr().err.splitlines()
+    assert said.count("proxyqueue: unet: 1 weights that it does not use") == 1
 
 
 def test_smaller_batches_for_lack_of_memory_are_said_once(tmp_path, capsys):

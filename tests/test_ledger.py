@@ -198,3 +198,18 @@ def test_nodes_that_are_gone_are_known_before_anybody_looks(clock):
     alive.remove("node-1")
     assert book.begin("b1", "w2")
     assert not book.begin("b2", "w2")
+
+
+def test_what_workers_have_to_say_is_told_once(book):
+    for line in ("disk is full", "disk is full", "other"):
+        book.notice(line, line)
+    assert book.status(NODES).notices == ["disk is full", "other"]
+    book.notice("another disk is full", "disk is full")
+    book.notice("last", "last")
+    assert book.status(NODES).notices == ["last"]
+    book.notice("at the end", "at the end")
+    assert book.finish() == (0, ["at the end"])
+    assert book.finish() == (0, [])
+    for number in range(1_000):
+        book.notice(f"line {number}", f"topic {number}")
+    assert len(book.finish()[1]) < 100
