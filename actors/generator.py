@@ -147,32 +147,37 @@ class ImageGenerator:
         return [[self._failed(capture, failure) for capture in requests[0].captures]]
 
     def _draw(self, requests: list[Request]) -> Drawn:
+        prompts = [request.prompt for request in requests]
+        seeds = [request.seed for request in requests]
         asked = sorted({capture for request in requests for capture in request.captures})
-        taken = self._denoise([request.prompt for request in requests], [request.seed for request in requests], asked)
-        bad_steps = {id(steps): steps.first_bad_steps() for steps in taken.values()}
-        pictures: dict[tuple[int, Capture], Picture] = {}
-        for capture, steps in taken.items():
-            started = time.perf_counter()
-            pixels, finite = pipelines.decode_to_uint8(self.family, steps.latents[capture])
-            decode_seconds = (time.perf_counter() - started) / len(pixels)
-            for row, request in enumerate(requests):
-                if capture not in request.captures:
-                    continue
-                failure = self._why_bad(capture, pixels[row], bad_steps[id(steps)][row], finite[row])
-                if failure:
-                    pictures[row, capture] = self._failed(capture, failure)
-                    continue
-                drawn = {
-                    **self._blank(capture),
-                    "status": "ok",
-                    "prompt_truncated": self.family.is_truncated(request.prompt),
-                    "timestep": steps.timesteps[capture.step],
-                    "sigma": steps.sigmas[capture.step],
-                    "denoise_seconds": steps.seconds[capture.step] / len(requests),
-                    "decode_seconds": decode_seconds,
-                }
-                pictures[row, capture] = Picture(drawn, pixels[row])
-        return [[pictures[row, capture] for capture in request.captures] for row, request in enumerate(requests)]
+        by_capture: dict[Capture, list[Picture]] = {}
+        for capture, run in self._denoise(prompts, seeds, asked).items():
+            by_capture[capture] = self._decode(capture, run, prompts)
+        return [[by_capture[capture][row] for capture in request.captures] for row, request in enumerate(requests)]
+
+    def _decode(self, capture: Capture, run: StepCapture, prompts: list[str]) -> list[Picture]:
+        """A capture's picture of each prompt, of some prompts perhaps one that nobody asked for."""
+        started = time.perf_counter()
+        pixels, finite = pipelines.decode_to_uint8(self.family, run.latents[capture])
+        decode_seconds = (time.perf_counter() - started) / len(pixels)
+        bad_steps = run.first_bad_steps()
+        pictures = []
+        for row, prompt in enumerate(prompts):
+            failure = self._why_bad(capture, pixels[row], bad_steps[row], finite[row])
+            if failure:
+                pictures.append(self._failed(capture, failure))
+                continue
+            drawn = {
+                **self._blank(capture),
+                "status": "ok",
+                "prompt_truncated": self.family.is_truncated(prompt),
+                "timestep": run.timesteps[capture.step],
+                "sigma": run.sigmas[capture.step],
+                "denoise_seconds": run.seconds[capture.step] / len(prompts),
+                "decode_seconds": decode_seconds,
+            }
+            pictures.append(Picture(drawn, pixels[row]))
+        return pictures
 
     def _encoded(self, picture: Picture) -> dict[str, Any]:
         """The picture's row, with its file where there are pixels."""

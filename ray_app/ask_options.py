@@ -35,8 +35,6 @@ class Query(Options):
     """Default by the ending of --output, else a table, of which the terminal gets the first 100 rows."""
     output: str | None = None
     """File to write instead of the terminal; there whole or not at all."""
-    check: bool = False
-    """Compare every part with its checksums first. Up to 200,000 rows that is done anyway."""
 
     def check_flags(self) -> None:
         """Raise Refused unless exactly one thing is asked."""

@@ -5,7 +5,7 @@ import dataclasses
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 ALONE_TRIES = 2
@@ -50,7 +50,7 @@ class Status:
     replays: int
     median_seconds: float | None
     in_flight: list[tuple[str, float]]  # worker and seconds since it began
-    notices: list[str]  # what workers had to say since the last time, each line once
+    notices: Sequence[str] = ()  # what workers had to say since the last time, of a topic the first line
 
 
 class Ledger:

@@ -66,21 +66,15 @@ def query(options: Query) -> int:
     sql = options.sql if options.preset is None else PRESETS[options.preset]
     storage = open_storage(options.output_base_path)
     write = _writer(options)
-    answer(storage, str(sql), write, options.check)
+    answer(storage, str(sql), write)
     return OK
 
 
-def answer(
-    storage: Storage,
-    sql: str,
-    write: Write,
-    check: bool = False,
-    native: bool | None = None,
-) -> None:
+def answer(storage: Storage, sql: str, write: Write) -> None:
     """Run one SELECT and hand its rows on, batch by batch. Without the parts that turn out to be damaged."""
     for _ in range(LISTINGS):
         try:
-            with views.connected(storage, check, native) as connection:
+            with views.connected(storage) as connection:
                 _interruptible(connection, lambda connection=connection: _run(connection, sql, write))
                 return
         except FileNotFoundError:

@@ -35,33 +35,46 @@ def redraw(model_type: str, found: Partition, numbers: np.ndarray) -> Iterator[P
 
 def _compare(known: dict[str, Any] | None, rows: list[tuple[int, dict[str, Any]]]) -> Iterator[tuple[str, str] | None]:
     """For each row what is wrong, as kind and detail, or None."""
-    if known is None:
-        yield from [("not redrawn", "no part of the index holds its recipe in full")] * len(rows)
-        return
-    import torch
-
-    from actors.generator import ImageGenerator
-
     captures = sorted({Capture(row["step"], row["snapshot"]) for _, row in rows})
     try:
-        recipe = Recipe(**known)
-        if recipe.device == "cuda" and not torch.cuda.is_available():
-            raise ModelError("it was drawn on a GPU, and this machine has none; other hardware gives other low bits")
-        generator = ImageGenerator(recipe, captures, threads=1 if recipe.device == "cpu" else None)
-    except (ModelError, TypeError) as error:  # a recipe of another version has other fields
+        generator = _load(known, captures)
+    except ModelError as error:
         yield from [("not redrawn", str(error))] * len(rows)
         return
-    for start in range(0, len(rows), recipe.batch_size):
-        batch = [row for _, row in rows[start : start + recipe.batch_size]]
+    size = generator.recipe.batch_size
+    for start in range(0, len(rows), size):
+        batch = [row for _, row in rows[start : start + size]]
+        wanted = [captures.index(Capture(row["step"], row["snapshot"])) for row in batch]
         drawn = generator(
             {
                 "prompt": [row["prompt"] for row in batch],
                 "seed": [row["seed"] for row in batch],
-                "captures": [[captures.index(Capture(row["step"], row["snapshot"]))] for row in batch],
+                "captures": [[number] for number in wanted],
             }
         )
         for number, row in enumerate(batch):
             yield _difference(row, {name: values[number] for name, values in drawn.items()})
+
+
+def _load(known: dict[str, Any] | None, captures: list[Capture]) -> Any:
+    """The generator of a recipe.
+
+    Raises:
+        ModelError: its images can't be drawn again here.
+    """
+    if known is None:
+        raise ModelError("no part of the index holds its recipe in full")
+    try:
+        recipe = Recipe(**known)
+    except TypeError as error:  # of another version, with other fields
+        raise ModelError(str(error)) from None
+    import torch
+
+    from actors.generator import ImageGenerator
+
+    if recipe.device == "cuda" and not torch.cuda.is_available():
+        raise ModelError("it was drawn on a GPU, and this machine has none; other hardware gives other low bits")
+    return ImageGenerator(recipe, captures, threads=1 if recipe.device == "cpu" else None)
 
 
 def _difference(row: dict[str, Any], image: dict[str, Any]) -> tuple[str, str] | None:

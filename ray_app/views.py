@@ -18,7 +18,7 @@ from ray_app.schema import KEY
 from ray_app.storage import Storage
 
 CHECKED_ROWS = 200_000
-"""DuckDB doesn't compare pages with their checksums. Up to so many rows they are compared before, which takes 0.1 s."""
+"""Up to so many rows all pages are compared with their checksums first, in 0.1 s; of more rows those that are read."""
 
 RUN_COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "run_id": (pa.string(), "the run; in each of its images' rows too"),
@@ -46,55 +46,39 @@ _JSON = ("options", "recipe", "versions")
 
 
 @contextlib.contextmanager
-def connected(storage: Storage, check: bool = False, native: bool | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+def connected(storage: Storage) -> Iterator[duckdb.DuckDBPyConnection]:
     """A locked in-memory DuckDB with both views; each model's partition is read only if it is asked for.
-
-    Args:
-        check: compare every part with its checksums, however many rows there are.
-        native: let DuckDB open the parts; else pyarrow does, which knows the filesystems that DuckDB needs an
-            extension for. Default: as the output needs it.
 
     Raises:
         Refused: no index there, or a part that may be whole can't be opened.
         FileNotFoundError: a part is gone since it was listed; call it again.
     """
-    native = not any(text in storage.url for text in _NOT_NATIVE) if native is None else native
     with tempfile.TemporaryDirectory(prefix="proxyqueue-") as scratch, duckdb.connect(":memory:") as connection:
-        found = _parts(storage, check)
+        partitions = _partitions(storage)
         try:
-            _define(connection, storage, found, native, scratch)
+            _define(connection, storage, partitions, scratch)
             yield connection
         except duckdb.Error as error:  # DuckDB says many things of a file that isn't there
-            listed = {name for model_type in found for name in part_names(storage, model_type)}
-            if not listed.issuperset(name for partition in found.values() for name in partition.names):
+            listed = {name for model_type in partitions for name in part_names(storage, model_type)}
+            if not listed.issuperset(name for partition in partitions.values() for name in partition.names):
                 raise FileNotFoundError from error
             raise
 
 
-_NOT_NATIVE = ("://", "*", "?", "[")
-"""Outputs that DuckDB can't name: remote ones need an extension, and it takes these characters for patterns."""
-
-
 def _define(
-    connection: duckdb.DuckDBPyConnection, storage: Storage, found: dict[str, Partition], native: bool, scratch: str
+    connection: duckdb.DuckDBPyConnection, storage: Storage, partitions: dict[str, Partition], scratch: str
 ) -> None:
-    selects, paths = [], []
-    for model_type, partition in found.items():
-        source = f"parts_{model_type}"
-        if native and partition.names:
-            mine = [storage.path(name) for name in partition.names]
-            paths += mine
-            # not by the folders' names: a folder above OUTPUT may be called a=b too
-            source = f"read_parquet([{', '.join(map(_quoted, mine))}], hive_partitioning = false, union_by_name = true)"
-        else:
-            connection.register(source, partition.dataset())
+    selects = []
+    for model_type, partition in partitions.items():
+        # not read by DuckDB itself, which does not compare pages with their checksums and can't name every output
+        connection.register(f"parts_{model_type}", partition.dataset())
         selects.append(
-            f"(SELECT *, '{model_type}' AS model FROM {source} QUALIFY row_number() OVER"
+            f"(SELECT *, '{model_type}' AS model FROM parts_{model_type} QUALIFY row_number() OVER"
             f" (PARTITION BY {', '.join(KEY)} ORDER BY created_at DESC) = 1)"
         )
     connection.register("run_records", run_table(storage))
-    _lock(connection, paths, scratch)
-    connection.execute(f"CREATE VIEW images AS {' UNION ALL '.join(selects)}")
+    _lock(connection, scratch)
+    connection.execute(f"CREATE VIEW images AS {' UNION ALL BY NAME '.join(selects)}")
     connection.execute("CREATE TABLE runs AS FROM run_records ORDER BY run_id")
     connection.unregister("run_records")
     connection.execute("SET lock_configuration = true")
@@ -117,17 +101,17 @@ def run_table(storage: Storage) -> pa.Table:
     return pa.Table.from_pylist(rows, pa.schema([(name, kind) for name, (kind, _) in RUN_COLUMNS.items()]))
 
 
-def _parts(storage: Storage, check: bool) -> dict[str, Partition]:
-    """The parts that count, by model; those that are damaged are said."""
-    found = _readable(storage)
-    if not found:
+def _partitions(storage: Storage) -> dict[str, Partition]:
+    """Each model's parts that count; those that are damaged are said."""
+    partitions = _readable(storage)
+    if not partitions:
         raise Refused(f"{storage.at(layout.INDEX)}: no part of an index there; set --output_base_path")
-    rows = sum(footer.rows for partition in found.values() for footer in partition.footers.values())
-    for partition in found.values():
-        if check or rows <= CHECKED_ROWS:
+    rows = sum(footer.rows for partition in partitions.values() for footer in partition.footers.values())
+    for partition in partitions.values():
+        if rows <= CHECKED_ROWS:
             partition.find_damage()
         partition.tell_damage()
-    return found
+    return partitions
 
 
 def _readable(storage: Storage) -> dict[str, Partition]:
@@ -136,8 +120,8 @@ def _readable(storage: Storage) -> dict[str, Partition]:
     return {model_type: partition for model_type, partition in opened.items() if partition.names or partition.damaged}
 
 
-def _lock(connection: duckdb.DuckDBPyConnection, paths: list[str], scratch: str) -> None:
-    """From here on it reads these files and its own scratch, and nothing else; no extension comes, no setting goes."""
+def _lock(connection: duckdb.DuckDBPyConnection, scratch: str) -> None:
+    """From here on it reads what is registered and its own scratch; no extension comes, no setting goes."""
     connection.execute("SET errors_as_json = true")
     connection.execute("SET enable_progress_bar = false")  # it would stand between the rows
     connection.execute("SET TimeZone = 'UTC'")
@@ -147,7 +131,6 @@ def _lock(connection: duckdb.DuckDBPyConnection, paths: list[str], scratch: str)
     connection.execute("SET allow_community_extensions = false")
     connection.execute("SET allow_persistent_secrets = false")
     connection.execute(f"SET temp_directory = {_quoted(scratch)}")
-    connection.execute(f"SET allowed_paths = [{', '.join(map(_quoted, paths))}]")
     connection.execute("SET enable_external_access = false")
 
 

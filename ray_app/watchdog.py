@@ -5,6 +5,7 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from ray_app.errors import Refused
@@ -91,7 +92,7 @@ class Watchdog:
         kill.options(label_selector={"ray.io/node-id": node_id}).remote(pid)
 
 
-def _tell(notices: list[str]) -> None:
+def _tell(notices: Sequence[str]) -> None:
     for line in notices:
         LOG.warning(line)
 

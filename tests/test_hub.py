@@ -146,17 +146,39 @@ def test_an_overloaded_hub_is_asked_again(status, served, recipe_for, said):
     assert said[0].endswith("; the client tries again")
 
 
+class NetworkError(Exception):
+    """By its name one of the client's HTTP library."""
+
+
+def test_what_the_client_gives_up_is_tried_again_with_growing_pauses(said, monkeypatch):
+    monkeypatch.setattr(hub, "WAITS", (0.01, 0.02))
+    left = [NetworkError("reset"), NetworkError("reset")]
+
+    def download() -> str:
+        if left:
+            raise left.pop()
+        return "here"
+
+    assert hub.patiently(download, "lab/sdxl", said.append) == "here"
+    why = "lab/sdxl: the hub can't be reached (reset); trying again in"
+    assert said == [f"{why} 0.01 s", f"{why} 0.02 s"]
+    left += [NetworkError("reset")] * 3
+    with pytest.raises(ModelError, match=r"the hub can't be reached \(reset\)"):
+        hub.patiently(download, "lab/sdxl", said.append)
+    left[:] = [ValueError("a fault")]
+    with pytest.raises(ModelError, match="a fault"):
+        hub.patiently(download, "lab/sdxl", said.append)
+    assert len(said) == 4
+
+
 @pytest.mark.slow  # the client itself tries for 23 s
-def test_what_the_client_gives_up_is_tried_again_and_then_told(served, recipe_for, said, monkeypatch):
-    monkeypatch.setattr(hub, "WAITS", (0.01,))
+def test_weights_that_an_overloaded_hub_does_not_give(served, recipe_for, said, monkeypatch):
+    monkeypatch.setattr(hub, "WAITS", ())
     recipe = recipe_for(model_path="lab/sdxl")
     served.ill = (503, -1)
     with pytest.raises(ModelError, match=r"^lab/sdxl: the hub answers 503 for \w+/\w+\.safetensors$"):
         fetched(recipe, said)
-    again = [line for line in said if not line.endswith("; the client tries again")]
-    assert len(again) == 1
-    assert again[0].startswith("lab/sdxl: the hub answers 503 for ")
-    assert again[0].endswith("; trying again in 0.01 s")
+    assert [line.endswith("; the client tries again") for line in said] == [True]
 
 
 @pytest.mark.parametrize("status", [403, 404])
