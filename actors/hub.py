@@ -1,5 +1,5 @@
 """A model of the hub: the commit that a name means, its files, and their way into this machine's cache.
-Knows the hub's client and its cache; nothing of pipelines."""
+Knows the hub's client and its cache; imports no torch."""
 
 import contextlib
 import dataclasses
@@ -12,8 +12,9 @@ from glob import escape
 from pathlib import Path
 from typing import Any, TypeVar
 
+from actors import weights
 from actors.errors import ModelError
-from actors.weights import CONFIGS
+from actors.recipe import Recipe
 
 WAITS = (2, 8, 30)
 """Seconds between tries where a hub is overloaded or the network breaks off; each of them is several of the client."""
@@ -49,7 +50,9 @@ def look_up(repository: str, revision: str | None, tell: Tell) -> Snapshot:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     def download() -> Path:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=[f"*{end}" for end in CONFIGS]))
+        return Path(
+            snapshot_download(repository, revision=revision, allow_patterns=[f"*{end}" for end in weights.CONFIGS])
+        )
 
     try:
         with _retries_told(repository, tell):
@@ -116,6 +119,15 @@ class Files:
             with contextlib.suppress(OSError):  # renamed meanwhile
                 total += file.stat().st_size
         return total
+
+
+def files_of(recipe: Recipe, tell: Tell) -> Files:
+    """The files of a hub's model that are read for a recipe; see `Files`."""
+
+    def names_of(names: Collection[str]) -> list[str]:
+        return weights.read_by(names, recipe.model_type, recipe.variant)
+
+    return Files(recipe.model_path, recipe.hub_revision or "", names_of, tell)
 
 
 def patiently(download: Callable[[], Result], repository: str, tell: Tell) -> Result:

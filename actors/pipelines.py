@@ -2,7 +2,7 @@
 Knows how to load, encode a prompt, denoise and decode; nothing of batches' meaning, seeds or files."""
 
 import logging
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -167,15 +167,6 @@ def _from_pretrained(pipeline_class: Any, recipe: Recipe, dtypes: dict[str, torc
     return pipe
 
 
-def hub_files(recipe: Recipe, tell: hub.Tell) -> hub.Files:
-    """The files of a hub's model that are read for this recipe."""
-
-    def names_of(names: Collection[str]) -> list[str]:
-        return weights.read_by(names, recipe.model_type, recipe.variant)
-
-    return hub.Files(recipe.model_path, recipe.hub_revision or "", names_of, tell)
-
-
 def _folder(recipe: Recipe) -> Path:
     """Where this machine has the recipe's model: in the hub's cache, or a local folder whose files are the same.
 
@@ -185,7 +176,7 @@ def _folder(recipe: Recipe) -> Path:
     if recipe.model_path == tiny.NAME:
         return tiny.folder(recipe.model_type)
     if recipe.hub_revision:
-        return hub_files(recipe, LOG.warning).fetch()
+        return hub.files_of(recipe, LOG.warning).fetch()
     folder = Path(recipe.model_path)
     if not folder.is_dir():
         raise ModelError("no such folder on this machine")

@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
+from actors import hub
 from actors.errors import ModelError
 from actors.recipe import Recipe
 from ray_app.errors import Refused
@@ -26,10 +27,8 @@ class Fetcher:
 
     def fetch(self) -> str | None:
         """Download what is missing; why that can't be done."""
-        from actors.pipelines import hub_files
-
         try:
-            files = hub_files(self.recipe, self._lines.append)
+            files = hub.files_of(self.recipe, self._lines.append)
             self._before, self._missing = files.arrived(), files.missing()
             self._files = files
             files.fetch()

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from actors import hub
 from actors.errors import ModelError
-from actors.pipelines import hub_files, load
+from actors.pipelines import load
 from actors.recipe import Recipe
 from ray_app import recipes
 from ray_app.errors import Refused
@@ -68,7 +68,7 @@ def loaded_weight(recipe: Recipe) -> set[float]:
 
 
 def fetched(recipe: Recipe, said: list[str]) -> Path:
-    return hub_files(recipe, said.append).fetch()
+    return hub.files_of(recipe, said.append).fetch()
 
 
 def test_the_recipes_commit_is_loaded_after_its_branch_has_moved_on(served, recipe_for):
