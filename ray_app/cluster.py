@@ -21,7 +21,6 @@ from ray_app.interrupts import handlers_kept
 LOCAL_IP = "127.0.0.1"
 CONNECT_SECONDS = 10.0
 PROJECT = Path(__file__).resolve().parent.parent
-"""Ray lets workers import from the folder that the driver joins it in: the project, not whatever lies around there."""
 LEAST_MEMORY = 800e6
 """Bytes that a driver, Ray's own processes and one worker of a tiny model take together, about."""
 IDLE_SECONDS = 600
@@ -59,7 +58,7 @@ def connected(address: str | None) -> Iterator[None]:
     elif _check_answers(address, flag) == LOCAL_IP:  # or Ray would look for it at this machine's other address
         options = {"_node_ip_address": LOCAL_IP}
     try:
-        with _silent_stderr(), contextlib.chdir(PROJECT), handlers_kept():  # Ray takes SIGTERM for itself
+        with _silent_stderr(), _in_project(), handlers_kept():  # Ray takes SIGTERM for itself
             ray.init(address=address, **options, **quiet)
     except Exception as error:  # Ray raises many kinds
         why = f"{flag} {address}: {_not_joined(error)}" if address != "local" else _not_started(error)
@@ -168,6 +167,19 @@ def last_words() -> str:
         with open(log, errors="replace") as opened:
             said += [line.strip() for line in opened if line.strip() and not line.startswith(":")]
     return f"the last one said: {said[-1][:300]}" if said else f"none of them said why; Ray's logs are in {folder}"
+
+
+@contextlib.contextmanager
+def _in_project() -> Iterator[None]:
+    """Ray lets workers import from the folder that the driver joins it in: the project, not what lies around there."""
+    before = os.open(".", os.O_RDONLY)  # by descriptor: Ray may replace a submitted job's folder meanwhile
+    try:
+        with contextlib.suppress(OSError):
+            os.chdir(PROJECT)
+        yield
+    finally:
+        os.fchdir(before)
+        os.close(before)
 
 
 @contextlib.contextmanager
