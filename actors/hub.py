@@ -235,7 +235,7 @@ def _listed(repository: str, commit: str) -> dict[str, int] | None:
 
 
 def _there(folder: Path) -> dict[str, int]:
-    return {file.relative_to(folder).as_posix(): file.stat().st_size for file in folder.rglob("*") if file.is_file()}
+    return {name: (folder / name).stat().st_size for name in weights.names_in(folder)}
 
 
 def _repository_folder(repository: str) -> Path:
@@ -252,27 +252,29 @@ def _free() -> int:
     return shutil.disk_usage(existing).free
 
 
-def _status(error: BaseException) -> int | None:
-    """The HTTP status that an error comes from."""
+def _response(error: BaseException) -> Any:
+    """The hub's answer that an error comes from, None where there was none."""
     responses = (getattr(one, "response", None) for one in _chain(error))
-    return next((response.status_code for response in responses if response is not None), None)
+    return next((response for response in responses if response is not None), None)
+
+
+def _status(error: BaseException) -> int | None:
+    response = _response(error)
+    return None if response is None else response.status_code
 
 
 def _file(error: BaseException) -> str:
     """The file that was asked for, as " for NAME"."""
-    for one in _chain(error):
-        response: Any = getattr(one, "response", None)
-        if response is not None and "/resolve/" in str(response.url):
-            return " for " + str(response.url).partition("/resolve/")[2].partition("/")[2].partition("?")[0]
-    return ""
+    _, _, path = str(_response(error).url).partition("/resolve/")
+    name = path.partition("/")[2].partition("?")[0]
+    return f" for {name}" if name else ""
 
 
 def _asked_to_wait(error: BaseException) -> float | None:
-    for one in _chain(error):
-        response: Any = getattr(one, "response", None)
-        if response is not None and response.headers.get("Retry-After", "").isdecimal():
-            return min(float(response.headers["Retry-After"]), LONGEST_WAIT)
-    return None
+    """Seconds that the hub asks to be waited for."""
+    response = _response(error)
+    seconds = "" if response is None else response.headers.get("Retry-After", "")
+    return min(float(seconds), LONGEST_WAIT) if seconds.isdecimal() else None
 
 
 def _passes(error: BaseException) -> bool:

@@ -148,7 +148,7 @@ def load(recipe: Recipe) -> SDXL | Flux:
 
 def _from_pretrained(pipeline_class: Any, recipe: Recipe, dtypes: dict[str, torch.dtype]) -> Any:
     folder = _folder(recipe)
-    names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+    names = weights.names_in(folder)
     parts = pipeline_class.load_config(folder)
     encoders = {
         part: _encoder(folder, part, parts[part][1], dtypes["default"], _variant(names, part, recipe.variant))
@@ -180,8 +180,7 @@ def _folder(recipe: Recipe) -> Path:
     folder = Path(recipe.model_path)
     if not folder.is_dir():
         raise ModelError("no such folder on this machine")
-    there = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
-    names = weights.read_by(there, recipe.model_type, recipe.variant)
+    names = weights.read_by(weights.names_in(folder), recipe.model_type, recipe.variant)
     if checksums.of_folder(folder, names) != recipe.model_revision:
         raise ModelError("its files on this machine are not those that the run began with; copy them anew")
     return folder

@@ -3,6 +3,7 @@ Knows how diffusers and transformers name weights; opens nothing."""
 
 import re
 from collections.abc import Collection, Iterable
+from pathlib import Path
 
 from actors.errors import ModelError
 
@@ -23,6 +24,11 @@ _NAME = re.compile(
 """Whole or in shards, whose older names have the variant behind the shard's number."""
 
 
+def names_in(folder: Path) -> list[str]:
+    """All files of a folder, relative to it."""
+    return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+
+
 def variants(names: Iterable[str], part: str) -> set[str | None]:
     """The variants that a part's weights are there in; None is the one without a name."""
     found = (_NAME.fullmatch(name.removeprefix(f"{part}/")) for name in names if name.startswith(f"{part}/"))
@@ -39,9 +45,14 @@ def of_part(names: Collection[str], part: str, variant: str | None) -> list[str]
 def read_by(names: Collection[str], model_type: str, variant: str | None) -> list[str]:
     """All files of a folder that a family's pipeline reads in this variant."""
     folders = (*PARTS[model_type], *OTHERS)
-    configs = [name for name in names if name.endswith(CONFIGS) and name.count("/") == 1 and name.startswith(folders)]
-    weights = [name for part in PARTS[model_type] for name in of_part(names, part, variant)]
-    return sorted({INDEX, *(name for name in configs if name.partition("/")[0] in folders), *weights})
+    read = {INDEX}
+    for name in names:
+        folder, _, file = name.partition("/")
+        if folder in folders and "/" not in file and file.endswith(CONFIGS):
+            read.add(name)
+    for part in PARTS[model_type]:
+        read |= set(of_part(names, part, variant))
+    return sorted(read)
 
 
 def choose(names: Collection[str], model_type: str, asked: str | None, half: bool) -> str | None:

@@ -32,7 +32,7 @@ class Kind:
 
     Attributes:
         drops_row: the repair takes the image's row out of the index.
-        sets_aside: it moves the file to OUTPUT/.set_aside.
+        sets_aside: it moves the file of a step's folder to OUTPUT/.set_aside.
         is_redrawn: the next `generate` draws the image.
     """
 
@@ -45,7 +45,7 @@ class Kind:
 _damaged_file = functools.partial(Kind, drops_row=True, sets_aside=True, is_redrawn=True)
 UNREADABLE_PART = "unreadable part"
 KINDS = {
-    UNREADABLE_PART: Kind("a part of the index that can't be read: its rows are lost", sets_aside=True),
+    UNREADABLE_PART: Kind("a part of the index that can't be read: its rows are lost"),
     "missing file": Kind("the index has the image, the tree hasn't", drops_row=True, is_redrawn=True),
     "wrong size": _damaged_file("the file has another size than its row says"),
     "wrong sha256": _damaged_file("the file has other bytes than its row says"),

@@ -42,10 +42,11 @@ class Interrupts:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         global _waiting
         self.requested = True
-        if _uninterrupted:
-            _waiting = True
-        elif not self._deferred:
+        if self._deferred:
+            return
+        if not _uninterrupted:
             raise KeyboardInterrupt
+        _waiting = True
 
 
 @contextlib.contextmanager

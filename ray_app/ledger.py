@@ -183,10 +183,11 @@ def start(node_id: str) -> Any:
     import ray
 
     ledger = ray.remote(num_cpus=0)(Ledger).options(label_selector={"ray.io/node-id": node_id})
-    return ledger.remote(_alive_nodes)
+    return ledger.remote(alive_nodes)
 
 
-def _alive_nodes() -> set[str]:
+def alive_nodes() -> set[str]:
+    """Ids of the nodes that are there."""
     import ray
 
     return {node["NodeID"] for node in ray.nodes() if node["Alive"]}

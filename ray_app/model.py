@@ -110,7 +110,7 @@ def read_card(model_type: str, path: str, revision: str | None, half: bool, vari
     folder, commit = Path(os.path.expanduser(path)), None
     if path and folder.is_dir():
         _no_revision(path, revision)
-        names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+        names = weights.names_in(folder)
         path = str(folder.resolve())
     elif path and folder.is_file():
         raise Refused(

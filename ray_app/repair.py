@@ -23,7 +23,7 @@ def repair(storage: Storage, models: Iterable[Model], problems: list[Problem]) -
     """
     done: collections.Counter[str] = collections.Counter()
     damaged = [problem for problem in problems if problem.kind == UNREADABLE_PART]
-    files = [problem for problem in problems if problem.is_.sets_aside and problem.kind != UNREADABLE_PART]
+    files = [problem for problem in problems if problem.is_.sets_aside]
     done["parts set aside"] += _set_aside(storage, damaged)
     # before what makes them stale: a repair that is killed after it leaves nothing that would tell
     done["feature caches removed"] += _remove_caches(storage, problems)
@@ -72,8 +72,7 @@ def _remove_caches(storage: Storage, problems: list[Problem]) -> int:
     """Caches that are stale, and those of folders that lose an image now."""
     folders = set()
     for problem in problems:
-        loses_an_image = problem.is_.drops_row or (problem.is_.sets_aside and problem.kind != UNREADABLE_PART)
-        if loses_an_image or problem.kind == "stale cache":
+        if problem.is_.drops_row or problem.is_.sets_aside or problem.kind == "stale cache":
             folders.add(problem.name.split("/")[0])
     return sum(storage.remove_feature_caches(folder) for folder in sorted(folders))
 

@@ -1,4 +1,4 @@
-"""The index's columns: one pinned Parquet schema, one row an image.
+"""The index's columns: one pinned Parquet schema, one row per image.
 Knows types and meanings; nothing of parts or of how images are drawn."""
 
 import json

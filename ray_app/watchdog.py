@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ray_app.errors import Refused
-from ray_app.ledger import Status
+from ray_app.ledger import Status, alive_nodes
 from ray_app.messages import LOG
 
 LOOK_SECONDS = 2.0
@@ -47,7 +47,7 @@ class Watchdog:
 
         if self._asked is None:
             if time.monotonic() >= self._next:
-                self._asked = self.ledger.status.remote({node["NodeID"] for node in ray.nodes() if node["Alive"]})
+                self._asked = self.ledger.status.remote(alive_nodes())
             return
         ready, _ = ray.wait([self._asked], timeout=0)
         if ready:
