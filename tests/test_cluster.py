@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 
@@ -141,24 +142,31 @@ def test_a_container_with_too_little_memory_is_told_before_the_system_ends_the_r
     assert "this machine or container has 200 MB of memory; give it 800 MB at least" in result.stderr
 
 
-def as_nobody() -> list[str]:
-    prefix = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-    code = "import ray_app, ray"
-    if os.geteuid() or subprocess.run([*prefix, sys.executable, "-c", code], capture_output=True).returncode:
-        pytest.skip("root can't become a user here who can read the installation")
-    return prefix
+def as_nobody() -> tuple[list[str], dict[str, str]]:
+    """A command's first words that run Python as nobody, and what its environment needs; the interpreter of a virtual
+    environment may lie where only root reads, so the system's is tried too."""
+    # a shell between them: setpriv itself may still run what nobody may not
+    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", 'exec "$@"', "sh"]
+    installed = os.pathsep.join([os.environ["PYTHONPATH"], sysconfig.get_path("purelib")])
+    of_the_system = f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}"
+    for python in (sys.executable, of_the_system):
+        command, needs = [*nobody, python], {"PYTHONPATH": installed}
+        tried = [*command, "-c", "import ray_app, ray, torch"]
+        if not os.geteuid() and not subprocess.run(tried, env=needs, cwd="/", capture_output=True).returncode:
+            return command, needs
+    pytest.skip("root can't become a user here who can read the installation")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("home", ["/", None])
 def test_a_home_that_can_not_be_written_keeps_nobody_from_drawing(home, tmp_path):
     """As with `docker run --user`. HOME is not set at all, too."""
-    prefix = as_nobody()
+    python, needs = as_nobody()
     kept = {name: value for name, value in os.environ.items() if name not in ("HOME", "RAY_TMPDIR")}
     with tempfile.TemporaryDirectory(prefix="n", dir="/tmp") as folder:
         os.chmod(folder, 0o777)
-        environment = {**kept, "RAY_TMPDIR": folder, **({"HOME": home} if home else {})}
-        command = [*prefix, sys.executable, "-m", "ray_app", "generate", *DRAW, "--output_base_path", f"{folder}/out"]
+        environment = {**kept, **needs, "RAY_TMPDIR": folder, **({"HOME": home} if home else {})}
+        command = [*python, "-m", "ray_app", "generate", *DRAW, "--output_base_path", f"{folder}/out"]
         result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "images           1 written" in result.stdout
