@@ -38,7 +38,7 @@ from ray_app.bench_pool import Arrangement, Pool, arrangements, deal
 from ray_app.errors import OK, Refused, one_line
 from ray_app.generate import generate
 from ray_app.options import Generate
-from ray_app.storage import open_storage
+from ray_app.storage import open_output
 from ray_app.worker import SCHEMA
 from ray_app.writer import write_images
 
@@ -211,7 +211,7 @@ class _Rounds:
             )
         ended = time.time()
         gc.collect()  # Ray Data's actors can outlive their run until then
-        rows = index.read(open_storage(str(output)), self.recipe.model_type, schema.SCHEMA.names)
+        rows = index.read(open_output(str(output)), self.recipe.model_type, schema.SCHEMA.names)
         drawn = rows["status"].to_pylist().count("ok")
         if code or drawn != self.work.images:
             raise Refused(f"proxyqueue drew {drawn:,} of {self.work.images:,} images; try the same with generate")
@@ -249,10 +249,10 @@ def _writer_seconds(rows: pa.Table, output: Path, again: Path) -> float:
         slot = {**row, "file": file}
         images.append({**row, "image": (output / row["path"]).read_bytes(), "slots": [slot]})
     table = pa.Table.from_pylist(images, schema=SCHEMA)
-    storage = open_storage(str(again), runs.new_id())
-    storage.check_writable(create=True)
+    writer = open_output(str(again)).writer(runs.new_id())
+    writer.begin()
     began = time.perf_counter()
-    write_images(table, storage, rows["path"][0].as_py().split("_")[2])
+    write_images(table, writer, rows["path"][0].as_py().split("_")[2])
     return (time.perf_counter() - began) / len(images)
 
 

@@ -17,7 +17,7 @@ from ray_app.bench_options import BenchScale
 from ray_app.compact import rewrite
 from ray_app.errors import Refused
 from ray_app.generate import generate, prepare
-from ray_app.storage import open_storage
+from ray_app.storage import open_output
 
 RESUME_STEPS = (32,)
 """Of the slots of a half-done run: a file each."""
@@ -45,7 +45,7 @@ def measure_images(folder: Path, slots: int, options: BenchScale) -> dict[str, A
         ended = time.time()
     parts = list((output / layout.index_folder("sdxl")).iterdir())
     first, last = bench_free.first(notes), max(part.stat().st_mtime for part in parts)
-    rows = index.read(open_storage(str(output)), "sdxl", ["bytes", "status"])
+    rows = index.read(open_output(str(output)), "sdxl", ["bytes", "status"])
     images = rows["status"].to_pylist().count("ok")
     if code or images != slots * len(options.steps()):
         raise Refused(f"{images:,} of {slots * len(options.steps()):,} images were written; try again with --slots 100")
@@ -84,29 +84,27 @@ def half_done(folder: Path, slots: int, rows_a_part: int) -> None:
     """An output that has a row and a file of one byte for half of its slots."""
     bench_rows.write_annotations(folder / "prompts.json", slots)
     options = bench_rows.asked(folder / "prompts.json", folder / "out", RESUME_STEPS)
-    storage = open_storage(str(folder / "out"), runs.new_id())
-    storage.check_writable(create=True)
     done = bench_rows.slots_of(options).slice(0, slots // 2)
-    bench_rows.fill(storage, options, done, rows_a_part, files=True)
+    with open_output(str(folder / "out")).writing(runs.new_id()) as writer:
+        bench_rows.fill(writer, options, done, rows_a_part, files=True)
 
 
 def many_rows(folder: Path, rows: int, steps: Sequence[int], rows_a_part: int) -> None:
     """An index alone."""
     bench_rows.write_annotations(folder / "prompts.json", max(1, rows // len(steps)))
     options = bench_rows.asked(folder / "prompts.json", folder / "out", steps)
-    storage = open_storage(str(folder / "out"), runs.new_id())
-    storage.check_writable(create=True)
-    bench_rows.fill(storage, options, bench_rows.slots_of(options), rows_a_part, files=False)
+    with open_output(str(folder / "out")).writing(runs.new_id()) as writer:
+        bench_rows.fill(writer, options, bench_rows.slots_of(options), rows_a_part, files=False)
 
 
 def measure_index(folder: Path, steps: Sequence[int], state: str) -> dict[str, Any]:
     """What the plan reads of an index, a count by step, one query's rows."""
     options = bench_rows.asked(folder / "prompts.json", folder / "out", steps)
-    storage = open_storage(options.output_base_path)
+    output = open_output(options.output_base_path)
     slots = bench_rows.slots_of(options)
     before = _status_mb("VmRSS")
     began = time.perf_counter()
-    existing.find(storage, "sdxl", slots, options.captures(), options.img_per_prompt)
+    existing.find(output, "sdxl", slots, options.captures(), options.img_per_prompt)
     seconds, peak = time.perf_counter() - began, _status_mb("VmHWM")
     pattern = f"{options.output_base_path}/{layout.INDEX}/**/*.parquet"
     middle = slots["query_id"][slots.num_rows // 2].as_py()
@@ -115,7 +113,7 @@ def measure_index(folder: Path, steps: Sequence[int], state: str) -> dict[str, A
     return {
         "figure": "index",
         "state": state,
-        "parts": len(partition.part_names(storage, "sdxl")),
+        "parts": len(partition.part_names(output, "sdxl")),
         "rows": sum(counted["images"].to_pylist()),
         "plan_read_seconds": seconds,
         "plan_read_peak_mb": peak,
@@ -128,10 +126,9 @@ def measure_index(folder: Path, steps: Sequence[int], state: str) -> dict[str, A
 
 def measure_compact(folder: Path) -> dict[str, Any]:
     """An index's parts written anew as few."""
-    storage = open_storage(str(folder / "out"), runs.new_id())
     began = time.perf_counter()
-    done = rewrite(storage, "sdxl")
-    storage.remove_staging()
+    with open_output(str(folder / "out")).writing(runs.new_id()) as writer:
+        done = rewrite(writer, "sdxl")
     return {
         "figure": "compact",
         "rows": done.rows,

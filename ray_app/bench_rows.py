@@ -16,7 +16,7 @@ from ray_app import circo, layout, recipes
 from ray_app.bench_work import PROMPTS_A_QUERY, made_up
 from ray_app.index import IndexWriter
 from ray_app.options import Generate
-from ray_app.storage import Storage
+from ray_app.storage import Writer
 
 # its functions are made when it is imported: type checkers don't see them
 pc: Any = pyarrow.compute
@@ -46,24 +46,23 @@ def slots_of(options: Generate) -> pa.Table:
     return circo.slots(queries, options.img_per_prompt, options.seed, options.seed_mode, options.image_format)
 
 
-def fill(storage: Storage, options: Generate, slots: pa.Table, rows_a_part: int, files: bool) -> None:
+def fill(writer: Writer, options: Generate, slots: pa.Table, rows_a_part: int, files: bool) -> None:
     """Write the rows of these slots, and their files where asked, as if runs had drawn them at every step asked for."""
     recipe = recipes.resolve(options)
     steps = [capture.step for capture in options.captures()]
-    writer = IndexWriter(storage, recipe)
+    output, parts = writer.output, IndexWriter(writer, recipe)
     slots_a_part = max(1, rows_a_part // len(steps))
     if files:
         for step in steps:
-            os.makedirs(storage.path(f"{layout.step_folder('sdxl', 'xt', step)}/{layout.COMBINED}"), exist_ok=True)
+            os.makedirs(output.path(f"{layout.step_folder('sdxl', 'xt', step)}/{layout.COMBINED}"), exist_ok=True)
     for start in range(0, slots.num_rows, slots_a_part):
         rows = _rows(slots.slice(start, slots_a_part), steps, recipe)
         if files:
             for path in rows["path"].to_pylist():
-                with open(storage.path(path), "wb") as file:
+                with open(output.path(path), "wb") as file:
                     file.write(b".")
-        writer.append(rows)
-        writer.commit()
-    storage.remove_staging()
+        parts.append(rows)
+        parts.commit()
 
 
 def _rows(slots: pa.Table, steps: Sequence[int], recipe: Recipe) -> pa.Table:

@@ -20,7 +20,7 @@ from ray_app import index, layout, runs
 from ray_app.errors import one_line
 from ray_app.partition import Partition
 from ray_app.schema import KEY, SLOT_KEY
-from ray_app.storage import Storage
+from ray_app.storage import Output
 
 # its functions are made when it is imported: type checkers don't see them
 pc: Any = pyarrow.compute
@@ -95,8 +95,8 @@ class Model:
             written since then without a row is no stray yet.
     """
 
-    def __init__(self, storage: Storage, model_type: str, found: Partition, rows: pa.Table, since: float | None):
-        self.storage, self.model_type, self.found, self.all_rows = storage, model_type, found, rows
+    def __init__(self, output: Output, model_type: str, found: Partition, rows: pa.Table, since: float | None):
+        self.output, self.model_type, self.found, self.all_rows = output, model_type, found, rows
         self.since_ns = math.inf if since is None else since * 1e9
         self.newest = index.newest(rows)
         self.rows = rows.take(pa.array(self.newest))
@@ -109,7 +109,7 @@ class Model:
 
     def folders(self) -> list[tuple[str, int]]:
         """(snapshot, step) of the folders that the index or the tree has."""
-        there = [(folder.snapshot, folder.step) for folder in self.storage.step_folders(self.model_type)]
+        there = [(folder.snapshot, folder.step) for folder in self.output.step_folders(self.model_type)]
         return list(dict.fromkeys([*self.indexed(), *there]))
 
     def check_parts(self) -> Iterator[Problem]:
@@ -130,7 +130,7 @@ class Model:
         here = pc.and_(pc.equal(self.rows["snapshot"], snapshot), pc.equal(self.rows["step"], step))
         (places,) = np.nonzero(np.asarray(here))
         rows, numbers = self.rows.take(pa.array(places)), self.newest[places]
-        found = (entry for entry in self.storage.files(folder) if not layout.is_clutter(entry.name))
+        found = (entry for entry in self.output.files(folder) if not layout.is_clutter(entry.name))
         files = {f"{folder}/{entry.name}": entry for entry in found}
         ok = np.asarray(pc.equal(rows["status"], "ok"))
         yield from self._failures(rows.filter(pa.array(~ok)), numbers[~ok])
@@ -197,11 +197,11 @@ class Model:
         if files[row["path"]].bytes != row["bytes"]:
             return "wrong size", f"{files[row['path']].bytes:,} bytes instead of {row['bytes'] or 0:,}"
         try:
-            data = self.storage.read(row["path"])
+            data = self.output.read(row["path"])
         except FileNotFoundError:
             return "missing file", "gone while it was checked"
         except OSError as error:
-            return "unreadable file", self.storage.failed(error) or one_line(error)
+            return "unreadable file", self.output.failed(error) or one_line(error)
         digest = hashlib.sha256(data).hexdigest()
         if digest != row["sha256"]:
             return "wrong sha256", f"{digest[:12]}… instead of {str(row['sha256'])[:12]}…"
@@ -222,10 +222,10 @@ class Model:
                 yield Problem("stray file", path, detail, self.model_type)
 
 
-def check_staging(storage: Storage) -> Iterator[Problem]:
+def check_staging(output: Output) -> Iterator[Problem]:
     """Unfinished files of runs that are not going on."""
-    alive = tuple(f"{record['run_id']}/" for record in runs.going_on(storage))
-    for entry in storage.files(layout.STAGING):
+    alive = tuple(f"{record['run_id']}/" for record in runs.going_on(output))
+    for entry in output.files(layout.STAGING):
         if not entry.name.startswith(alive) and not layout.is_clutter(entry.name):
             yield Problem("leftover", f"{layout.STAGING}/{entry.name}", "its run is over")
 

@@ -13,7 +13,7 @@ from ray_app import layout, runs
 from ray_app.compact import COLUMNS, rewrite
 from ray_app.errors import OK, Refused
 from ray_app.partition import Partition, retry_if_compacted
-from ray_app.storage import Storage, open_storage
+from ray_app.storage import Output, open_output
 from ray_app.upkeep_options import Clean
 
 # its functions are made when it is imported: type checkers don't see them
@@ -51,21 +51,21 @@ def clean(options: Clean) -> int:
     Raises:
         Refused: options that don't say what, no such output, a run that is going on, nobody who agrees.
     """
-    storage = open_storage(options.output_base_path, runs.new_id())
-    if not storage.exists():
-        raise Refused(f"--output_base_path {storage.url}: no such folder")
-    going_on = [] if options.force else runs.going_on(storage)
+    output = open_output(options.output_base_path)
+    if not output.exists():
+        raise Refused(f"--output_base_path {output.url}: no such folder")
+    going_on = [] if options.force else runs.going_on(output)
     if going_on:
-        record = storage.at(layout.run_file(going_on[0]["run_id"]))
+        record = output.at(layout.run_file(going_on[0]["run_id"]))
         raise Refused(f"{record}: this run is going on; wait for its end, stop it, or --force")
-    folders = [_scan_folder(storage, folder, options) for folder in _folders(storage, options)]
-    rows = _count_rows(storage, options)
-    print(_describe(folders, rows, _others(storage, options, folders)))
+    folders = [_scan_folder(output, folder, options) for folder in _folders(output, options)]
+    rows = _count_rows(output, options)
+    print(_describe(folders, rows, _others(output, options, folders)))
     if options.dry_run:
         return OK
     if rows or any(folder.files for folder in folders):
-        _confirm(options, storage)
-    _remove(storage, options, folders)
+        _confirm(options, output)
+    _remove(output, options, folders)
     return OK
 
 
@@ -73,11 +73,11 @@ def _model_types(options: Clean) -> list[str]:
     return [name for name in layout.MODEL_TYPES if options.all or name == options.model_type]
 
 
-def _folders(storage: Storage, options: Clean) -> list[str]:
+def _folders(output: Output, options: Clean) -> list[str]:
     """The folders of OUTPUT that hold what is to go, those of images first."""
     found = []
     for model_type in _model_types(options):
-        for folder in storage.step_folders(model_type):
+        for folder in output.step_folders(model_type):
             is_snapshot = options.snapshot in (None, folder.snapshot)
             is_step = not options.steps or folder.step in options.steps
             if is_snapshot and is_step:
@@ -87,18 +87,18 @@ def _folders(storage: Storage, options: Clean) -> list[str]:
     return found
 
 
-def _others(storage: Storage, options: Clean, folders: list[FolderContents]) -> list[str]:
+def _others(output: Output, options: Clean, folders: list[FolderContents]) -> list[str]:
     """What stands in OUTPUT beside these folders, where everything of proxyqueue's is to go."""
     if not options.all or options.caches:
         return []
     known = {contents.folder for contents in folders}
-    return sorted(entry.name for entry in storage.entries("") if entry.name not in known)
+    return sorted(entry.name for entry in output.entries("") if entry.name not in known)
 
 
-def _scan_folder(storage: Storage, folder: str, options: Clean) -> FolderContents:
+def _scan_folder(output: Output, folder: str, options: Clean) -> FolderContents:
     contents = FolderContents(folder)
     found: dict[str | None, list[str]] = {}
-    for entry in storage.files(folder):
+    for entry in output.files(folder):
         name, kind = entry.name, _kind(folder, entry.name)
         if options.caches and kind != CACHE:
             continue
@@ -127,7 +127,7 @@ def _kind(folder: str, name: str) -> str | None:
     return RECORD if layout.is_run_file(path) else None
 
 
-def _count_rows(storage: Storage, options: Clean) -> dict[str, int]:
+def _count_rows(output: Output, options: Clean) -> dict[str, int]:
     """How many rows of each model are to go, where there are any.
 
     Raises:
@@ -135,23 +135,23 @@ def _count_rows(storage: Storage, options: Clean) -> dict[str, int]:
     """
     if options.caches:
         return {}
-    counts = {model_type: _count_rows_of(storage, model_type, options) for model_type in _model_types(options)}
+    counts = {model_type: _count_rows_of(output, model_type, options) for model_type in _model_types(options)}
     return {model_type: count for model_type, count in counts.items() if count}
 
 
 @retry_if_compacted
-def _count_rows_of(storage: Storage, model_type: str, options: Clean) -> int:
+def _count_rows_of(output: Output, model_type: str, options: Clean) -> int:
     """How many rows of a model are to go, superseded ones included.
 
     Raises:
         Refused: a part that can't be read, unless everything goes anyway.
     """
-    found = Partition.open(storage, model_type)
+    found = Partition.open(output, model_type)
     rows = found.read(COLUMNS)
     for name, reason in found.damaged.items():
         if not options.all:
             raise Refused(
-                f"{storage.at(name)}: not a readable part of the index: {reason};"
+                f"{output.at(name)}: not a readable part of the index: {reason};"
                 " `proxyqueue verify --repair` sets it aside"
             )
     return int(_matching(options, rows).sum())
@@ -182,28 +182,26 @@ def _describe(folders: list[FolderContents], rows: dict[str, int], others: list[
     return "\n".join(lines)
 
 
-def _confirm(options: Clean, storage: Storage) -> None:
+def _confirm(options: Clean, output: Output) -> None:
     if options.yes:
         return
     if sys.stdin is None or not sys.stdin.isatty():
         raise Refused("--yes: needed where there is no terminal to ask on; see first what would go with --dry_run")
     try:
-        answer = input(f"Remove this from {storage.url}? [y/N] ")
+        answer = input(f"Remove this from {output.url}? [y/N] ")
     except EOFError:
         answer = ""
     if answer.strip().lower() not in ("y", "yes"):
         raise Refused("not confirmed; nothing was removed")
 
 
-def _remove(storage: Storage, options: Clean, folders: list[FolderContents]) -> None:
-    try:
-        if not options.caches:
+def _remove(output: Output, options: Clean, folders: list[FolderContents]) -> None:
+    if not options.caches:
+        with output.writing(runs.new_id()) as writer:
             for model_type in _model_types(options):
-                rewrite(storage, model_type, lambda rows: _matching(options, rows))
-        for contents in folders:
-            for names in contents.files.values():
-                storage.remove_all(names)
-            storage.remove_empty(contents.folder)
-    finally:
-        storage.remove_staging()
+                rewrite(writer, model_type, lambda rows: _matching(options, rows))
+    for contents in folders:
+        for names in contents.files.values():
+            output.remove_all(names)
+        output.remove_empty(contents.folder)
     print("removed")

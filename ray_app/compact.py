@@ -17,7 +17,7 @@ from ray_app.errors import OK, Refused
 from ray_app.messages import LOG
 from ray_app.partition import Partition, retry_if_compacted
 from ray_app.schema import KEY, with_recipes
-from ray_app.storage import Sink, Storage, open_storage
+from ray_app.storage import Output, Sink, Writer, open_output
 from ray_app.upkeep_options import Compact
 
 ROWS_A_PART = 1_000_000
@@ -48,28 +48,26 @@ def compact(options: Compact) -> int:
     Raises:
         Refused: no index there, or another process is rewriting it.
     """
-    storage = open_storage(options.output_base_path, runs.new_id())
+    output = open_output(options.output_base_path)
     model_types = layout.model_types(options.model_type)
-    model_types = [name for name in model_types if storage.list_names(layout.index_folder(name), "*.parquet")]
+    model_types = [name for name in model_types if output.list_names(layout.index_folder(name), "*.parquet")]
     if not model_types:
-        raise Refused(f"{storage.at(layout.INDEX)}: no part of an index there; set --output_base_path")
-    storage.check_writable(create=False)
-    try:
+        raise Refused(f"{output.at(layout.INDEX)}: no part of an index there; set --output_base_path")
+    output.check_writable()
+    with output.writing(runs.new_id()) as writer:
         for model_type in model_types:
-            done = rewrite(storage, model_type)
+            done = rewrite(writer, model_type)
             for name, reason in done.damaged.items():
-                LOG.warning(f"{storage.at(name)}: left alone, can't be read: {reason}")
+                LOG.warning(f"{output.at(name)}: left alone, can't be read: {reason}")
             print(
                 f"{model_type:<16} {done.rows_before:,} rows in {done.parts_before:,} parts are now"
                 f" {done.rows:,} in {done.parts:,}",
                 flush=True,
             )
-    finally:
-        storage.remove_staging()
     return OK
 
 
-def rewrite(storage: Storage, model_type: str, drop: Drop | None = None) -> Rewritten:
+def rewrite(writer: Writer, model_type: str, drop: Drop | None = None) -> Rewritten:
     """Replace a partition's parts by few sorted ones with the newest row of each key, but for those that are dropped.
 
     Whenever it is killed, a reader sees every key that is kept, and of a dropped one its newest row or none. Parts that
@@ -78,28 +76,29 @@ def rewrite(storage: Storage, model_type: str, drop: Drop | None = None) -> Rewr
     Raises:
         Refused: another process is rewriting this partition.
     """
-    if not storage.list_names(layout.index_folder(model_type), "*.parquet"):
+    output = writer.output
+    if not output.list_names(layout.index_folder(model_type), "*.parquet"):
         return Rewritten(0, 0, 0, 0, 0, {})
-    with storage.locked(layout.index_folder(model_type)):
+    with output.locked(layout.index_folder(model_type)):
         sequence = itertools.count()
-        old, rows = _read(storage, model_type)
+        old, rows = _read(output, model_type)
         parts_before, rows_before = len(old.names), rows.num_rows
         newest, dropped = _newest(rows, drop)
         if dropped.any() and len(newest) < rows_before:
             # old parts go one by one: a dropped key's older row must not be the last that is left of it
-            _replace(storage, model_type, old, newest, sequence)
-            old, rows = _read(storage, model_type)
+            _replace(writer, model_type, old, newest, sequence)
+            old, rows = _read(output, model_type)
             newest, dropped = _newest(rows, drop)
         kept, parts_now = newest[~dropped], len(old.names)
         if dropped.any() or (drop is None and not _is_compact(len(old.names), newest, rows.num_rows)):
-            parts_now = _replace(storage, model_type, old, kept, sequence)
+            parts_now = _replace(writer, model_type, old, kept, sequence)
         return Rewritten(parts_before, parts_now, rows_before, len(kept), int(dropped.sum()), old.damaged)
 
 
 @retry_if_compacted
-def _read(storage: Storage, model_type: str) -> tuple[Partition, pa.Table]:
+def _read(output: Output, model_type: str) -> tuple[Partition, pa.Table]:
     """The partition, and `COLUMNS` of its rows."""
-    partition = Partition.open(storage, model_type)
+    partition = Partition.open(output, model_type)
     return partition, partition.read(COLUMNS)
 
 
@@ -116,22 +115,22 @@ def _is_compact(parts: int, newest: np.ndarray, rows: int) -> bool:
     return parts <= math.ceil(rows / ROWS_A_PART) and np.array_equal(newest, np.arange(rows))
 
 
-def _replace(storage: Storage, model_type: str, old: Partition, kept: np.ndarray, sequence: Iterator[int]) -> int:
+def _replace(writer: Writer, model_type: str, old: Partition, kept: np.ndarray, sequence: Iterator[int]) -> int:
     """Write the rows of these numbers as new parts, then remove the old ones; how many new parts there are."""
-    schema = with_recipes(old.recipes, old.schema)
+    output, schema = writer.output, with_recipes(old.recipes, old.schema)
     new: list[str] = []
     try:
         for start in range(0, len(kept), ROWS_A_PART):
-            new.append(layout.index_part(model_type, storage.run_id or "", next(sequence)))
-            storage.write_with(new[-1], functools.partial(_write, old, kept[start : start + ROWS_A_PART], schema))
-            storage.sync(new[-1])
+            new.append(layout.index_part(model_type, writer.run_id, next(sequence)))
+            writer.write_with(new[-1], functools.partial(_write, old, kept[start : start + ROWS_A_PART], schema))
+            output.sync(new[-1])
             pa.default_memory_pool().release_unused()  # a part's worth of rows, more than once
-        storage.sync(layout.index_folder(model_type))  # or a power cut could take the new parts when the old are gone
+        output.sync(layout.index_folder(model_type))  # or a power cut could take the new parts when the old are gone
     except BaseException:  # the old ones hold all of it: each try would leave as many rows again
         with contextlib.suppress(OSError):
-            storage.remove_all(new)
+            output.remove_all(new)
         raise
-    storage.remove_all(old.names)
+    output.remove_all(old.names)
     return len(new)
 
 

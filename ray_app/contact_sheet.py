@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ray_app import pictures
 from ray_app.errors import Refused
 from ray_app.files import whole_file
-from ray_app.storage import Storage
+from ray_app.storage import Output
 from ray_app.trajectories import OK, Trajectories, Trajectory
 
 # its functions are made when it is imported: type checkers don't see them
@@ -23,7 +23,7 @@ GAP, TEXT_WIDTH, FONT_SIZE = 8, 300, 16
 INK, QUIET, BAD = "black", "#666666", "#b3261e"
 
 
-def write(path: str, storage: Storage, shown: Trajectories, query_ids: list[int], cell: int) -> None:
+def write(path: str, output: Output, shown: Trajectories, query_ids: list[int], cell: int) -> None:
     """Draw these queries' slots, each image at most `cell` pixels wide.
 
     Raises:
@@ -53,7 +53,7 @@ def write(path: str, storage: Storage, shown: Trajectories, query_ids: list[int]
         y = top + number * (cell + GAP)
         _describe(draw, font, one, snapshot if len(snapshots) > 1 else "", (GAP, y), cell)
         for column, step in enumerate(steps):
-            _show(sheet, draw, font, storage, one.images.get((snapshot, step)), left + column * (cell + GAP), y, cell)
+            _show(sheet, draw, font, output, one.images.get((snapshot, step)), left + column * (cell + GAP), y, cell)
     with whole_file(Path(path).expanduser(), "--contact_sheet") as staged:
         sheet.save(staged, "PNG", optimize=True)
 
@@ -87,7 +87,7 @@ def _show(
     sheet: Image.Image,
     draw: ImageDraw.ImageDraw,
     font: Any,
-    storage: Storage,
+    output: Output,
     row: dict | None,
     x: int,
     y: int,
@@ -97,7 +97,7 @@ def _show(
     word = "not there"
     if row is not None and row["status"] == OK:
         try:
-            picture = pictures.small(storage.read(row["path"]), cell)
+            picture = pictures.small(output.read(row["path"]), cell)
             sheet.paste(picture, (x + (cell - picture.width) // 2, y + (cell - picture.height) // 2))
             return
         except OSError:

@@ -13,7 +13,7 @@ from ray_app.ask_options import Convergence
 from ray_app.errors import OK, PROBLEMS, Refused
 from ray_app.progress import Checked
 from ray_app.schema import SLOT_KEY
-from ray_app.storage import Storage, open_storage
+from ray_app.storage import Output, open_output
 from ray_app.trajectories import OK as IS_OK
 from ray_app.trajectories import Trajectories
 
@@ -64,24 +64,22 @@ def convergence(options: Convergence) -> int:
     Raises:
         Refused: nothing to compare, or a place that can't be written.
     """
-    storage = open_storage(options.output_base_path, runs.new_id())
-    storage.check_writable(create=False)
+    output = open_output(options.output_base_path)
+    output.check_writable()
     wanted = layout.model_types(options.model_type)
-    shown = Trajectories(storage, wanted, options.steps, options.snapshot)
+    shown = Trajectories(output, wanted, options.steps, options.snapshot)
     compared = pa.concat_tables([pairs(shown.rows(model_type), model_type) for model_type in shown.models])
     if not compared.num_rows:
-        raise Refused(f"{storage.at(layout.INDEX)}: no slot has two steps' images of one denoise; nothing to compare")
-    try:
-        with cluster.connected(options.address):
-            table = _measured(storage, compared, options.shared_filesystem)
-        lines = summary(table)
-        storage.write(layout.CONVERGENCE_TABLE, index.to_parquet(table))
-        storage.write(layout.CONVERGENCE_PLOT, convergence_plot.png(lines))
-    finally:
-        storage.remove_staging()
+        raise Refused(f"{output.at(layout.INDEX)}: no slot has two steps' images of one denoise; nothing to compare")
+    with cluster.connected(options.address):
+        table = _measured(output, compared, options.shared_filesystem)
+    lines = summary(table)
+    with output.writing(runs.new_id()) as writer:
+        writer.write(layout.CONVERGENCE_TABLE, index.to_parquet(table))
+        writer.write(layout.CONVERGENCE_PLOT, convergence_plot.png(lines))
     print("\n".join(_text(lines)))
-    print(f"table            {storage.at(layout.CONVERGENCE_TABLE)}")
-    print(f"plot             {storage.at(layout.CONVERGENCE_PLOT)}")
+    print(f"table            {output.at(layout.CONVERGENCE_TABLE)}")
+    print(f"plot             {output.at(layout.CONVERGENCE_PLOT)}")
     return _tell_problems(table)
 
 
@@ -122,7 +120,7 @@ def _spread(values: pa.ChunkedArray) -> Spread:
     return Spread(*pc.quantile(values, [0.25, 0.5, 0.75], interpolation="nearest").to_pylist())
 
 
-def _measured(storage: Storage, compared: pa.Table, shared: bool) -> pa.Table:
+def _measured(output: Output, compared: pa.Table, shared: bool) -> pa.Table:
     """The table of all pairs, measured by tasks of some pairs each; images stay in the tasks."""
     import ray.data
 
@@ -130,10 +128,10 @@ def _measured(storage: Storage, compared: pa.Table, shared: bool) -> pa.Table:
     starts = range(0, compared.num_rows, PAIRS_A_TASK)
     tasks = ray.data.from_arrow([compared.slice(start, PAIRS_A_TASK) for start in starts])
     measured = tasks.map_batches(
-        functools.partial(_measure, storage=storage),
+        functools.partial(_measure, output=output),
         batch_size=None,
         batch_format="pyarrow",
-        **cluster.placed(shared or storage.everywhere),
+        **cluster.placed(shared or output.everywhere),
     )
     blocks: Any = measured.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     progress, done = Checked(compared.num_rows, "compared"), []
@@ -147,23 +145,21 @@ def _measured(storage: Storage, compared: pa.Table, shared: bool) -> pa.Table:
     return pa.concat_tables(done).sort_by(order).combine_chunks()
 
 
-def _measure(rows: pa.Table, storage: Storage) -> pa.Table:
+def _measure(rows: pa.Table, output: Output) -> pa.Table:
     """A task: the rows of `SCHEMA` for some pairs."""
-    found = list(_compare_each(rows.to_pylist(), storage))
+    found = list(_compare_each(rows.to_pylist(), output))
     values = {name: pa.array([each[name] for each in found], SCHEMA.field(name).type) for name in found[0]}
     return pa.table([values[name] if name in values else rows[name] for name in SCHEMA.names], schema=SCHEMA)
 
 
-def _compare_each(rows: list[dict[str, Any]], storage: Storage) -> Iterator[dict[str, Any]]:
-    read = functools.lru_cache(maxsize=1)(
-        lambda path: likeness.decode(storage.read(path))
-    )  # a slot's rows are together
+def _compare_each(rows: list[dict[str, Any]], output: Output) -> Iterator[dict[str, Any]]:
+    read = functools.lru_cache(maxsize=1)(lambda path: likeness.decode(output.read(path)))  # a slot's rows are together
     for row in rows:
         path = row["last_path"]
         try:
             reference = read(path)
             path = row["path"]
-            psnr, ssim = likeness.compare(likeness.decode(storage.read(path)), reference)
+            psnr, ssim = likeness.compare(likeness.decode(output.read(path)), reference)
             yield {"psnr": psnr, "ssim": ssim, "problem": None}
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error).split("<")[0].strip()

@@ -11,7 +11,7 @@ from pathlib import Path
 from ray_app import autoscaling, cluster, footprint, survey, text_table
 from ray_app.errors import OK, PROBLEMS, Refused, one_line
 from ray_app.options import Generate
-from ray_app.storage import open_storage
+from ray_app.storage import open_output
 from ray_app.submit_options import Doctor
 from ray_app.survey import Node
 
@@ -131,11 +131,11 @@ def _smaller(run: Generate, share: float) -> str:
 def output(options: Doctor, nodes: list[Node]) -> Iterator[str]:
     """An output that can't be written, or that is another folder elsewhere."""
     try:
-        storage = open_storage(options.output_base_path)
-        storage.check_writable(create=False)
+        storage = open_output(options.output_base_path)
+        storage.check_writable()
         if storage.everywhere:  # whether a store takes files, only a file tells
             name = f".proxyqueue_probe_{uuid.uuid4().hex}"
-            storage.write(name, b"")
+            storage.writer("doctor").write(name, b"")
             storage.remove(name)
     except Refused as refused:
         yield str(refused)

@@ -29,7 +29,7 @@ from ray_app.options import Generate
 from ray_app.plan import Plan
 from ray_app.progress import Progress
 from ray_app.runs import Record
-from ray_app.storage import Storage
+from ray_app.storage import Writer
 from ray_app.watchdog import Watchdog
 from ray_app.worker import Worker
 from ray_app.writer import UNWRITTEN, write_images
@@ -63,7 +63,7 @@ class Driver:
 
     Args:
         plan, recipe, options: what to draw, and how.
-        storage: the output.
+        writer: writes into the output; its run id names the run.
         record: beaten while the run goes on.
         interrupts: tells when to stop.
         worker: what the actors run; a `Worker` whose generator may be another.
@@ -74,16 +74,16 @@ class Driver:
         plan: Plan,
         recipe: Recipe,
         options: Generate,
-        storage: Storage,
+        writer: Writer,
         record: Record,
         interrupts: Interrupts,
         worker: type[Worker] = Worker,
     ):
-        self.plan, self.recipe, self.options, self.storage = plan, recipe, options, storage
+        self.plan, self.recipe, self.options, self.writer = plan, recipe, options, writer
         self.record, self.interrupts, self.worker = record, interrupts, worker
         self.counts: collections.Counter[str] = collections.Counter()
         """Images "ok", "failed" and "truncated", "denoises" and their "steps", batches "replayed" after a death."""
-        self.index = IndexWriter(storage, recipe)
+        self.index = IndexWriter(writer, recipe)
         self._shrunk: set[str] = set()
 
     def run(self) -> None:
@@ -140,7 +140,7 @@ class Driver:
         self._report_shrunk(rows)
         if unwritten.num_rows:
             first = unwritten.slice(0, 1).to_pylist()[0]
-            raise Refused(f"{self.storage.at(first['path'])}: {first['error_message']}; {GOES_ON}")
+            raise Refused(f"{self.writer.output.at(first['path'])}: {first['error_message']}; {GOES_ON}")
 
     def _report_shrunk(self, rows: pa.Table) -> None:
         """Say once an actor that it ran out of memory and draws smaller batches since."""
@@ -179,12 +179,10 @@ class Driver:
             **resources,
         )
         # no CPU for writers either, or on a laptop they would wait for the actors that wait for them
-        anywhere = options.shared_filesystem or self.storage.everywhere
+        anywhere = options.shared_filesystem or self.writer.output.everywhere
         nodes = cluster.nodes() if anywhere else 1
         return drawn.map_batches(
-            functools.partial(
-                write_images, storage=self.storage, model_type=recipe.model_type, notice=_Noticing(ledger)
-            ),
+            functools.partial(write_images, writer=self.writer, model_type=recipe.model_type, notice=_Noticing(ledger)),
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=0,

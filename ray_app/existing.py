@@ -12,7 +12,7 @@ from actors.recipe import Capture, Recipe
 from ray_app import index, layout, recipes
 from ray_app.errors import Refused
 from ray_app.schema import KEY, SLOT_KEY
-from ray_app.storage import Storage
+from ray_app.storage import Output
 
 # its functions are made when it is imported: type checkers don't see them
 pc: Any = pyarrow.compute
@@ -26,15 +26,15 @@ _COLUMNS = {
 }
 
 
-def check_recipe(storage: Storage, recipe: Recipe) -> list[str]:
+def check_recipe(output: Output, recipe: Recipe) -> list[str]:
     """Compare with the recipes that this output's images were drawn by; a warning for each that moves low bits only.
 
     Raises:
         Refused: another recipe, naming each field that differs and both values.
     """
-    rows = index.read(storage, recipe.model_type, ["recipe"], only=pc.field("status") == "ok")
+    rows = index.read(output, recipe.model_type, ["recipe"], only=pc.field("status") == "ok")
     warnings = []
-    known = index.recipes(storage, recipe.model_type)
+    known = index.recipes(output, recipe.model_type)
     for fingerprint in rows["recipe"].unique().to_pylist():
         theirs = known.get(fingerprint, {})
         strict, low_bits = recipes.differences(recipe, theirs)
@@ -43,15 +43,15 @@ def check_recipe(storage: Storage, recipe: Recipe) -> list[str]:
             moved = drawn and recipe.hub_revision and drawn != recipe.hub_revision
             back = f"; --revision {drawn} goes on with the model that it was drawn with" if moved else ""
             raise Refused(
-                f"{storage.url}: holds {recipe.model_type} images of another recipe: {', '.join(strict)};"
+                f"{output.url}: holds {recipe.model_type} images of another recipe: {', '.join(strict)};"
                 f" take another --output_base_path{back}"
             )
-        warnings += [f"{storage.url}: {text}: pictures may differ in their low bits" for text in low_bits]
+        warnings += [f"{output.url}: {text}: pictures may differ in their low bits" for text in low_bits]
     return warnings
 
 
 def find(
-    storage: Storage, model_type: str, slots: pa.Table, captures: Sequence[Capture], img_per_prompt: int
+    output: Output, model_type: str, slots: pa.Table, captures: Sequence[Capture], img_per_prompt: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which images are there, and which failed when they were last tried: two arrays of bool, (slots, captures).
 
@@ -62,12 +62,12 @@ def find(
     """
     found = np.zeros((slots.num_rows, len(captures)), bool)
     failed = np.zeros_like(found)
-    rows = index.read(storage, model_type, _COLUMNS)
+    rows = index.read(output, model_type, _COLUMNS)
     if not rows.num_rows or not slots.num_rows:
         return found, failed
     slot_of_row = _match(slots, rows)
     ok = np.asarray(pc.equal(rows["status"], "ok"))
-    _check_neighbours(storage, slots, rows.filter(pa.array(ok)), img_per_prompt)
+    _check_neighbours(output, slots, rows.filter(pa.array(ok)), img_per_prompt)
     renamed, redrawn = _conflicts(slots, rows, slot_of_row)
     bytes_in_row = np.asarray(rows["bytes"].fill_null(-2))  # no file has that size, nor -1, that of no file
     for number, capture in enumerate(captures):
@@ -75,12 +75,12 @@ def find(
         has_row = newest >= 0  # where it is false, what is taken below at -1 means nothing
         has_ok_row = has_row & ok[newest]
         folder = layout.step_folder(model_type, capture.snapshot, capture.step)
-        has_file = has_ok_row & (sizes(storage, folder, slots["file"]) == bytes_in_row[newest])
+        has_file = has_ok_row & (sizes(output, folder, slots["file"]) == bytes_in_row[newest])
         # an image whose file is gone may be drawn anew from another prompt; under another name it would stay behind
         is_another = (has_file & redrawn[newest]) | (has_ok_row & renamed[newest])
         if is_another.any():
             slot = int(is_another.argmax())
-            raise _other_image(storage, model_type, slots.slice(slot, 1).to_pylist()[0], rows, int(newest[slot]))
+            raise _other_image(output, model_type, slots.slice(slot, 1).to_pylist()[0], rows, int(newest[slot]))
         found[:, number] = has_file
         failed[:, number] = has_row & ~ok[newest]
     return found, failed
@@ -95,7 +95,7 @@ def _newest_row_of_slots(rows: pa.Table, slot_of_row: np.ndarray, capture: Captu
     return newest
 
 
-def are_there(storage: Storage, model_type: str, rows: pa.Table) -> np.ndarray:
+def are_there(output: Output, model_type: str, rows: pa.Table) -> np.ndarray:
     """Which rows of the index are ok, and their file there with the size that they say: bool, one a row.
 
     Args:
@@ -108,13 +108,13 @@ def are_there(storage: Storage, model_type: str, rows: pa.Table) -> np.ndarray:
         folder = layout.step_folder(model_type, capture["snapshot"], capture["step"])
         mine = rows.take(pa.array(places))
         files = pc.utf8_slice_codeunits(mine["path"], len(folder) + 1)
-        there[places] &= sizes(storage, folder, files) == np.asarray(mine["bytes"].fill_null(-2))
+        there[places] &= sizes(output, folder, files) == np.asarray(mine["bytes"].fill_null(-2))
     return there
 
 
-def sizes(storage: Storage, folder: str, files: pa.ChunkedArray) -> np.ndarray:
+def sizes(output: Output, folder: str, files: pa.ChunkedArray) -> np.ndarray:
     """The size of each file in a step's folder, -1 where there is none."""
-    listing = storage.sizes(folder)
+    listing = output.sizes(folder)
     if not listing:
         return np.full(len(files), -1)
     place = pc.index_in(files, value_set=pa.array(list(listing), pa.string()))
@@ -153,12 +153,12 @@ def _conflicts(slots: pa.Table, rows: pa.Table, slot_of_row: np.ndarray) -> tupl
     return np.logical_or.reduce([np.asarray(column) for column in renamed]), np.asarray(redrawn)
 
 
-def _other_image(storage: Storage, model_type: str, slot: dict, rows: pa.Table, row: int) -> Refused:
+def _other_image(output: Output, model_type: str, slot: dict, rows: pa.Table, row: int) -> Refused:
     """The error for an image that stands where another is asked for, naming what differs."""
     there = {name: rows[name][row].as_py() for name in rows.column_names}
     query = there["query_id"]
     same = (pc.field("query_id") == query) & (pc.field("denoise_id") == there["denoise_id"])
-    drawn = index.read(storage, model_type, ["prompt", "seed", "path"], only=same).to_pylist()[-1]
+    drawn = index.read(output, model_type, ["prompt", "seed", "path"], only=same).to_pylist()[-1]
     differences = (
         ("--img_per_prompt", "k", there["k"], slot["k"]),
         ("annotations", "reference_img_id", there["reference_img_id"], slot["reference_img_id"]),
@@ -168,19 +168,19 @@ def _other_image(storage: Storage, model_type: str, slot: dict, rows: pa.Table, 
     )
     flag, name, before, now = next(found for found in differences if found[2] != found[3])
     return Refused(
-        f"{storage.url}: query {query}, prompt {there['prompt_index']}: {name} is {before!r} there and {now!r} here"
+        f"{output.url}: query {query}, prompt {there['prompt_index']}: {name} is {before!r} there and {now!r} here"
         f" (other {flag}); take another --output_base_path"
     )
 
 
-def _check_neighbours(storage: Storage, slots: pa.Table, rows: pa.Table, img_per_prompt: int) -> None:
+def _check_neighbours(output: Output, slots: pa.Table, rows: pa.Table, img_per_prompt: int) -> None:
     """Raise Refused if images that are not asked for stand under names that ours would take."""
     prompt, image, k = (np.asarray(rows[name]).astype(np.int64) for name in ("prompt_index", "image_index", "k"))
     (other,) = np.nonzero(k != prompt * img_per_prompt + image)
     if len(other):
         before = (k[other[0]] - image[other[0]]) // prompt[other[0]]
         raise Refused(
-            f"{storage.url}: --img_per_prompt is {before} there and {img_per_prompt} here: file numbers would"
+            f"{output.url}: --img_per_prompt is {before} there and {img_per_prompt} here: file numbers would"
             " collide; take another --output_base_path"
         )
     ours = slots.filter(pc.starts_with(slots["file"], f"{layout.COMBINED}/"))
@@ -188,7 +188,7 @@ def _check_neighbours(storage: Storage, slots: pa.Table, rows: pa.Table, img_per
     for row in _pairs(rows.filter(pc.invert(rows["in_own_folder"]))):
         if owner.get(row["reference_img_id"], row["query_id"]) != row["query_id"]:
             raise Refused(
-                f"{storage.url}: reference {row['reference_img_id']} is query {row['query_id']}'s there and query"
+                f"{output.url}: reference {row['reference_img_id']} is query {row['query_id']}'s there and query"
                 f" {owner[row['reference_img_id']]}'s here (other annotations); take another --output_base_path"
             )
 

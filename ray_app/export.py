@@ -5,11 +5,10 @@ import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
-from ray_app import runs
 from ray_app.ask_options import Export
 from ray_app.errors import Refused
 from ray_app.files import whole_folder
-from ray_app.storage import Storage, open_storage
+from ray_app.storage import Output, open_output
 
 
 def export(options: Export) -> int:
@@ -18,11 +17,11 @@ def export(options: Export) -> int:
     Raises:
         Refused: flags that don't go together, no such images, a folder that can't be written.
     """
-    storage = open_storage(options.output_base_path, runs.new_id())
-    return _formats()[options.format](storage, options)
+    output = open_output(options.output_base_path)
+    return _formats()[options.format](output, options)
 
 
-def _formats() -> dict[str, Callable[[Storage, Export], int]]:
+def _formats() -> dict[str, Callable[[Output, Export], int]]:
     from ray_app import export_imagefolder, export_ipcir, export_trajectories, export_webdataset
 
     modules = {

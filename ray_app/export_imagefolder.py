@@ -4,26 +4,26 @@ Knows what the datasets library wants of such a file; copies no image."""
 import numpy as np
 import pyarrow as pa
 
-from ray_app import existing, index, layout
+from ray_app import existing, index, layout, runs
 from ray_app.ask_options import Export
 from ray_app.errors import OK, Refused
 from ray_app.schema import SCHEMA
-from ray_app.storage import Storage
+from ray_app.storage import Output
 
 LEFT_OUT = ("path", "status", "error_type", "error_message")
 
 
-def export(storage: Storage, options: Export) -> int:
+def export(output: Output, options: Export) -> int:
     """Write the file of every step's folder anew; the exit code."""
-    storage.check_writable(create=False)
+    output.check_writable()
     written = 0
-    try:
+    with output.writing(runs.new_id()) as writer:
         for model_type in layout.model_types(options.model_type):
-            rows = index.read(storage, model_type, SCHEMA.names)
+            rows = index.read(output, model_type, SCHEMA.names)
             rows = rows.take(pa.array(index.newest(rows)))
-            rows = rows.filter(pa.array(existing.are_there(storage, model_type, rows)))
+            rows = rows.filter(pa.array(existing.are_there(output, model_type, rows)))
             steps, snapshots = np.asarray(rows["step"]), np.asarray(rows["snapshot"].to_pylist(), dtype=object)
-            for folder in storage.step_folders(model_type):
+            for folder in output.step_folders(model_type):
                 if options.steps and folder.step not in options.steps:
                     continue
                 if options.snapshot not in (None, folder.snapshot):
@@ -31,13 +31,11 @@ def export(storage: Storage, options: Export) -> int:
                 mine = rows.filter(pa.array((steps == folder.step) & (snapshots == folder.snapshot)))
                 if mine.num_rows:
                     name = f"{folder.name}/{layout.METADATA}"
-                    storage.write(name, index.to_parquet(_metadata(mine, folder)))
-                    print(f"{storage.at(name)}: {mine.num_rows:,} images")
+                    writer.write(name, index.to_parquet(_metadata(mine, folder)))
+                    print(f"{output.at(name)}: {mine.num_rows:,} images")
                     written += 1
-    finally:
-        storage.remove_staging()
     if not written:
-        raise Refused(f"{storage.at(layout.INDEX)}: no such image in it; set --output_base_path")
+        raise Refused(f"{output.at(layout.INDEX)}: no such image in it; set --output_base_path")
     return OK
 
 

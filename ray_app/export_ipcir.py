@@ -14,7 +14,7 @@ from ray_app import layout, remote, text_table
 from ray_app.ask_options import Export
 from ray_app.errors import OK, PROBLEMS
 from ray_app.export import new_folder
-from ray_app.storage import Storage
+from ray_app.storage import Output
 from ray_app.trajectories import OK as IS_OK
 from ray_app.trajectories import Trajectories
 
@@ -24,16 +24,16 @@ pc: Any = pyarrow.compute
 MOST_NAMED = 20
 
 
-def export(storage: Storage, options: Export) -> int:
+def export(output: Output, options: Export) -> int:
     """Check every step's folder, and write second queries' trees if asked; the exit code."""
-    shown = Trajectories(storage, layout.model_types(options.model_type), options.steps, options.snapshot)
+    shown = Trajectories(output, layout.model_types(options.model_type), options.steps, options.snapshot)
     problems = 0
     second: dict[int, str] = {}
     for model_type in shown.models:
         for snapshot, step in shown.captures:
             rows = _rows(shown, model_type, snapshot, step)
             if rows:
-                problems += _report(storage, layout.step_folder(model_type, snapshot, step), rows)
+                problems += _report(output, layout.step_folder(model_type, snapshot, step), rows)
                 second |= {query: row["reference_img_id"] for query, row in _not_first(rows).items()}
     lines = (
         f"query {query}: retrieval scripts find another query's images under its reference {reference}"
@@ -44,7 +44,7 @@ def export(storage: Storage, options: Export) -> int:
     if second and not options.by_query:
         print("a tree for these: --by_query --export_path FOLDER")
     if options.by_query:
-        _write_trees(storage, shown, str(options.export_path))
+        _write_trees(output, shown, str(options.export_path))
     return PROBLEMS if problems else OK
 
 
@@ -59,11 +59,11 @@ def _not_first(rows: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
     return {row["query_id"]: row for row in rows if row["path"].split("/")[1] != layout.COMBINED}
 
 
-def _report(storage: Storage, folder: str, rows: list[dict[str, Any]]) -> int:
+def _report(output: Output, folder: str, rows: list[dict[str, Any]]) -> int:
     """Say what scripts read of a step's folder, and each problem; how many there are."""
     names = sorted(
         name.removeprefix(f"{layout.COMBINED}/")
-        for name in storage.sizes(folder)
+        for name in output.sizes(folder)
         if name.startswith(f"{layout.COMBINED}/")
     )
     mine = [row for row in rows if row["path"].split("/")[1] == layout.COMBINED]
@@ -102,7 +102,7 @@ def _problems(names: list[str], rows: list[dict[str, Any]]) -> Iterator[str]:
             yield f"reference {reference}: {count} images were asked for, {usual} of others"
 
 
-def _write_trees(storage: Storage, shown: Trajectories, path: str) -> None:
+def _write_trees(output: Output, shown: Trajectories, path: str) -> None:
     """EXPORT/query2: complete, but each shared reference has its second query's images; query3 for third ones, …"""
     with new_folder(path) as folder:
         written = 0
@@ -113,7 +113,7 @@ def _write_trees(storage: Storage, shown: Trajectories, path: str) -> None:
                     tree = folder / f"query{number}" / layout.step_folder(model_type, snapshot, step) / layout.COMBINED
                     tree.mkdir(parents=True, exist_ok=True)
                     for row in chosen:
-                        _place(storage, row["path"], tree / row["path"].rsplit("/", 1)[1])
+                        _place(output, row["path"], tree / row["path"].rsplit("/", 1)[1])
                         written += 1
     print(f"{path}: {written:,} images" + ("" if written else ", since no two queries share a reference"))
 
@@ -131,10 +131,10 @@ def _trees(rows: list[dict[str, Any]]) -> Iterator[tuple[int, list[dict[str, Any
         yield number, [row for row in rows if row["query_id"] in chosen and row["status"] == IS_OK]
 
 
-def _place(storage: Storage, path: str, target: Path) -> None:
+def _place(output: Output, path: str, target: Path) -> None:
     """The very same file where it can be linked: an image is never changed, only replaced. Else a copy."""
-    if not remote.is_remote(storage.url):
+    if not remote.is_remote(output.url):
         with contextlib.suppress(OSError):
-            os.link(storage.path(path), target)
+            os.link(output.path(path), target)
             return
-    target.write_bytes(storage.read(path))
+    target.write_bytes(output.read(path))

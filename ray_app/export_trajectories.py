@@ -15,7 +15,7 @@ from ray_app import layout
 from ray_app.ask_options import Export
 from ray_app.errors import OK
 from ray_app.export import new_folder
-from ray_app.storage import Storage
+from ray_app.storage import Output
 from ray_app.trajectories import OK as IS_OK
 from ray_app.trajectories import Capture, Trajectories, Trajectory
 
@@ -36,9 +36,9 @@ COLUMNS = {
 IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 
 
-def export(storage: Storage, options: Export) -> int:
+def export(output: Output, options: Export) -> int:
     """Write all slots in files of --shard_images rows; the exit code."""
-    shown = Trajectories(storage, layout.model_types(options.model_type), options.steps, options.snapshot)
+    shown = Trajectories(output, layout.model_types(options.model_type), options.steps, options.snapshot)
     schema = _schema(shown.captures)
     slots = shown.of(shown.query_ids)
     rows = files = 0
@@ -46,7 +46,7 @@ def export(storage: Storage, options: Export) -> int:
         while first := list(itertools.islice(slots, 1)):
             shard = itertools.chain(first, itertools.islice(slots, options.shard_images - 1))
             path = folder / f"trajectories-{files:05d}.parquet"
-            rows += _write(path, schema, _groups(storage, shown.captures, shard, pool))
+            rows += _write(path, schema, _groups(output, shown.captures, shard, pool))
             files += 1
     print(f"{options.export_path}: {rows:,} slots, {len(shown.captures)} images each, in {files:,} files")
     return OK
@@ -67,20 +67,20 @@ def _schema(captures: list[Capture]) -> pa.Schema:
 
 
 def _groups(
-    storage: Storage, captures: list[Capture], shard: Iterator[Trajectory], pool: ThreadPoolExecutor
+    output: Output, captures: list[Capture], shard: Iterator[Trajectory], pool: ThreadPoolExecutor
 ) -> Iterator[list[dict[str, Any]]]:
     while group := list(itertools.islice(shard, SLOTS_A_GROUP)):
-        yield list(pool.map(lambda one: _row(storage, captures, one), group))
+        yield list(pool.map(lambda one: _row(output, captures, one), group))
 
 
-def _row(storage: Storage, captures: list[Capture], one: Trajectory) -> dict[str, Any]:
+def _row(output: Output, captures: list[Capture], one: Trajectory) -> dict[str, Any]:
     """A slot with its images; null for those that failed or are not there."""
     row = {"model": one.model, **{name: one.slot[name] for name in COLUMNS if name != "model"}}
     for capture in captures:
         image = one.images.get(capture)
         row[column(capture)] = None
         if image is not None and image["status"] == IS_OK:
-            row[column(capture)] = {"bytes": storage.read(image["path"]), "path": image["path"]}
+            row[column(capture)] = {"bytes": output.read(image["path"]), "path": image["path"]}
     return row
 
 

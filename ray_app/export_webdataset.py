@@ -11,7 +11,7 @@ from ray_app import cluster, layout
 from ray_app.ask_options import Export
 from ray_app.errors import OK
 from ray_app.export import new_folder
-from ray_app.storage import Storage
+from ray_app.storage import Output
 from ray_app.trajectories import OK as IS_OK
 from ray_app.trajectories import Trajectories
 
@@ -19,9 +19,9 @@ IN_JSON = ("query_id", "reference_img_id", "prompt_index", "image_index", "k", "
            "snapshot", "step", "width", "height", "path")  # fmt: skip
 
 
-def export(storage: Storage, options: Export) -> int:
+def export(output: Output, options: Export) -> int:
     """Write shards of --shard_images images, the steps of a slot one after the other; the exit code."""
-    shown = Trajectories(storage, layout.model_types(options.model_type), options.steps, options.snapshot)
+    shown = Trajectories(output, layout.model_types(options.model_type), options.steps, options.snapshot)
     samples = pa.Table.from_pylist(
         [
             {**{name: row[name] for name in IN_JSON}, "model": one.model}
@@ -33,7 +33,7 @@ def export(storage: Storage, options: Export) -> int:
     starts = range(0, samples.num_rows, options.shard_images)
     shards = [samples.slice(start, options.shard_images) for start in starts]
     with new_folder(str(options.export_path)) as folder, cluster.connected(options.address):
-        _write(storage, shards, str(folder), options.shared_filesystem)
+        _write(output, shards, str(folder), options.shared_filesystem)
     print(f"{options.export_path}: {samples.num_rows:,} images in {len(shards):,} shards")
     return OK
 
@@ -44,7 +44,7 @@ def key(row: dict[str, Any]) -> str:
     return f"{row['model']}_{slot}_{row['snapshot']}_step{row['step']:05d}"
 
 
-def _write(storage: Storage, shards: list[pa.Table], folder: str, shared: bool) -> None:
+def _write(output: Output, shards: list[pa.Table], folder: str, shared: bool) -> None:
     import ray.data
     from ray.data.datasource import FilenameProvider
 
@@ -60,19 +60,19 @@ def _write(storage: Storage, shards: list[pa.Table], folder: str, shared: bool) 
     cluster.quiet_data()
     where = cluster.placed(shared)
     images = ray.data.from_arrow(shards).map_batches(
-        functools.partial(_read, storage=storage), batch_size=None, batch_format="pyarrow", **where
+        functools.partial(_read, output=output), batch_size=None, batch_format="pyarrow", **where
     )
     images.write_webdataset(folder, encoder=None, filename_provider=Numbered(), ray_remote_args=where)
 
 
-def _read(rows: pa.Table, storage: Storage) -> pa.Table:
+def _read(rows: pa.Table, output: Output) -> pa.Table:
     """A shard's samples: name, image, row."""
     listed = rows.to_pylist()
     extension = listed[0]["path"].rsplit(".", 1)[1]
     return pa.table(
         {
             "__key__": [key(row) for row in listed],
-            extension: pa.array([storage.read(row["path"]) for row in listed], pa.large_binary()),
+            extension: pa.array([output.read(row["path"]) for row in listed], pa.large_binary()),
             "json": [json.dumps(row, ensure_ascii=False) for row in listed],
         }
     )

@@ -20,7 +20,7 @@ from ray_app.errors import Refused, one_line
 from ray_app.files import whole_file
 from ray_app.messages import LOG
 from ray_app.progress import Checked
-from ray_app.storage import Storage, open_storage
+from ray_app.storage import Output, open_output
 from ray_app.trajectories import FAILED, MISSING, OK, Trajectories, Trajectory
 
 QUERIES_A_PAGE = 50
@@ -36,14 +36,14 @@ def gallery(options: Gallery) -> int:
     Raises:
         Refused: no such images, an unknown query, a folder that can't be written.
     """
-    storage = open_storage(options.output_base_path)
-    shown = Trajectories(storage, layout.model_types(options.model_type))
+    output = open_output(options.output_base_path)
+    shown = Trajectories(output, layout.model_types(options.model_type))
     query_ids = _chosen(shown.query_ids, options)
     if options.contact_sheet is not None:
-        contact_sheet.write(options.contact_sheet, storage, shown, query_ids, options.thumbnails or 256)
+        contact_sheet.write(options.contact_sheet, output, shown, query_ids, options.thumbnails or 256)
         print(f"contact sheet    {options.contact_sheet}")
         return EXIT_OK
-    pages = _Pages(storage, options, shown, query_ids)
+    pages = _Pages(output, options, shown, query_ids)
     try:
         pages.write()
     except OSError as error:
@@ -73,15 +73,15 @@ class _Section:
 class _Pages:
     """Everything in the gallery's folder."""
 
-    def __init__(self, storage: Storage, options: Gallery, shown: Trajectories, query_ids: list[int]):
-        self.storage, self.options, self.shown, self.query_ids = storage, options, shown, query_ids
-        is_remote = remote.is_remote(storage.url)
+    def __init__(self, output: Output, options: Gallery, shown: Trajectories, query_ids: list[int]):
+        self.output, self.options, self.shown, self.query_ids = output, options, shown, query_ids
+        is_remote = remote.is_remote(output.url)
         if is_remote and (options.gallery_path is None or not options.thumbnails):
             raise Refused("--gallery_path: name a folder of this machine, with --thumbnails, for a remote output")
-        named = options.gallery_path or storage.path(layout.GALLERY)
+        named = options.gallery_path or output.path(layout.GALLERY)
         self.folder = Path(named).expanduser().absolute()
-        self.to_output = None if is_remote else Path(os.path.relpath(storage.url, self.folder)).as_posix()
-        self.captions = _captions(options, storage)
+        self.to_output = None if is_remote else Path(os.path.relpath(output.url, self.folder)).as_posix()
+        self.captions = _captions(options, output)
         self.unreadable: dict[str, str] = {}  # paths of images that are there but can't be decoded, and why
         self.chunks = [query_ids[i : i + QUERIES_A_PAGE] for i in range(0, len(query_ids), QUERIES_A_PAGE)]
 
@@ -115,7 +115,7 @@ class _Pages:
 
     def _constants(self) -> dict[str, Any]:
         snapshots = list(dict.fromkeys(snapshot for snapshot, _ in self.shown.captures))
-        name = Path(self.storage.url).name
+        name = Path(self.output.url).name
         pages = [layout.gallery_page(number) for number in range(1, len(self.chunks) + 1)]
         return {
             "title": name, "snapshots": snapshots, "captures": self.shown.captures, "pages": pages,
@@ -178,10 +178,10 @@ class _Pages:
         if _is_current(path, longest, row["created_at"].timestamp()):
             return False
         try:
-            picture = pictures.small(self.storage.read(row["path"]), self.options.thumbnails)
+            picture = pictures.small(self.output.read(row["path"]), self.options.thumbnails)
         except OSError as error:  # the page goes on without it
             self.unreadable[row["path"]] = one_line(error)
-            LOG.warning(f"{self.storage.at(row['path'])}: can't be shown: {one_line(error)}")
+            LOG.warning(f"{self.output.at(row['path'])}: can't be shown: {one_line(error)}")
             return False
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(path, pictures.to_jpeg(picture))
@@ -198,11 +198,11 @@ class _Pages:
                 path.unlink()
 
 
-def _captions(options: Gallery, storage: Storage) -> Captions:
+def _captions(options: Gallery, output: Output) -> Captions:
     """By query id, from the annotations; without them the page has prompts alone."""
     if options.json_file is not None:
         return circo.captions(options.json_file)
-    for record in reversed(runs.read_all(storage)):
+    for record in reversed(runs.read_all(output)):
         path = (record.get("options") or {}).get("json_file")
         try:
             if isinstance(path, str):

@@ -15,7 +15,7 @@ from ray_app.index import set_aside_damaged
 from ray_app.interrupts import Interrupts
 from ray_app.messages import LOG
 from ray_app.options import Generate
-from ray_app.storage import Storage, open_storage
+from ray_app.storage import Output, Writer, open_output
 from ray_app.worker import Worker
 
 
@@ -26,7 +26,7 @@ class Job:
     options: Generate
     recipe: Recipe
     plan: plan.Plan
-    storage: Storage
+    output: Output
     queries: int
     queries_skipped: int
     asked: dict[str, Any]
@@ -44,14 +44,16 @@ def generate(options: Generate, worker: type[Worker] = Worker) -> int:
         print(describe(job), flush=True)
         if options.dry_run:
             return OK
-        set_aside_damaged(job.storage, options.model_type)
+        set_aside_damaged(job.output, options.model_type)
         if not job.plan.images_to_draw:
             given_up = job.plan.images_given_up
             print(_nothing_to_draw(job.plan))
-            with contextlib.suppress(OSError):  # may be read-only by now
-                runs.bury_the_dead(job.storage)  # the last of them may have been killed after its last row
+            # the last of them may have been killed after its last row; the output may be read-only by now
+            with contextlib.suppress(OSError), job.output.writing(runs.new_id()) as writer:
+                runs.mark_dead_runs(writer)
             return SOME_FAILED if given_up else OK
-        return _draw(job, interrupts, worker)
+        with job.output.writing(runs.new_id(), elsewhere=True) as writer:
+            return _draw(job, writer, interrupts, worker)
 
 
 def prepare(options: Generate) -> Job:
@@ -64,16 +66,16 @@ def prepare(options: Generate) -> Job:
     queries = annotations.queries(options.query_ids, options.limit, options.idx, options.gpu_num)
     slots = circo.slots(queries, options.img_per_prompt, options.seed, options.seed_mode, options.image_format)
     _report([*annotations.skipped, *annotations.warnings])
-    storage = open_storage(options.output_base_path, runs.new_id())
-    storage.check_writable(create=False)
+    output = open_output(options.output_base_path)
+    output.check_writable()
     recipe = recipes.resolve(options)
     _report(_odd_options(options))
-    _report(existing.check_recipe(storage, recipe))
+    _report(existing.check_recipe(output, recipe))
     captures = options.captures()
-    there, failed = existing.find(storage, options.model_type, slots, captures, options.img_per_prompt)
+    there, failed = existing.find(output, options.model_type, slots, captures, options.img_per_prompt)
     todo = plan.make(slots, there, captures, given_up=failed if options.skip_failed else None)
     wanted = asked.record(slots, [(capture.snapshot, capture.step) for capture in captures])
-    return Job(options, recipe, todo, storage, len(queries), len(annotations.skipped), wanted)
+    return Job(options, recipe, todo, output, len(queries), len(annotations.skipped), wanted)
 
 
 def _nothing_to_draw(todo: plan.Plan) -> str:
@@ -100,17 +102,16 @@ def describe(job: Job) -> str:
     )
 
 
-def _draw(job: Job, interrupts: Interrupts, worker: type[Worker]) -> int:
+def _draw(job: Job, writer: Writer, interrupts: Interrupts, worker: type[Worker]) -> int:
     """Run the plan on Ray; whatever happens, the index is true and the run's record says how it ended."""
     started = time.monotonic()
-    storage, options = job.storage, job.options
-    storage.check_writable(create=True)
-    record = _begin(job)
-    run = driver.Driver(job.plan, job.recipe, options, storage, record, interrupts, worker)
+    writer.begin()
+    record = _begin(job, writer)
+    run = driver.Driver(job.plan, job.recipe, job.options, writer, record, interrupts, worker)
     outcome = {"state": "failed"}
     try:
         _remove_caches(job)
-        with cluster.connected(options.address):
+        with cluster.connected(job.options.address):
             run.run()
         outcome = {"state": "some failed" if run.counts["failed"] else "complete"}
     except KeyboardInterrupt:
@@ -124,40 +125,29 @@ def _draw(job: Job, interrupts: Interrupts, worker: type[Worker]) -> int:
         try:
             _remove_caches(job)
             record.end(**outcome, summary=summary)
-            runs.bury_the_dead(storage)
+            runs.mark_dead_runs(writer)
             if run.counts["denoises"]:
-                print(_summary_text(summary, storage), flush=True)
+                print(_summary_text(summary, writer), flush=True)
         except OSError:
             if outcome["state"] in ("complete", "some failed"):
                 raise  # else the error that is on its way out already is the one to tell
-        finally:
-            _remove_staging(storage, cut_short=outcome["state"] in ("interrupted", "failed"))
     return SOME_FAILED if run.counts["failed"] or job.plan.images_given_up else OK
 
 
-def _remove_staging(storage: Storage, cut_short: bool) -> None:
-    """Remove what was staged; again for a second if the run was cut short: its writers may end a moment after it."""
-    storage.remove_staging()
-    for _ in range(4 if cut_short else 0):
-        time.sleep(0.25)
-        storage.remove_staging()
-
-
-def _begin(job: Job) -> runs.Record:
+def _begin(job: Job, writer: Writer) -> runs.Record:
     """Write the run's record, and see that nobody else is at the same work."""
     captures = [(c.snapshot, c.step) for number, c in enumerate(job.plan.captures) if job.plan.draws(number)]
     work = runs.work(job.recipe.model_type, job.plan.query_ids(), captures)
     flags, recipe = dataclasses.asdict(job.options), dataclasses.asdict(job.recipe)
     facts = {"recipe": recipe, "options": flags, "work": work, "asked": job.asked}
-    record = runs.Record(job.storage, model_type=job.recipe.model_type, **facts)
+    record = runs.Record(writer, model_type=job.recipe.model_type, **facts)
     record.begin()
-    runs.bury_the_dead(job.storage)
+    runs.mark_dead_runs(writer)
     try:
         if not job.options.force:
-            runs.check_alone(job.storage, work)
+            runs.check_alone(writer, work)
     except BaseException:
         record.drop()
-        job.storage.remove_staging()
         raise
     return record
 
@@ -181,7 +171,7 @@ def _summary(job: Job, counts: collections.Counter[str], seconds: float) -> dict
     }
 
 
-def _summary_text(summary: dict[str, Any], storage: Storage) -> str:
+def _summary_text(summary: dict[str, Any], writer: Writer) -> str:
     seconds, rate = summary["wall_seconds"], summary["images_per_second"]
     return (
         f"images           {summary['images_written']:,} written, {summary['images_skipped']:,} skipped,"
@@ -189,7 +179,7 @@ def _summary_text(summary: dict[str, Any], storage: Storage) -> str:
         f"denoises         {summary['denoises']:,} in {summary['steps_run']:,} steps"
         f" ({summary['duplicates_saved']:,} duplicates saved)\n"
         f"wall time        {seconds:,} s with starting Ray and loading models; {rate:g} images/s\n"
-        f"record           {storage.at(layout.run_file(storage.run_id or ''))}"
+        f"record           {writer.output.at(layout.run_file(writer.run_id))}"
     )
 
 
@@ -198,7 +188,7 @@ def _remove_caches(job: Job) -> None:
     for number, capture in enumerate(job.plan.captures):
         if job.plan.draws(number):
             folder = layout.step_folder(job.recipe.model_type, capture.snapshot, capture.step)
-            job.storage.remove_feature_caches(folder)
+            job.output.remove_feature_caches(folder)
 
 
 def _odd_options(options: Generate) -> list[str]:

@@ -18,7 +18,7 @@ from ray_app import layout
 from ray_app.errors import GOES_ON, Refused, one_line
 from ray_app.partition import Partition, retry_if_compacted
 from ray_app.schema import KEY, SCHEMA, with_recipes
-from ray_app.storage import Storage
+from ray_app.storage import Output, Writer
 
 # its functions are made when it is imported: type checkers don't see them
 pc: Any = pyarrow.compute
@@ -43,19 +43,17 @@ class IndexWriter:
     last part that can't be written then doesn't hide it, and its images are drawn again by the same command.
 
     Args:
-        storage: where; its run id names the parts.
+        writer: where; its run id names the parts.
         recipe: what the run's images are drawn by; in full in each part's metadata, so that rows can be redrawn.
     """
 
-    def __init__(self, storage: Storage, recipe: Recipe):
-        if storage.run_id is None:
-            raise ValueError("a reader's storage can't write an index")
-        self.storage, self.model_type, self.run_id = storage, recipe.model_type, storage.run_id
+    def __init__(self, writer: Writer, recipe: Recipe):
+        self.writer, self.model_type = writer, recipe.model_type
         names = ("num_inference_steps", "model_path", "model_revision", "guidance_scale", "scheduler", "dtype")
         self.constants = {name: getattr(recipe, name) for name in names} | {
             "format": recipe.image_format,
             "recipe": recipe.fingerprint(),
-            "run_id": storage.run_id,
+            "run_id": writer.run_id,
         }
         self.schema = with_recipes({recipe.fingerprint(): dataclasses.asdict(recipe)})
         self._tables: list[pa.Table] = []
@@ -79,7 +77,7 @@ class IndexWriter:
         if not rows.num_rows:
             return
         # a later row counts, whatever the clock says: it may have been set back, or be behind another host's
-        newest = self._newest or newest_time(self.storage, self.model_type)
+        newest = self._newest or newest_time(self.writer.output, self.model_type)
         now = self._newest = max(datetime.datetime.now(datetime.UTC), newest + TICK)
         columns = []
         for field in SCHEMA:
@@ -107,9 +105,9 @@ class IndexWriter:
         if not self._tables:
             return
         table = pa.concat_tables(self._tables)
-        part = layout.index_part(self.model_type, self.run_id, self._sequence)
+        part = layout.index_part(self.model_type, self.writer.run_id, self._sequence)
         try:
-            self.storage.write(part, to_parquet(table))
+            self.writer.write(part, to_parquet(table))
         except OSError as error:
             raise Refused(f"{error.filename}: {error.strerror}; {GOES_ON}") from error
         self._sequence += 1
@@ -118,7 +116,7 @@ class IndexWriter:
 
 @retry_if_compacted
 def read(
-    storage: Storage,
+    output: Output,
     model_type: str,
     columns: Sequence[str] | dict[str, ds.Expression],
     only: ds.Expression | None = None,
@@ -132,7 +130,7 @@ def read(
     """
     wanted = columns if isinstance(columns, dict) else {name: ds.field(name) for name in columns}
     wanted = {**wanted, "created_at": ds.field("created_at")}
-    partition = Partition.open(storage, model_type)
+    partition = Partition.open(output, model_type)
     while True:
         partition.tell_damage()
         try:
@@ -141,13 +139,13 @@ def read(
             raise
         except (pa.ArrowException, OSError) as error:
             if not partition.find_damage():
-                where = storage.at(layout.index_folder(model_type))
+                where = output.at(layout.index_folder(model_type))
                 raise Refused(f"{where}: can't be read: {one_line(error, 200)}") from error
 
 
-def newest_time(storage: Storage, model_type: str) -> datetime.datetime:
+def newest_time(output: Output, model_type: str) -> datetime.datetime:
     """When the newest row of a model's partition was made; long ago if there is none."""
-    found = pc.max(read(storage, model_type, ["created_at"])["created_at"]).as_py()
+    found = pc.max(read(output, model_type, ["created_at"])["created_at"]).as_py()
     return found or datetime.datetime.fromtimestamp(0, datetime.UTC)
 
 
@@ -169,13 +167,13 @@ def newest(rows: pa.Table) -> np.ndarray:
 
 
 @retry_if_compacted
-def recipes(storage: Storage, model_type: str) -> dict[str, dict[str, Any]]:
+def recipes(output: Output, model_type: str) -> dict[str, dict[str, Any]]:
     """Every recipe of a model's partition in full, by fingerprint, from the parts' own metadata."""
-    return Partition.open(storage, model_type).recipes
+    return Partition.open(output, model_type).recipes
 
 
 @retry_if_compacted
-def set_aside_damaged(storage: Storage, model_type: str) -> None:
+def set_aside_damaged(output: Output, model_type: str) -> None:
     """Move the parts that reading found damaged to OUTPUT/.set_aside, so that no pattern of `index/` finds them."""
-    for part in Partition.open(storage, model_type).damaged:
-        storage.set_aside(part)
+    for part in Partition.open(output, model_type).damaged:
+        output.set_aside(part)

@@ -19,27 +19,20 @@ from ray_app import layout
 from ray_app.errors import Refused
 from ray_app.interrupts import uninterrupted
 from ray_app.patience import Patience
-from ray_app.storage import Entry, Storage
+from ray_app.storage import Entry, Output, Writer
 
 _patience: collections.defaultdict[str | None, Patience] = collections.defaultdict(Patience)
-"""By run. Of the process, not of a Storage: a writer gets a new one with each batch, and can't wait anew for each."""
+"""By run. Of the process, not of a Output: a writer gets a new one with each batch, and can't wait anew for each."""
 
 
-class LocalStorage(Storage):
-    """An OUTPUT that is a folder.
+class LocalOutput(Output):
+    """An OUTPUT that is a folder."""
 
-    Args:
-        root: OUTPUT.
-        run_id: names the run's staging folder; None for readers.
-    """
-
-    def __init__(self, root: str, run_id: str | None = None):
+    def __init__(self, root: str):
         from pyarrow.fs import LocalFileSystem
 
         self.root = Path(os.path.expanduser(root)).absolute()
-        super().__init__(str(self.root), LocalFileSystem(), run_id)
-        self._began = False
-        self._made: set[Path] = set()
+        super().__init__(str(self.root), LocalFileSystem())
 
     def at(self, relative: str) -> str:
         return self.path(relative)
@@ -50,75 +43,33 @@ class LocalStorage(Storage):
     def exists(self) -> bool:
         return self.root.is_dir()
 
-    def check_writable(self, create: bool) -> None:
-        """As the base says; after `create` OUTPUT is never made again: no run goes on beside one that vanished."""
+    def check_writable(self) -> None:
         try:
-            if create:
-                self._persist("probe", lambda path: path.write_bytes(b""), staged_only=True)
-                self._began = True
-                return
             existing = next(parent for parent in (self.root, *self.root.parents) if parent.exists())
             if not existing.is_dir():
                 raise NotADirectoryError(f"{existing} is a file")
             if not os.access(existing, os.W_OK | os.X_OK):
                 raise PermissionError(f"no permission in {existing}")
         except OSError as error:
-            raise Refused(f"--output_base_path {self.root}: can't be written: {_reason(error)}") from error
+            raise self._refused(error) from error
 
-    def write(self, relative: str, data: bytes) -> None:
-        """Survives a killed process. After a power cut a file can be short; its row tells, since it has the size."""
-        self.write_with(relative, lambda path: path.write_bytes(data))
+    def _refused(self, error: OSError) -> Refused:
+        return Refused(f"--output_base_path {self.root}: can't be written: {_reason(error)}")
 
-    def write_with(self, relative: str, write: Callable[[Any], object]) -> None:
-        try:
-            self._persist(relative, write)
-        except OSError as error:
-            raise _named(error, self.root / relative, "written") from error
+    def writer(self, run_id: str) -> "LocalWriter":
+        return LocalWriter(self, run_id)
 
-    def _persist(self, relative: str, write: Callable[[Path], object], staged_only: bool = False) -> None:
-        staged = self.staging() / uuid.uuid4().hex
-        final = self.root / relative
-        patience = _patience[self.run_id]
-        while True:
-            try:
-                self._write(staged, final, write, staged_only)
-                patience.restore()
-                return
-            except OSError as error:
-                if not patience.wait(error, final):
-                    raise
+    def staging(self, run_id: str) -> Path:
+        """A run's own folder for unfinished files, on the same filesystem as the tree."""
+        return self.root / layout.STAGING / run_id
 
-    def _write(self, staged: Path, final: Path, write: Callable[[Path], object], staged_only: bool) -> None:
-        try:
-            try:
-                self._place(staged, final, write, staged_only)
-            except FileNotFoundError:  # someone removed a folder that this process had made
-                self._made.clear()
-                self._place(staged, final, write, staged_only)
-        finally:
-            with contextlib.suppress(OSError):  # half a file would keep the room that the next try needs
-                staged.unlink(missing_ok=True)
-
-    def _place(self, staged: Path, final: Path, write: Callable[[Path], object], staged_only: bool) -> None:
-        self._make(staged.parent)
-        write(staged)
-        if not staged_only:
-            self._make(final.parent)
-            os.replace(staged, final)
-
-    def staging(self) -> Path:
-        """The run's own folder for unfinished files, on the same filesystem as the tree."""
-        if self.run_id is None:
-            raise ValueError("a reader has no staging folder")
-        return self.root / layout.STAGING / self.run_id
-
-    def remove_staging(self) -> None:
+    def remove_staging(self, run_id: str) -> None:
         with uninterrupted(), contextlib.suppress(OSError):  # another run's is in it, or it is gone
-            shutil.rmtree(self.staging(), ignore_errors=True)
-            self.staging().parent.rmdir()
+            shutil.rmtree(self.staging(run_id), ignore_errors=True)
+            self.staging(run_id).parent.rmdir()
 
     def staging_age(self, run_id: str) -> float:
-        folder = self.root / layout.STAGING / run_id
+        folder = self.staging(run_id)
         try:
             newest = max([folder.stat().st_mtime, *(entry.stat().st_mtime for entry in _scan(folder))])
         except FileNotFoundError:
@@ -212,23 +163,90 @@ class LocalStorage(Storage):
         finally:
             os.close(descriptor)
 
+
+class LocalWriter(Writer):
+    """Stages each file in the run's own folder, then renames it to its place.
+
+    After `begin`, OUTPUT and that folder are never made again: no run continues beside an OUTPUT that vanished.
+    """
+
+    output: LocalOutput
+
+    def __init__(self, output: LocalOutput, run_id: str):
+        super().__init__(output, run_id)
+        self._began = False
+
+    def begin(self) -> None:
+        try:
+            self._try_for_a_while("probe", self._probe)
+        except OSError as error:
+            raise self.output._refused(error) from error
+        self._began = True
+
+    def _probe(self) -> None:
+        staged = self._staged_file()
+        self._stage(staged, lambda path: path.write_bytes(b""))
+        staged.unlink()
+
+    def write(self, relative: str, data: bytes) -> None:
+        """Survives a killed process. After a power cut a file can be short; its row tells, since it has the size."""
+        self.write_with(relative, lambda path: path.write_bytes(data))
+
+    def write_with(self, relative: str, write: Callable[[Any], object]) -> None:
+        try:
+            self._try_for_a_while(relative, lambda: self._write_once(self.output.root / relative, write))
+        except OSError as error:
+            raise _named(error, self.output.root / relative, "written") from error
+
+    def _try_for_a_while(self, relative: str, attempt: Callable[[], None]) -> None:
+        patience = _patience[self.run_id]
+        while True:
+            try:
+                attempt()
+                patience.restore()
+                return
+            except OSError as error:
+                if not patience.wait(error, self.output.root / relative):
+                    raise
+
+    def _write_once(self, final: Path, write: Callable[[Path], object]) -> None:
+        staged = self._staged_file()
+        try:
+            self._stage(staged, write)
+            try:
+                os.replace(staged, final)
+            except (FileNotFoundError, NotADirectoryError):
+                self._make(final.parent)
+                os.replace(staged, final)
+        finally:
+            with contextlib.suppress(OSError):  # half a file would keep the room that the next try needs
+                staged.unlink(missing_ok=True)
+
+    def _staged_file(self) -> Path:
+        return self.output.staging(self.run_id) / uuid.uuid4().hex
+
+    def _stage(self, staged: Path, write: Callable[[Path], object]) -> None:
+        try:
+            write(staged)
+        except (FileNotFoundError, NotADirectoryError):
+            self._make(staged.parent)
+            write(staged)
+
     def _make(self, folder: Path) -> None:
         """Make a folder of OUTPUT; OUTPUT itself, and the run's own folder, only before the run has begun."""
-        if folder in self._made:
-            return
+        staging = self.output.staging(self.run_id)
         if not self._began:
-            self.root.mkdir(parents=True, exist_ok=True)
-        elif not self.staging().is_dir():
-            gone = f"{self.staging()} is gone since the run began: removed, renamed or unmounted"
+            self.output.root.mkdir(parents=True, exist_ok=True)
+        elif not staging.is_dir():
+            gone = f"{staging} is gone since the run began: removed, renamed or unmounted"
             raise FileNotFoundError(errno.ENOENT, gone)
-        made = self.root
-        for name in folder.relative_to(self.root).parts:
+        made = self.output.root
+        for name in folder.relative_to(self.output.root).parts:
             made /= name
             try:
                 made.mkdir(exist_ok=True)
             except FileExistsError:
                 raise NotADirectoryError(errno.ENOTDIR, f"{made} is a file") from None
-        self._made.add(folder)
 
 
 def _entry(entry: os.DirEntry[str], name: str) -> Entry | None:

@@ -11,13 +11,13 @@ from typing import Any
 from ray_app import layout, remote
 from ray_app.errors import Refused
 from ray_app.patience import Patience
-from ray_app.storage import Entry, Storage
+from ray_app.storage import Entry, Output, Writer
 
 _patience: collections.defaultdict[str | None, Patience] = collections.defaultdict(Patience)
 """By run, as for local files."""
 
 
-class ObjectStorage(Storage):
+class ObjectStoreOutput(Output):
     """An OUTPUT under a URL. A file is there when its PUT has ended, whole; a killed upload leaves nothing to see.
 
     Two processes that rewrite the same index at once are not kept apart: stores have no locks.
@@ -26,16 +26,13 @@ class ObjectStorage(Storage):
     everywhere = True
     at_once = 16
 
-    def __init__(self, url: str, run_id: str | None = None):
+    def __init__(self, url: str):
         self._connection = url
         filesystem, self._prefix = remote.connect(url)
-        super().__init__(url.split("?")[0].rstrip("/"), filesystem, run_id)
+        super().__init__(url.split("?")[0].rstrip("/"), filesystem)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ObjectStorage, (self._connection, self.run_id)  # credentials stay where they are: each node has its own
-
-    def of_run(self, run_id: str) -> Storage:
-        return ObjectStorage(self._connection, run_id)
+        return ObjectStoreOutput, (self._connection,)  # credentials stay where they are: each node has its own
 
     def path(self, relative: str) -> str:
         return f"{self._prefix}/{relative}" if relative else self._prefix
@@ -43,7 +40,7 @@ class ObjectStorage(Storage):
     def exists(self) -> bool:
         return next(self.entries(""), None) is not None
 
-    def check_writable(self, create: bool) -> None:
+    def check_writable(self) -> None:
         """Raise Refused unless the bucket is there and answers. Whether it takes files, a run's first one tells."""
         from pyarrow.fs import FileType
 
@@ -56,25 +53,8 @@ class ObjectStorage(Storage):
         if found.type == FileType.NotFound:
             raise Refused(f"--output_base_path {self.url}: there is no bucket {bucket}; make it first")
 
-    def write(self, relative: str, data: bytes) -> None:
-        name, patience = self.at(relative), _patience[self.run_id]
-        while True:
-            try:
-                with remote.translated(name, "written"), self._put(relative) as stream:
-                    stream.write(data)  # all in one call: if it is interrupted, the stream is closed with all or none
-                patience.restore()
-                return
-            except OSError as error:
-                if not patience.wait(error, name):
-                    raise
-
-    def _put(self, relative: str) -> Any:
-        return self.filesystem.open_output_stream(self.path(relative))
-
-    def write_with(self, relative: str, write: Callable[[Any], object]) -> None:
-        content = io.BytesIO()
-        write(content)
-        self.write(relative, content.getvalue())
+    def writer(self, run_id: str) -> "ObjectStoreWriter":
+        return ObjectStoreWriter(self, run_id)
 
     def failed(self, error: Exception) -> str | None:
         return remote.reason(error) or super().failed(error)
@@ -127,7 +107,7 @@ class ObjectStorage(Storage):
     def locked(self, folder: str) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
-    def remove_staging(self) -> None:
+    def remove_staging(self, run_id: str) -> None:
         """Nothing is staged."""
 
     def staging_age(self, run_id: str) -> float:
@@ -136,3 +116,30 @@ class ObjectStorage(Storage):
     def now(self) -> float:
         """This host's clock: stores refuse requests of hosts whose clock is far from their own."""
         return time.time()
+
+
+class ObjectStoreWriter(Writer):
+    """Writes each file with one PUT, or one upload in pieces that is seen when it has ended."""
+
+    def begin(self) -> None:
+        self.output.check_writable()
+
+    def write(self, relative: str, data: bytes) -> None:
+        name, patience = self.output.at(relative), _patience[self.run_id]
+        while True:
+            try:
+                with remote.translated(name, "written"), self._open(relative) as stream:
+                    stream.write(data)  # all in one call: if it is interrupted, the stream is closed with all or none
+                patience.restore()
+                return
+            except OSError as error:
+                if not patience.wait(error, name):
+                    raise
+
+    def _open(self, relative: str) -> Any:
+        return self.output.filesystem.open_output_stream(self.output.path(relative))
+
+    def write_with(self, relative: str, write: Callable[[Any], object]) -> None:
+        content = io.BytesIO()
+        write(content)
+        self.write(relative, content.getvalue())

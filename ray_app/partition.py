@@ -18,7 +18,7 @@ from ray_app import layout
 from ray_app.errors import Refused, one_line
 from ray_app.messages import LOG
 from ray_app.schema import RECIPES_KEY, REQUIRED, SCHEMA, VERSION, VERSION_KEY
-from ray_app.storage import Storage
+from ray_app.storage import Output
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -74,14 +74,14 @@ class Partition:
         Vanished: a part went meanwhile.
     """
 
-    def __init__(self, storage: Storage, identities: dict[str, Identity]):
-        self.storage, self._identities = storage, identities
+    def __init__(self, output: Output, identities: dict[str, Identity]):
+        self.output, self._identities = output, identities
         self.footers: dict[str, Footer] = {}
         self.damaged: dict[str, str] = {}
         for name, identity in identities.items():
             if identity not in _footers:
                 try:
-                    _footers[identity] = _read_footer(storage, name)
+                    _footers[identity] = _read_footer(output, name)
                 except _DAMAGE as error:
                     _footers[identity] = self._reason(name, error)
             footer = _footers[identity]
@@ -91,9 +91,9 @@ class Partition:
                 self.damaged[name] = footer
 
     @classmethod
-    def open(cls, storage: Storage, model_type: str) -> "Partition":
+    def open(cls, output: Output, model_type: str) -> "Partition":
         """List a model's parts and read the footers that this process has not read yet."""
-        return cls(storage, _identities(storage, part_names(storage, model_type)))
+        return cls(output, _identities(output, part_names(output, model_type)))
 
     @property
     def names(self) -> list[str]:
@@ -117,15 +117,15 @@ class Partition:
             for field in footer.schema:
                 if fields.setdefault(field.name, field).type != field.type:
                     raise Refused(
-                        f"{self.storage.at(name)}: column {field.name} is {field.type}, and"
+                        f"{self.output.at(name)}: column {field.name} is {field.type}, and"
                         f" {fields[field.name].type} in other parts; take the proxyqueue that wrote it"
                     )
         return pa.schema(list(fields.values()))
 
     def dataset(self) -> ds.Dataset:
         """The rows of all parts, read when they are asked for, each page compared with its checksum."""
-        paths = [self.storage.path(name) for name in self.footers]
-        return ds.dataset(paths, self.schema, _CHECKED, self.storage.filesystem)
+        paths = [self.output.path(name) for name in self.footers]
+        return ds.dataset(paths, self.schema, _CHECKED, self.output.filesystem)
 
     def read(self, columns: Sequence[str], whole: bool = False) -> pa.Table:
         """These columns of all rows, part after part; a part that turns out to be damaged is one from then on.
@@ -137,7 +137,7 @@ class Partition:
         tables = [schema.empty_table()]
         for name in self.names:
             try:
-                with _opened(self.storage, name) as file:
+                with _opened(self.output, name) as file:
                     tables.append(_read_columns(file, schema, whole))
             except _DAMAGE as error:
                 self._set_damaged(name, error)
@@ -159,7 +159,7 @@ class Partition:
         for name, start, (first, last) in zip(self.footers, starts, itertools.pairwise(bounds), strict=False):
             if first == last:
                 continue
-            with _opened(self.storage, name) as file:
+            with _opened(self.output, name) as file:
                 table = _read_columns(file, schema)
             of_part = ascending[first:last] - start
             pieces.append(table if len(of_part) == table.num_rows else table.take(pa.array(of_part)))
@@ -173,7 +173,7 @@ class Partition:
         before = len(self.damaged)
         for name in self.names:
             try:
-                with _opened(self.storage, name) as file:
+                with _opened(self.output, name) as file:
                     file.read()
             except _DAMAGE as error:
                 self._set_damaged(name, error)
@@ -185,7 +185,7 @@ class Partition:
             if self._identities[name] not in _told:
                 _told.add(self._identities[name])
                 LOG.warning(
-                    f"{self.storage.at(name)}: a damaged part of the index ({reason}); its rows don't"
+                    f"{self.output.at(name)}: a damaged part of the index ({reason}); its rows don't"
                     " count, and generate sets it aside and draws its images again"
                 )
 
@@ -195,10 +195,10 @@ class Partition:
 
     def _reason(self, name: str, error: Exception) -> str:
         """Why a part is damaged. An error of the place is none of the part's."""
-        path = self.storage.at(name)
+        path = self.output.at(name)
         if isinstance(error, FileNotFoundError):
             raise Vanished(path) from None
-        if why := self.storage.failed(error):
+        if why := self.output.failed(error):
             raise Refused(f"{path}: can't be read: {why}") from error
         return one_line(error, 200)
 
@@ -221,7 +221,7 @@ def retry_if_compacted(read: Callable[Arguments, Result]) -> Callable[Arguments,
     return reader
 
 
-def part_names(storage: Storage, model_type: str) -> list[str]:
+def part_names(output: Output, model_type: str) -> list[str]:
     """The parts of a model's partition, by path under OUTPUT.
 
     Listed until two listings agree: a single one of a big folder can miss a part that comes meanwhile, and just as well
@@ -229,20 +229,20 @@ def part_names(storage: Storage, model_type: str) -> list[str]:
     """
     names: list[str] | None = None
     for _ in range(LISTINGS**2):
-        before, names = names, storage.list_names(layout.index_folder(model_type), "*.parquet")
+        before, names = names, output.list_names(layout.index_folder(model_type), "*.parquet")
         if names == before:
             break
     return names or []
 
 
-def _read_footer(storage: Storage, name: str) -> Footer:
-    with _opened(storage, name) as file:
+def _read_footer(output: Output, name: str) -> Footer:
+    with _opened(output, name) as file:
         rows, schema = file.metadata.num_rows, file.schema_arrow
     metadata = schema.metadata or {}
     version = metadata.get(VERSION_KEY, VERSION.encode()).decode(errors="replace")
     if version != VERSION:
         raise NewerSchema(
-            f"{storage.at(name)}: version {version} of the index's schema, and this proxyqueue reads {VERSION};"
+            f"{output.at(name)}: version {version} of the index's schema, and this proxyqueue reads {VERSION};"
             " take the proxyqueue that wrote it"
         )
     known = {field.name: field.type for field in schema}
@@ -254,19 +254,19 @@ def _read_footer(storage: Storage, name: str) -> Footer:
     return Footer(rows, schema.remove_metadata(), recipes)
 
 
-def _identities(storage: Storage, names: list[str]) -> dict[str, Identity]:
+def _identities(output: Output, names: list[str]) -> dict[str, Identity]:
     """Of one listing a folder, not of a request a part."""
     entries = {}
     for folder in {name.rpartition("/")[0] for name in names}:
-        entries |= {f"{folder}/{entry.name}": entry for entry in storage.entries(folder)}
+        entries |= {f"{folder}/{entry.name}": entry for entry in output.entries(folder)}
     if gone := next((name for name in names if name not in entries), None):
-        raise Vanished(storage.at(gone))
-    return {name: (storage.at(name), entries[name].bytes, entries[name].mtime_ns) for name in names}
+        raise Vanished(output.at(gone))
+    return {name: (output.at(name), entries[name].bytes, entries[name].mtime_ns) for name in names}
 
 
-def _opened(storage: Storage, name: str) -> pq.ParquetFile:
+def _opened(output: Output, name: str) -> pq.ParquetFile:
     """A part, to be used in a `with`; its checksums are looked at wherever it is read."""
-    return pq.ParquetFile(storage.path(name), filesystem=storage.filesystem, page_checksum_verification=True)
+    return pq.ParquetFile(output.path(name), filesystem=output.filesystem, page_checksum_verification=True)
 
 
 def _read_columns(file: pq.ParquetFile, schema: pa.Schema, whole: bool = False) -> pa.Table:

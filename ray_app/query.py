@@ -18,7 +18,7 @@ from ray_app.errors import OK, Refused, one_line
 from ray_app.files import check_place, whole_file
 from ray_app.partition import LISTINGS
 from ray_app.schema import COLUMNS
-from ray_app.storage import Storage, open_storage
+from ray_app.storage import Output, open_output
 
 Write = Callable[[pa.Schema, Iterator[pa.RecordBatch]], object]
 """Takes the columns and the rows of an answer."""
@@ -64,27 +64,27 @@ def query(options: Query) -> int:
         print(schema())
         return OK
     sql = options.sql if options.preset is None else PRESETS[options.preset]
-    storage = open_storage(options.output_base_path)
+    output = open_output(options.output_base_path)
     write = _writer(options)
-    answer(storage, str(sql), write)
+    answer(output, str(sql), write)
     return OK
 
 
-def answer(storage: Storage, sql: str, write: Write) -> None:
+def answer(output: Output, sql: str, write: Write) -> None:
     """Run one SELECT and hand its rows on, batch by batch. Without the parts that turn out to be damaged."""
     for _ in range(LISTINGS):
         try:
-            with views.connected(storage) as connection:
+            with views.connected(output) as connection:
                 _interruptible(connection, lambda connection=connection: _run(connection, sql, write))
                 return
         except FileNotFoundError:
             continue  # compaction: the part's rows stand in another by now
         except (duckdb.Error, pa.ArrowException) as error:
             # DuckDB calls what it can't decode by many names
-            if _is_of_a_file(error) and views.find_damaged(storage):
+            if _is_of_a_file(error) and views.find_damaged(output):
                 continue
             raise Refused(_explained(error, sql)) from None
-    raise Refused(f"{storage.at('index')}: its parts come and go; try again")
+    raise Refused(f"{output.at('index')}: its parts come and go; try again")
 
 
 def schema() -> str:

@@ -12,29 +12,30 @@ from ray_app import layout
 from ray_app.checks import UNREADABLE_PART, Model, Problem
 from ray_app.compact import rewrite
 from ray_app.schema import KEY
-from ray_app.storage import Storage
+from ray_app.storage import Output, Writer
 
 
-def repair(storage: Storage, models: Iterable[Model], problems: list[Problem]) -> dict[str, int]:
+def repair(writer: Writer, models: Iterable[Model], problems: list[Problem]) -> dict[str, int]:
     """Put right what can be: rows first, so that the index is true whenever this is stopped; how much was done.
 
     Raises:
         Refused: another process is rewriting the index.
     """
+    output = writer.output
     done: collections.Counter[str] = collections.Counter()
     damaged = [problem for problem in problems if problem.kind == UNREADABLE_PART]
     files = [problem for problem in problems if problem.is_.sets_aside]
-    done["parts set aside"] += _set_aside(storage, damaged)
+    done["parts set aside"] += _set_aside(output, damaged)
     # before what makes them stale: a repair that is killed after it leaves nothing that would tell
-    done["feature caches removed"] += _remove_caches(storage, problems)
+    done["feature caches removed"] += _remove_caches(output, problems)
     for model in models:
         mine = [problem for problem in problems if problem.model_type == model.model_type]
         bad = [problem.row for problem in mine if problem.is_.drops_row]
         if bad:
             rows = model.all_rows.select([*KEY, "created_at"]).take(pa.array(bad))
-            done["rows dropped"] += rewrite(storage, model.model_type, _Exactly(rows)).dropped
-    done["files set aside"] += _set_aside(storage, files)
-    done["leftovers removed"] += _remove_leftovers(storage, problems)
+            done["rows dropped"] += rewrite(writer, model.model_type, _Exactly(rows)).dropped
+    done["files set aside"] += _set_aside(output, files)
+    done["leftovers removed"] += _remove_leftovers(output, problems)
     return {what: count for what, count in done.items() if count}
 
 
@@ -59,32 +60,32 @@ class _Exactly:
         return dropped
 
 
-def _set_aside(storage: Storage, problems: list[Problem]) -> int:
+def _set_aside(output: Output, problems: list[Problem]) -> int:
     count = 0
     for problem in problems:
         with contextlib.suppress(FileNotFoundError):  # somebody was quicker
-            storage.set_aside(problem.name)
+            output.set_aside(problem.name)
             count += 1
     return count
 
 
-def _remove_caches(storage: Storage, problems: list[Problem]) -> int:
+def _remove_caches(output: Output, problems: list[Problem]) -> int:
     """Caches that are stale, and those of folders that lose an image now."""
     folders = set()
     for problem in problems:
         if problem.is_.drops_row or problem.is_.sets_aside or problem.kind == "stale cache":
             folders.add(problem.name.split("/")[0])
-    return sum(storage.remove_feature_caches(folder) for folder in sorted(folders))
+    return sum(output.remove_feature_caches(folder) for folder in sorted(folders))
 
 
-def _remove_leftovers(storage: Storage, problems: list[Problem]) -> int:
+def _remove_leftovers(output: Output, problems: list[Problem]) -> int:
     leftovers = [problem.name for problem in problems if problem.kind == "leftover"]
     with contextlib.ExitStack() as locks:  # what a compact or clean has staged, which keep no record, is not over
         for model_type in layout.MODEL_TYPES:
-            if storage.list_names(layout.index_folder(model_type), "*"):
-                locks.enter_context(storage.locked(layout.index_folder(model_type)))
+            if output.list_names(layout.index_folder(model_type), "*"):
+                locks.enter_context(output.locked(layout.index_folder(model_type)))
         for name in leftovers:
-            storage.remove(name)
+            output.remove(name)
         for folder in {name.split("/")[1] for name in leftovers if name.count("/") > 1}:
-            storage.remove_empty(f"{layout.STAGING}/{folder}")
+            output.remove_empty(f"{layout.STAGING}/{folder}")
     return len(leftovers)

@@ -18,7 +18,7 @@ from typing import Any
 from ray_app import __version__, layout, process
 from ray_app.errors import GOES_ON, Refused
 from ray_app.messages import LOG
-from ray_app.storage import Storage
+from ray_app.storage import Output, Writer
 
 PACKAGES = ("ray", "torch", "diffusers", "transformers", "pillow", "numpy", "pyarrow")
 BEAT_SECONDS = 10.0
@@ -49,15 +49,15 @@ class Record:
     """The record of this run; what it says of the run is true at every heartbeat and at the end.
 
     Args:
-        storage: where; its run id names the file.
+        writer: where; its run id names the file.
         facts: what is known at the start: model_type, recipe, options, work.
     """
 
-    def __init__(self, storage: Storage, **facts: Any):
-        self.storage = storage
+    def __init__(self, writer: Writer, **facts: Any):
+        self.writer = writer
         self._next = 0.0
         self._record = {
-            "run_id": storage.run_id,
+            "run_id": writer.run_id,
             "state": RUNNING,
             "started_at": _now(),
             "heartbeat_at": _now(),
@@ -110,11 +110,11 @@ class Record:
     def drop(self) -> None:
         """Take the record back: the run did not begin."""
         self._ended.set()
-        self.storage.remove(layout.run_file(str(self.storage.run_id)))
+        self.writer.output.remove(layout.run_file(self.writer.run_id))
 
     def _write(self, **changes: Any) -> None:
         self._record |= changes
-        _write(self.storage, self._record)
+        _write(self.writer, self._record)
 
 
 def work(model_type: str, query_ids: Iterable[int], captures: Iterable[tuple[str, int]]) -> dict[str, Any]:
@@ -128,81 +128,83 @@ def work(model_type: str, query_ids: Iterable[int], captures: Iterable[tuple[str
     return {"model_type": model_type, "query_ids": ranges, "captures": sorted(map(list, captures))}
 
 
-def check_alone(storage: Storage, mine: dict[str, Any]) -> None:
+def check_alone(writer: Writer, mine: dict[str, Any]) -> None:
     """Raise Refused if an older run that is going on draws some of the same; call it after one's own record is written.
 
     Of two that begin at once, both see each other, and the older goes on.
     """
-    for record in read_all(storage):
+    output = writer.output
+    for record in read_all(output):
         theirs = record.get("work")
-        older = str(record.get("run_id")) < str(storage.run_id)
+        older = str(record.get("run_id")) < writer.run_id
         if not older or not theirs or not is_alive(record) or theirs["model_type"] != mine["model_type"]:
             continue
         shared = _overlap(mine["query_ids"], theirs["query_ids"])
         same_images = shared is not None and any(capture in theirs["captures"] for capture in mine["captures"])
-        if same_images and (process.is_running(record) or _changes(storage, record)):
+        if same_images and (process.is_running(record) or _changes(writer, record)):
             raise Refused(
-                f"{storage.at(layout.run_file(record['run_id']))}: this run is going on (process {record['pid']} on"
+                f"{output.at(layout.run_file(record['run_id']))}: this run is going on (process {record['pid']} on"
                 f" {record['host']}) and draws query {shared} too; wait for it, take other --idx or --query_ids,"
                 " or say --force"
             )
 
 
-def _changes(storage: Storage, record: dict[str, Any]) -> bool:
+def _changes(writer: Writer, record: dict[str, Any]) -> bool:
     """Watch a run's record, whose process can't be seen from here, until it changes or has had its time."""
-    name = layout.run_file(record["run_id"])
+    output, name = writer.output, layout.run_file(record["run_id"])
     LOG.warning(
-        f"{storage.at(name)}: looking for {WATCH_SECONDS:g} s whether this run still goes on"
+        f"{output.at(name)}: looking for {WATCH_SECONDS:g} s whether this run still goes on"
         f" (process {record['pid']} on {record['host']})"
     )
-    before, until = storage.read(name), time.monotonic() + WATCH_SECONDS
+    before, until = output.read(name), time.monotonic() + WATCH_SECONDS
     while time.monotonic() < until:
         time.sleep(min(1.0, WATCH_SECONDS / 10))
         try:
-            now = storage.read(name)
+            now = output.read(name)
         except FileNotFoundError:
             return False
         if now != before:
             return json.loads(now).get("state") == RUNNING
-    _write(storage.of_run(record["run_id"]), {**record, "state": DIED})
+    _write(writer, {**record, "state": DIED})
     return False
 
 
-def bury_the_dead(storage: Storage) -> list[str]:
+def mark_dead_runs(writer: Writer) -> list[str]:
     """Mark runs that ended without a word as died, remove what they left unfinished; their ids."""
-    records = {str(record.get("run_id")): record for record in read_all(storage)}
+    output = writer.output
+    records = {str(record.get("run_id")): record for record in read_all(output)}
     dead = [run_id for run_id, record in records.items() if record.get("state") == RUNNING and not is_alive(record)]
     for run_id in dead:
-        _write(storage.of_run(run_id), {**records[run_id], "state": DIED})
-    living = {run_id for run_id, record in records.items() if is_alive(record)} | {storage.run_id}
-    for run_id in storage.folders(layout.STAGING):
+        _write(writer, {**records[run_id], "state": DIED})
+    living = {run_id for run_id, record in records.items() if is_alive(record)} | {writer.run_id}
+    for run_id in output.folders(layout.STAGING):
         # one without a record may be of a run that begins just now, or of a compaction
-        if run_id not in living and (run_id in records or storage.staging_age(run_id) > ORPHAN_SECONDS):
-            storage.of_run(run_id).remove_staging()
+        if run_id not in living and (run_id in records or output.staging_age(run_id) > ORPHAN_SECONDS):
+            output.remove_staging(run_id)
     return dead
 
 
-def read_all(storage: Storage) -> list[dict[str, Any]]:
+def read_all(output: Output) -> list[dict[str, Any]]:
     """Every run's record, oldest first; files that are no records are passed over."""
     records, now = [], None
-    for entry in sorted(storage.entries(layout.RUNS)):
+    for entry in sorted(output.entries(layout.RUNS)):
         if not entry.is_file or not layout.is_run_file(f"{layout.RUNS}/{entry.name}"):
             continue
         try:
-            record = json.loads(storage.read(f"{layout.RUNS}/{entry.name}"))
+            record = json.loads(output.read(f"{layout.RUNS}/{entry.name}"))
         except (OSError, ValueError):
             continue
         if isinstance(record, dict) and "run_id" in record:
             if record.get("state") == RUNNING:
-                now = now or storage.now()
+                now = now or output.now()
                 record[SILENT] = now - entry.mtime_ns / 1e9
             records.append(record)
     return records
 
 
-def going_on(storage: Storage) -> list[dict[str, Any]]:
+def going_on(output: Output) -> list[dict[str, Any]]:
     """Records of the runs that are going on."""
-    return [record for record in read_all(storage) if is_alive(record)]
+    return [record for record in read_all(output) if is_alive(record)]
 
 
 def is_alive(record: dict[str, Any]) -> bool:
@@ -221,10 +223,10 @@ def _overlap(mine: list[list[int]], theirs: list[list[int]]) -> int | None:
     return None
 
 
-def _write(storage: Storage, record: dict[str, Any]) -> None:
+def _write(writer: Writer, record: dict[str, Any]) -> None:
     record = {name: value for name, value in record.items() if name != SILENT}
     text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-    storage.write(layout.run_file(str(record["run_id"])), text.encode())
+    writer.write(layout.run_file(str(record["run_id"])), text.encode())
 
 
 def _now() -> str:

@@ -19,7 +19,7 @@ from ray_app.asked import Asked
 from ray_app.errors import INTERRUPTED, OK, Refused
 from ray_app.progress import duration
 from ray_app.schema import KEY
-from ray_app.storage import Storage, open_storage
+from ray_app.storage import Output, open_output
 
 # its functions are made when it is imported: type checkers don't see them
 pc: Any = pyarrow.compute
@@ -54,11 +54,11 @@ def status(options: Status) -> int:
     Raises:
         Refused: no output there, annotations that can't be read.
     """
-    storage = open_storage(options.output_base_path)
+    output = open_output(options.output_base_path)
     slots = _slots(options)
     try:
         while True:
-            _show(look(storage, options, slots), options)
+            _show(look(output, options, slots), options)
             if not options.watch:
                 return OK
             time.sleep(options.seconds)
@@ -68,28 +68,28 @@ def status(options: Status) -> int:
         raise
 
 
-def look(storage: Storage, options: Status, slots: pa.Table | None = None) -> dict[str, Any]:
+def look(output: Output, options: Status, slots: pa.Table | None = None) -> dict[str, Any]:
     """All that `status` says, as JSON has it."""
-    records = runs.read_all(storage)
+    records = runs.read_all(output)
     alive = {record["run_id"] for record in records if runs.is_alive(record)}
     lines: list[Line] = []
     going_on: list[dict[str, Any]] = []
     for model_type in layout.model_types(options.model_type):
         mine = [record for record in records if record.get("model_type") == model_type]
-        rows = _newest(storage, model_type)
+        rows = _newest(output, model_type)
         if not mine and not rows.num_rows:
             continue
         there = np.asarray(pc.equal(rows["status"], "ok"))
         if not options.index_only:
-            there = existing.are_there(storage, model_type, rows)
+            there = existing.are_there(output, model_type, rows)
         lines += _lines(model_type, rows, there, _asked(options, slots, mine, rows))
         running = [record for record in mine if record["run_id"] in alive]
         if running:
             going_on.append(_pace(model_type, rows, there, running))
     if not lines and not records:
-        raise Refused(f"--output_base_path {storage.url}: holds no index and no run's record")
+        raise Refused(f"--output_base_path {output.url}: holds no index and no run's record")
     return {
-        "output": storage.url,
+        "output": output.url,
         "images": [dataclasses.asdict(line) for line in lines],
         "runs": [_run(record, record["run_id"] in alive) for record in records],
         "going_on": going_on,
@@ -103,8 +103,8 @@ def _slots(options: Status) -> pa.Table | None:
     return circo.slots(annotations.queries(), options.img_per_prompt, 0, "image", "jpg")
 
 
-def _newest(storage: Storage, model_type: str) -> pa.Table:
-    rows = index.read(storage, model_type, _COLUMNS)
+def _newest(output: Output, model_type: str) -> pa.Table:
+    rows = index.read(output, model_type, _COLUMNS)
     return rows.take(pa.array(index.newest(rows)))
 
 

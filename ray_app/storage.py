@@ -1,10 +1,11 @@
-"""Storage: one OUTPUT's files, on a filesystem or in an object store, whole or not at all.
+"""One OUTPUT's files, on a filesystem or in an object store: what can be read there, and what writes whole files.
 Knows paths and bytes, nothing of images, rows or runs; each kind is a module, `local_storage` and `object_storage`."""
 
 import abc
 import contextlib
 import fnmatch
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,12 +29,15 @@ class Entry(NamedTuple):
     mtime_ns: int
 
 
+LATE_WRITERS_SECONDS, LATE_WRITERS_TRIES = 1.0, 5
+"""For how long, and how often, staging is removed again after a run that is cut short."""
+
 Sink = Path | IO[bytes]
 """Where a library may write a file's content to."""
 
 
-class Storage(abc.ABC):
-    """One OUTPUT. Cheap to pickle: writers on other processes get their own. Made by `open_storage`.
+class Output(abc.ABC):
+    """One OUTPUT. Made by `open_output`; files are written by its `Writer`.
 
     Paths are relative to OUTPUT, with forward slashes. Every OSError that leaves it names the place (`filename`) and
     says what can't be done and why (`strerror`); FileNotFoundError where something is gone.
@@ -44,12 +48,11 @@ class Storage(abc.ABC):
     at_once = 1
     """Files to write or remove at a time: where each is a request, waiting for one after the other is slow."""
 
-    def __init__(self, url: str, filesystem: Any, run_id: str | None):
+    def __init__(self, url: str, filesystem: Any):
         self.url = url
         """As a person names it: an absolute path, or s3://bucket/prefix."""
         self.filesystem = filesystem
         """The pyarrow filesystem that `path` is a path of."""
-        self.run_id = run_id
 
     def at(self, relative: str) -> str:
         """A file of OUTPUT as a person names it."""
@@ -64,19 +67,12 @@ class Storage(abc.ABC):
         """Whether there is anything at OUTPUT yet."""
 
     @abc.abstractmethod
-    def check_writable(self, create: bool) -> None:
-        """Raise Refused unless files can be written here; `create`: a run begins, try it and make what is needed."""
+    def check_writable(self) -> None:
+        """Raise Refused where files can't be written; writes nothing itself."""
 
     @abc.abstractmethod
-    def write_with(self, relative: str, write: Callable[[Any], object]) -> None:
-        """Write a whole file or nothing, by a function that writes its content to a `Sink`.
-
-        What can pass (a full disk, a server's hiccup) is tried again for some 15 s, see `patience`.
-        """
-
-    @abc.abstractmethod
-    def write(self, relative: str, data: bytes) -> None:
-        """Write a whole file or nothing; as `write_with`."""
+    def writer(self, run_id: str) -> "Writer":
+        """What writes files here for a run. Use `writing`, which also removes what is left unfinished."""
 
     @abc.abstractmethod
     def entries(self, folder: str) -> Iterator[Entry]:
@@ -107,8 +103,8 @@ class Storage(abc.ABC):
         """Keep others that lock the same folder out, where that is possible; Refused if one is in it."""
 
     @abc.abstractmethod
-    def remove_staging(self) -> None:
-        """Remove what the run has staged, and the place for it if no other run uses it."""
+    def remove_staging(self, run_id: str) -> None:
+        """Remove what a run has staged, and the place for it if no other run uses it."""
 
     @abc.abstractmethod
     def staging_age(self, run_id: str) -> float:
@@ -118,9 +114,22 @@ class Storage(abc.ABC):
     def now(self) -> float:
         """The time by the clock that stamps the files, in seconds: another host's may differ by minutes."""
 
-    def of_run(self, run_id: str) -> "Storage":
-        """The same OUTPUT for another run."""
-        return open_storage(self.url, run_id)
+    @contextlib.contextmanager
+    def writing(self, run_id: str, elsewhere: bool = False) -> Iterator["Writer"]:
+        """A run's writer; what it has staged is removed on every way out.
+
+        Args:
+            elsewhere: other processes write with copies of it, and may end a moment after a run that is cut short.
+        """
+        tries = LATE_WRITERS_TRIES if elsewhere else 1
+        try:
+            yield self.writer(run_id)
+            tries = 1
+        finally:
+            self.remove_staging(run_id)
+            for _ in range(tries - 1):
+                time.sleep(LATE_WRITERS_SECONDS / LATE_WRITERS_TRIES)
+                self.remove_staging(run_id)
 
     def failed(self, error: Exception) -> str | None:
         """Why a library could not read here, if the place is to blame; None if what it read is."""
@@ -177,11 +186,34 @@ class Storage(abc.ABC):
             return list(pool.map(do, items))
 
 
-def open_storage(url: str, run_id: str | None = None) -> Storage:
-    """The storage of an OUTPUT: a local path, or the URL of an object store.
+class Writer(abc.ABC):
+    """What writes files of an OUTPUT for one run. Cheap to pickle: processes that write get their own."""
 
-    Args:
-        run_id: names the run that writes; None for readers.
+    def __init__(self, output: Output, run_id: str):
+        self.output, self.run_id = output, run_id
+
+    @abc.abstractmethod
+    def begin(self) -> None:
+        """Try whether files can be written, and make what is needed, before a run's first image.
+
+        Raises:
+            Refused: they can't.
+        """
+
+    @abc.abstractmethod
+    def write_with(self, relative: str, write: Callable[[Any], object]) -> None:
+        """Write a whole file or nothing, by a function that writes its content to a `Sink`.
+
+        What can pass (a full disk, a server's hiccup) is tried again for some 15 s, see `patience`.
+        """
+
+    @abc.abstractmethod
+    def write(self, relative: str, data: bytes) -> None:
+        """Write a whole file or nothing; as `write_with`."""
+
+
+def open_output(url: str) -> Output:
+    """An OUTPUT by its local path, or by its URL in an object store.
 
     Raises:
         Refused: no name of a folder, or of a kind of store that isn't known.
@@ -189,12 +221,12 @@ def open_storage(url: str, run_id: str | None = None) -> Storage:
     if not url.strip():
         raise Refused(f"--output_base_path {url!r}: not the name of a folder")
     if "://" in url:
-        from ray_app.object_storage import ObjectStorage
+        from ray_app.object_storage import ObjectStoreOutput
 
         try:
-            return ObjectStorage(url, run_id)
+            return ObjectStoreOutput(url)
         except OSError as error:
             raise Refused(f"--output_base_path {url}: {error.strerror}") from None
-    from ray_app.local_storage import LocalStorage
+    from ray_app.local_storage import LocalOutput
 
-    return LocalStorage(url, run_id)
+    return LocalOutput(url)

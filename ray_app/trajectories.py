@@ -12,7 +12,7 @@ import pyarrow as pa
 from ray_app import existing, index, layout
 from ray_app.errors import Refused
 from ray_app.schema import KEY
-from ray_app.storage import Storage
+from ray_app.storage import Output
 
 OK, FAILED, MISSING = "ok", "failed", "missing"
 """An image is there; could not be drawn; or its file is gone, or has another size than its row says."""
@@ -47,7 +47,7 @@ class Trajectories:
 
     def __init__(
         self,
-        storage: Storage,
+        output: Output,
         model_types: Sequence[str],
         steps: Sequence[int] = (),
         snapshot: str | None = None,
@@ -55,7 +55,7 @@ class Trajectories:
         self._tables: dict[str, pa.Table] = {}
         captures: set[Capture] = set()
         for model_type in model_types:
-            rows = index.read(storage, model_type, _COLUMNS)
+            rows = index.read(output, model_type, _COLUMNS)
             rows = rows.take(pa.array(index.newest(rows)))
             wanted = np.isin(np.asarray(rows["step"]), steps or np.asarray(rows["step"]))
             if snapshot is not None:
@@ -63,12 +63,12 @@ class Trajectories:
             rows = rows.filter(pa.array(wanted))
             if not rows.num_rows:
                 continue
-            self._tables[model_type] = _with_status(rows, existing.are_there(storage, model_type, rows))
+            self._tables[model_type] = _with_status(rows, existing.are_there(output, model_type, rows))
             pairs = rows.group_by(["snapshot", "step"]).aggregate([]).to_pylist()
             captures |= {(pair["snapshot"], pair["step"]) for pair in pairs}
         if not self._tables:
             what = " or ".join(model_types) + (f" at --steps {' '.join(map(str, steps))}" if steps else "")
-            raise Refused(f"{storage.at(layout.INDEX)}: no image of {what} in it; set --output_base_path")
+            raise Refused(f"{output.at(layout.INDEX)}: no image of {what} in it; set --output_base_path")
         self.captures = sorted(captures, key=lambda capture: (capture[0] != "xt", capture[1]))
         """(snapshot, step) of every image, xt before x0."""
         # sorted: a query's rows stand together

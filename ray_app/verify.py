@@ -19,7 +19,7 @@ from ray_app.partition import Partition, retry_if_compacted
 from ray_app.progress import Checked
 from ray_app.redraw import redraw
 from ray_app.repair import repair, to_redraw
-from ray_app.storage import Storage, open_storage
+from ray_app.storage import Output, open_output
 from ray_app.upkeep_options import Verify
 
 MOST_NAMED = 20
@@ -32,24 +32,22 @@ def verify(options: Verify) -> int:
     Raises:
         Refused: no output there, annotations that can't be read, or --repair while a run is going on.
     """
-    storage = open_storage(options.output_base_path, runs.new_id())
+    output = open_output(options.output_base_path)
     slots = _slots(options)
-    models = _models(storage, options)
+    models = _models(output, options)
     if options.repair:
-        _check_repairable(storage)
+        _check_repairable(output)
     progress = Checked(sum(int((np.asarray(model.rows["status"]) == "ok").sum()) for model in models))
     try:
-        problems = list(_problems(storage, models, slots, options, progress))
+        problems = list(_problems(output, models, slots, options, progress))
     finally:
         progress.close()
     order = list(checks.KINDS)
     problems.sort(key=lambda problem: order.index(problem.kind))
-    report = _report(storage, models, problems)
+    report = _report(output, models, problems)
     if options.repair and problems:
-        try:
-            report["repaired"] = repair(storage, models, problems)
-        finally:
-            storage.remove_staging()
+        with output.writing(runs.new_id()) as writer:
+            report["repaired"] = repair(writer, models, problems)
         report["to_redraw"] = to_redraw(problems)
     print(json.dumps(report, ensure_ascii=False, indent=1) if options.format == "json" else _text(report), flush=True)
     return PROBLEMS if problems else OK
@@ -65,50 +63,50 @@ def _slots(options: Verify) -> pa.Table | None:
     return circo.slots(annotations.queries(), options.img_per_prompt, 0, "image", "jpg")
 
 
-def _models(storage: Storage, options: Verify) -> list[Model]:
-    if not storage.exists():
-        raise Refused(f"--output_base_path {storage.url}: no such folder")
+def _models(output: Output, options: Verify) -> list[Model]:
+    if not output.exists():
+        raise Refused(f"--output_base_path {output.url}: no such folder")
     model_types = layout.model_types(options.model_type)
     there = [
         name
         for name in model_types
-        if storage.list_names(layout.index_folder(name), "*.parquet") or storage.step_folders(name)
+        if output.list_names(layout.index_folder(name), "*.parquet") or output.step_folders(name)
     ]
     if not there:
-        raise Refused(f"--output_base_path {storage.url}: holds no index and no images of {' or '.join(model_types)}")
+        raise Refused(f"--output_base_path {output.url}: holds no index and no images of {' or '.join(model_types)}")
     columns = checks.COLUMNS if options.json_file is None else (*checks.COLUMNS, "prompt")
-    since = _running_since(storage)
-    return [_model(storage, name, columns, since) for name in there]
+    since = _running_since(output)
+    return [_model(output, name, columns, since) for name in there]
 
 
 @retry_if_compacted
-def _model(storage: Storage, model_type: str, columns: Sequence[str], since: float | None) -> Model:
-    found = Partition.open(storage, model_type)
-    return Model(storage, model_type, found, found.read(columns, whole=True), since)
+def _model(output: Output, model_type: str, columns: Sequence[str], since: float | None) -> Model:
+    found = Partition.open(output, model_type)
+    return Model(output, model_type, found, found.read(columns, whole=True), since)
 
 
-def _running_since(storage: Storage) -> float | None:
+def _running_since(output: Output) -> float | None:
     """When the first of the runs began that may be going on, in seconds since the epoch; says so."""
-    records = runs.going_on(storage)
+    records = runs.going_on(output)
     for record in records:
         LOG.warning(
-            f"{storage.at(layout.run_file(record['run_id']))}: says it is running on {record['host']};"
+            f"{output.at(layout.run_file(record['run_id']))}: says it is running on {record['host']};"
             " images without a row that were written since its start are not called strays"
         )
     return min((datetime.datetime.fromisoformat(r["started_at"]).timestamp() for r in records), default=None)
 
 
-def _check_repairable(storage: Storage) -> None:
+def _check_repairable(output: Output) -> None:
     """Raise Refused while a run is going on: what it has in hand looks like damage."""
-    going_on = runs.going_on(storage)
+    going_on = runs.going_on(output)
     if going_on:
-        record = storage.at(layout.run_file(going_on[0]["run_id"]))
+        record = output.at(layout.run_file(going_on[0]["run_id"]))
         raise Refused(f"{record}: this run is going on; wait for its end, or verify without --repair")
-    storage.check_writable(create=False)
+    output.check_writable()
 
 
 def _problems(
-    storage: Storage, models: list[Model], slots: pa.Table | None, options: Verify, progress: Checked
+    output: Output, models: list[Model], slots: pa.Table | None, options: Verify, progress: Checked
 ) -> Iterator[Problem]:
     with ThreadPoolExecutor(options.threads) as pool:
         for model in models:
@@ -118,7 +116,7 @@ def _problems(
                 yield from model.check_even(snapshot, step)
             if slots is not None:
                 yield from model.check_slots(slots)
-    yield from checks.check_staging(storage)
+    yield from checks.check_staging(output)
     for model, numbers in _chosen(models, options):
         yield from redraw(model.model_type, model.found, numbers)
 
@@ -135,11 +133,11 @@ def _chosen(models: list[Model], options: Verify) -> Iterator[tuple[Model, np.nd
             yield model, numbers[mine]
 
 
-def _report(storage: Storage, models: list[Model], problems: list[Problem]) -> dict[str, Any]:
+def _report(output: Output, models: list[Model], problems: list[Problem]) -> dict[str, Any]:
     counts = collections.Counter(problem.kind for problem in problems)
     fields = ("kind", "name", "detail")
     return {
-        "output": str(storage.url),
+        "output": str(output.url),
         "models": [model.model_type for model in models],
         "parts": sum(len(model.found.names) for model in models),
         "rows": sum(model.rows.num_rows for model in models),

@@ -15,7 +15,7 @@ from ray_app import layout, runs
 from ray_app.errors import Refused
 from ray_app.partition import Partition, part_names
 from ray_app.schema import KEY
-from ray_app.storage import Storage
+from ray_app.storage import Output
 
 CHECKED_ROWS = 200_000
 """Up to so many rows all pages are compared with their checksums first, in 0.1 s; of more rows those that are read."""
@@ -46,7 +46,7 @@ _JSON = ("options", "recipe", "versions")
 
 
 @contextlib.contextmanager
-def connected(storage: Storage) -> Iterator[duckdb.DuckDBPyConnection]:
+def connected(output: Output) -> Iterator[duckdb.DuckDBPyConnection]:
     """A locked in-memory DuckDB with both views; each model's partition is read only if it is asked for.
 
     Raises:
@@ -54,19 +54,19 @@ def connected(storage: Storage) -> Iterator[duckdb.DuckDBPyConnection]:
         FileNotFoundError: a part is gone since it was listed; call it again.
     """
     with tempfile.TemporaryDirectory(prefix="proxyqueue-") as scratch, duckdb.connect(":memory:") as connection:
-        partitions = _partitions(storage)
+        partitions = _partitions(output)
         try:
-            _define(connection, storage, partitions, scratch)
+            _define(connection, output, partitions, scratch)
             yield connection
         except duckdb.Error as error:  # DuckDB says many things of a file that isn't there
-            listed = {name for model_type in partitions for name in part_names(storage, model_type)}
+            listed = {name for model_type in partitions for name in part_names(output, model_type)}
             if not listed.issuperset(name for partition in partitions.values() for name in partition.names):
                 raise FileNotFoundError from error
             raise
 
 
 def _define(
-    connection: duckdb.DuckDBPyConnection, storage: Storage, partitions: dict[str, Partition], scratch: str
+    connection: duckdb.DuckDBPyConnection, output: Output, partitions: dict[str, Partition], scratch: str
 ) -> None:
     selects = []
     for model_type, partition in partitions.items():
@@ -76,7 +76,7 @@ def _define(
             f"(SELECT *, '{model_type}' AS model FROM parts_{model_type} QUALIFY row_number() OVER"
             f" (PARTITION BY {', '.join(KEY)} ORDER BY created_at DESC) = 1)"
         )
-    connection.register("run_records", run_table(storage))
+    connection.register("run_records", run_table(output))
     _lock(connection, scratch)
     connection.execute(f"CREATE VIEW images AS {' UNION ALL BY NAME '.join(selects)}")
     connection.execute("CREATE TABLE runs AS FROM run_records ORDER BY run_id")
@@ -84,16 +84,16 @@ def _define(
     connection.execute("SET lock_configuration = true")
 
 
-def find_damaged(storage: Storage) -> bool:
+def find_damaged(output: Output) -> bool:
     """Read every part whole, now that DuckDB could not; whether one is damaged that was not known to be."""
-    found = [partition.find_damage() for partition in _readable(storage).values()]
+    found = [partition.find_damage() for partition in _readable(output).values()]
     return any(found)
 
 
-def run_table(storage: Storage) -> pa.Table:
+def run_table(output: Output) -> pa.Table:
     """Every run's record as a row of `runs`."""
     rows = []
-    for record in runs.read_all(storage):
+    for record in runs.read_all(output):
         flat = {**record, **(record.get("summary") or {})}
         flat["command"] = " ".join(map(str, record.get("command") or ()))
         flat |= {name: json.dumps(record.get(name), ensure_ascii=False) for name in _JSON}
@@ -101,11 +101,11 @@ def run_table(storage: Storage) -> pa.Table:
     return pa.Table.from_pylist(rows, pa.schema([(name, kind) for name, (kind, _) in RUN_COLUMNS.items()]))
 
 
-def _partitions(storage: Storage) -> dict[str, Partition]:
+def _partitions(output: Output) -> dict[str, Partition]:
     """Each model's parts that count; those that are damaged are said."""
-    partitions = _readable(storage)
+    partitions = _readable(output)
     if not partitions:
-        raise Refused(f"{storage.at(layout.INDEX)}: no part of an index there; set --output_base_path")
+        raise Refused(f"{output.at(layout.INDEX)}: no part of an index there; set --output_base_path")
     rows = sum(footer.rows for partition in partitions.values() for footer in partition.footers.values())
     for partition in partitions.values():
         if rows <= CHECKED_ROWS:
@@ -114,9 +114,9 @@ def _partitions(storage: Storage) -> dict[str, Partition]:
     return partitions
 
 
-def _readable(storage: Storage) -> dict[str, Partition]:
+def _readable(output: Output) -> dict[str, Partition]:
     """Each model's partition, where it has parts."""
-    opened = {model_type: Partition.open(storage, model_type) for model_type in layout.MODEL_TYPES}
+    opened = {model_type: Partition.open(output, model_type) for model_type in layout.MODEL_TYPES}
     return {model_type: partition for model_type, partition in opened.items() if partition.names or partition.damaged}
 
 

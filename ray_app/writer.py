@@ -14,7 +14,7 @@ from ray_app.messages import Send
 from ray_app.metrics import MEASURED
 from ray_app.schema import GENERATOR, PLAN, SCHEMA, SLOT, WORKER, names_from
 from ray_app.schema import WRITER as FROM_WRITER
-from ray_app.storage import Storage
+from ray_app.storage import Writer
 
 UNWRITTEN = "unwritten"
 """Status of a row whose image is drawn but could not be written: the output's trouble, not the prompt's."""
@@ -30,7 +30,7 @@ WRITTEN = pa.schema(
 """Columns of the rows that leave the writer: the index's, but for those that are the same for the whole run."""
 
 
-def write_images(table: pa.Table, storage: Storage, model_type: str, notice: Send | None = None) -> pa.Table:
+def write_images(table: pa.Table, writer: Writer, model_type: str, notice: Send | None = None) -> pa.Table:
     """Write a batch's images for every slot that asks for them.
 
     Args:
@@ -57,7 +57,7 @@ def write_images(table: pa.Table, storage: Storage, model_type: str, notice: Sen
             rows.append(row)
             if image["image"] is not None:
                 to_write.append((row, image["image"]))
-    storage.for_each(functools.partial(_write, storage), to_write)
+    writer.output.for_each(functools.partial(_write, writer), to_write)
     return pa.Table.from_pylist(rows, schema=WRITTEN)
 
 
@@ -67,12 +67,12 @@ def _describe_file(data: bytes | None) -> dict[str, Any]:
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def _write(storage: Storage, image: tuple[dict[str, Any], bytes]) -> None:
+def _write(writer: Writer, image: tuple[dict[str, Any], bytes]) -> None:
     """Write an image; how long it took, or why it can't be written, is said in its row."""
     row, data = image
     started = time.perf_counter()
     try:
-        storage.write(row["path"], data)
+        writer.write(row["path"], data)
         row["write_seconds"] = time.perf_counter() - started
     except OSError as error:
         why = error.strerror or one_line(error)

@@ -18,7 +18,7 @@ from ray_app.index import IndexWriter
 from ray_app.options import Generate
 from ray_app.recipes import resolve
 from ray_app.schema import KEY, SCHEMA
-from ray_app.storage import Storage, open_storage
+from ray_app.storage import Writer, open_output
 
 RECIPE: Recipe = resolve(Generate(model_path="tiny"))
 
@@ -82,8 +82,8 @@ def write_images(
     rows_a_part: int = 8,
 ) -> None:
     """Write files and rows of one prompt a query, in many small parts; `text` decides the files' bytes."""
-    storage = open_storage(str(output), run_id)
-    writer = IndexWriter(storage, recipe)
+    files = open_output(str(output)).writer(run_id)
+    writer = IndexWriter(files, recipe)
     rows = []
     for query in queries:
         for snapshot in snapshots:
@@ -94,18 +94,18 @@ def write_images(
                 row = {"query_id": query, "reference_img_id": f"r{query}", "prompt_index": 0, "image_index": 0, "k": 0}
                 row |= {"snapshot": snapshot, "step": step, "path": path, "status": status, "prompt": f"p{query}"}
                 if status == "ok":
-                    storage.write(path, data)
+                    files.write(path, data)
                     row |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
                 rows.append(row)
     for start in range(0, len(rows), rows_a_part):
         writer.append(pa.Table.from_pylist(rows[start : start + rows_a_part]))
         writer.commit()
-    storage.remove_staging()
+    files.output.remove_staging(files.run_id)
 
 
 def newest_rows(output: Path, model_type: str = "sdxl") -> list[dict]:
     """What a reader sees: the newest row of each image, in the order of the keys."""
-    table = index.read(open_storage(str(output)), model_type, SCHEMA.names)
+    table = index.read(open_output(str(output)), model_type, SCHEMA.names)
     newest = {tuple(row[name] for name in KEY): row for row in table.to_pylist()}
     return [newest[key] for key in sorted(newest)]
 
@@ -161,10 +161,10 @@ def kill_and_repeat(
     return [folder / f"copy{moment}" for moment in range(len(codes))]
 
 
-def running(storage: Storage, pid: int) -> Path:
+def running(files: Writer, pid: int) -> Path:
     """The record of a run that goes on in this process; its path."""
-    runs.Record(storage).beat()
-    path = storage.root / f"runs/{storage.run_id}.json"
+    runs.Record(files).beat()
+    path = files.output.root / f"runs/{files.run_id}.json"
     give_process(path, pid)
     return path
 

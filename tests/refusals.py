@@ -14,7 +14,7 @@ from ray_app import circo
 from ray_app.index import IndexWriter
 from ray_app.options import Generate
 from ray_app.recipes import resolve
-from ray_app.storage import open_storage
+from ray_app.storage import open_output
 
 FIELD = "multi_gpt-3.5_opt"
 
@@ -78,16 +78,16 @@ def output(message: str, flags: str = "", content: Any = TWO_QUERIES) -> Row:
 
 def draw(here: Path) -> None:
     """What a run of `asked()` leaves, with other bytes in the images."""
-    storage = open_storage(str(here / "out"), "run-1")
-    writer = IndexWriter(storage, resolve(Generate(model_path="tiny")))
+    files = open_output(str(here / "out")).writer("run-1")
+    writer = IndexWriter(files, resolve(Generate(model_path="tiny")))
     queries = circo.load(str(here / "test.json"), FIELD, 2).queries()
     for slot in circo.slots(queries, 1, 0, "image", "jpg").to_pylist():
         path = f"proxy_images_sdxl_step4/{slot.pop('file')}"
-        storage.write(path, b"jpg")
+        files.write(path, b"jpg")
         row = {**slot, "snapshot": "xt", "step": 4, "path": path, "status": "ok", "bytes": 3}
         writer.append(pa.Table.from_pylist([{**row, "sha256": hashlib.sha256(b"jpg").hexdigest()}]))
     writer.commit()
-    storage.remove_staging()
+    files.output.remove_staging(files.run_id)
 
 
 def edit(name: str, **changes: Any) -> Callable[[Path], object]:

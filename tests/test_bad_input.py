@@ -12,7 +12,7 @@ from actors.recipe import Capture
 from ray_app import circo, existing, index, layout
 from ray_app.errors import Refused
 from ray_app.index import IndexWriter
-from ray_app.storage import open_storage
+from ray_app.storage import open_output
 
 FIELD = "multi_gpt-3.5_opt"
 unhurried = settings(deadline=None)
@@ -135,8 +135,8 @@ rows_of_images = st.lists(
 @given(commits=st.lists(rows_of_images, min_size=1, max_size=4))
 def test_rows_come_back_as_they_went_in_and_the_newest_counts(tmp_path_factory, recipe_for, commits):
     """Random images in random parts; the files of all of them are there."""
-    storage = open_storage(str(tmp_path_factory.mktemp("out")), "run")
-    writer = IndexWriter(storage, recipe_for(model_path="tiny"))
+    files = open_output(str(tmp_path_factory.mktemp("out"))).writer("run")
+    writer = IndexWriter(files, recipe_for(model_path="tiny"))
     queries = [circo.Query(number, f"r{number}", ("a", "b"), "combined") for number in range(3)]
     slots = circo.slots(queries, 1, 0, "image", "jpg")
     of_key = {(slot["query_id"], slot["prompt_index"]): slot for slot in slots.to_pylist()}
@@ -145,16 +145,16 @@ def test_rows_come_back_as_they_went_in_and_the_newest_counts(tmp_path_factory, 
         for row in commit:
             slot = of_key[row["query_id"], row["prompt_index"]]
             path = f"{layout.step_folder('sdxl', row['snapshot'], row['step'])}/{slot['file']}"
-            storage.write(path, b"123")
+            files.write(path, b"123")
             same = {name: slot[name] for name in ("reference_img_id", "image_index", "k", "denoise_id")}
             written.append({**row, **same, "path": path, "bytes": 3})
             newest[row["query_id"], row["prompt_index"], row["snapshot"], row["step"]] = row["status"]
             writer.append(pa.Table.from_pylist([written[-1]]))
         writer.commit()
-    back = index.read(storage, "sdxl", list(written[0]) if written else ["query_id"])
+    back = index.read(files.output, "sdxl", list(written[0]) if written else ["query_id"])
     assert [{name: row[name] for name in row if name != "created_at"} for row in back.to_pylist()] == written
     captures = [Capture(step, snapshot) for step in (1, 4) for snapshot in ("xt", "x0")]
-    found, _ = existing.find(storage, "sdxl", slots, captures, 1)
+    found, _ = existing.find(files.output, "sdxl", slots, captures, 1)
     for slot, there in zip(slots.to_pylist(), found.tolist(), strict=True):
         keys = [(slot["query_id"], slot["prompt_index"], capture.snapshot, capture.step) for capture in captures]
         assert there == [newest.get(key) == "ok" for key in keys]

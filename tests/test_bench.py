@@ -32,7 +32,7 @@ from ray_app.cli import main
 from ray_app.errors import Refused
 from ray_app.index import read
 from ray_app.partition import part_names
-from ray_app.storage import open_storage
+from ray_app.storage import open_output
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.timeout(300)
@@ -336,7 +336,7 @@ def test_a_half_done_output_is_planned_from_its_middle(tmp_path):
     figure = bench_figures.measure_plan(tmp_path, 200, bench_figures.RESUME_STEPS)
     assert (figure["images_there"], figure["images_to_draw"]) == (100, 100)
     assert figure["peak_mb"] >= figure["before_mb"] > 0
-    storage = open_storage(str(tmp_path / "out"))
+    storage = open_output(str(tmp_path / "out"))
     assert len(part_names(storage, "sdxl")) == 4
     for path in read(storage, "sdxl", ["path"])["path"].to_pylist():
         assert Path(storage.path(path)).stat().st_size == 1
@@ -352,7 +352,7 @@ def test_an_index_is_asked_before_and_after_compact(tmp_path):
     for figure in (before, after):
         assert (figure["rows"], figure["one_query_rows"]) == (1_000, 10)
     options = bench_rows.asked(tmp_path / "prompts.json", tmp_path / "out", [1, 32])
-    columns = read(open_storage(options.output_base_path), "sdxl", ["sha256", "path"]).to_pydict()
+    columns = read(open_output(options.output_base_path), "sdxl", ["sha256", "path"]).to_pydict()
     assert len(set(columns["sha256"])) == len(set(columns["path"])) == 1_000
     assert {len(digest) for digest in columns["sha256"]} == {64}
 

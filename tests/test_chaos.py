@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ray_app import runs
-from ray_app.storage import open_storage
+from ray_app.storage import open_output
 from tests.conftest import MODEL, PACED, ROOT, SAMPLE, check_index_is_true, read_tree, run_cli, start_cli
 from tests.nodes import ENVIRONMENT, START, answers, free_port, node_environment, short_folder
 from tests.processes import children, kill, kill_all_with, kill_tree, wait_for
@@ -101,7 +101,7 @@ def test_twenty_actors_are_killed_in_one_run(tmp_path, undisturbed, chance):
     assert driver.returncode == 0, err
     assert kills >= 20
     check_all_is_there(output, undisturbed)
-    (record,) = runs.read_all(open_storage(str(output)))
+    (record,) = runs.read_all(open_output(str(output)))
     # repeated is at most what was in flight: a batch an actor killed
     assert record["summary"]["batches_replayed"] <= kills
     assert record["summary"]["images_written"] == IMAGES
@@ -142,7 +142,7 @@ def test_ten_drivers_are_killed_one_after_another(tmp_path, undisturbed, chance)
     result = run_cli(*COMMAND, cwd=tmp_path, program=PACED)
     assert result.returncode == 0, result.stderr
     check_all_is_there(output, undisturbed)
-    states = [record["state"] for record in runs.read_all(open_storage(str(output)))]
+    states = [record["state"] for record in runs.read_all(open_output(str(output)))]
     if "nothing to draw" not in result.stdout:  # else the last kill came after the last row
         assert states.pop() == "complete"
     assert set(states) <= {"died", "complete"}

@@ -12,7 +12,7 @@ from ray_app import runs
 from ray_app.cli import main
 from ray_app.generate import prepare
 from ray_app.options import Generate
-from ray_app.storage import open_storage
+from ray_app.storage import open_output
 from tests.conftest import SAMPLE, read_tree
 from tests.outputs import (
     age,
@@ -159,9 +159,9 @@ def test_it_asks_on_a_terminal(output, answer, code, left):
 
 
 def test_a_run_that_is_going_on_is_left_in_peace(output, capsys):
-    storage = open_storage(str(output), "run-live")
+    files = open_output(str(output)).writer("run-live")
     with subprocess.Popen(["sleep", "60"]) as process:
-        record = running(storage, process.pid)
+        record = running(files, process.pid)
         assert cleaned(output, "--model_type", "sdxl", "--yes") == 2
         path = output / "runs/run-live.json"
         assert capsys.readouterr().err == (
@@ -170,12 +170,12 @@ def test_a_run_that_is_going_on_is_left_in_peace(output, capsys):
         give_process(record, process.pid, host="x")
         age(record)
         assert cleaned(output, "--model_type", "sdxl", "--steps", "1", "--yes") == 0
-        running(storage, process.pid)
+        running(files, process.pid)
         assert cleaned(output, "--model_type", "sdxl", "--steps", "4", "--yes", "--force") == 0
         process.kill()
     assert check_files(output) == []
     assert json.loads(path.read_text())["state"] == "running"
-    assert runs.going_on(storage) == []
+    assert runs.going_on(files.output) == []
 
 
 def test_a_kill_at_any_moment_leaves_a_true_index_and_the_next_run_ends_it(tmp_path):

@@ -19,7 +19,7 @@ from actors.recipe import Recipe
 from ray_app import compact, index, local_storage, partition
 from ray_app.cli import main
 from ray_app.schema import KEY, SCHEMA
-from ray_app.storage import open_storage
+from ray_app.storage import open_output
 from tests.conftest import flip_bit_of_a_page, run_cli
 from tests.outputs import RECIPE, check_index_is_true, kill_and_repeat, newest_rows, parts, write_images
 
@@ -59,7 +59,7 @@ def test_few_sorted_parts_hold_what_a_reader_saw_before(output, capsys):
 
 def test_the_recipes_of_all_parts_go_with_the_rows(output):
     assert compacted(output) == 0
-    recipes = [Recipe(**recipe) for recipe in index.recipes(open_storage(str(output)), "sdxl").values()]
+    recipes = [Recipe(**recipe) for recipe in index.recipes(open_output(str(output)), "sdxl").values()]
     assert {recipe.batch_size for recipe in recipes} == {RECIPE.batch_size, 8}
 
 
@@ -135,7 +135,7 @@ def test_a_part_that_appears_meanwhile_is_left_alone(output):
         write_images(output, f"run-late-{len(parts(output))}", [100], text="late")
         return np.asarray(rows["query_id"]) == 7
 
-    done = compact.rewrite(open_storage(str(output), "rewriter"), "sdxl", drop)
+    done = compact.rewrite(open_output(str(output)).writer("rewriter"), "sdxl", drop)
     assert done.dropped == 2
     queries = [row["query_id"] for row in newest_rows(output)]
     assert queries == sorted([*(q for q in range(30) if q != 7), 100] * 2)
@@ -166,7 +166,7 @@ def test_a_listing_during_which_parts_are_replaced_is_not_believed(output, monke
         yield from found
 
     monkeypatch.setattr(local_storage, "_scan", compacted_meanwhile)
-    names = partition.part_names(open_storage(str(output)), "sdxl")
+    names = partition.part_names(open_output(str(output)), "sdxl")
     assert listings[0] == 13
     assert names == [path.relative_to(output).as_posix() for path in parts(output)]
     assert len(names) == 1
@@ -176,13 +176,13 @@ def test_readers_never_miss_a_row(tmp_path):
     """A reader in a thread, over and over, while forty parts become one again and again."""
     output = tmp_path / "out"
     write_images(output, "run-0", range(80), rows_a_part=4)
-    storage, seen, ended = open_storage(str(output), "writer"), [], threading.Event()
+    files, seen, ended = open_output(str(output)).writer("writer"), [], threading.Event()
 
     def read():
         try:
             while not ended.is_set():
-                rows = index.read(storage, "sdxl", KEY)
-                seen.append((len(index.newest(rows)), len(index.recipes(storage, "sdxl"))))
+                rows = index.read(files.output, "sdxl", KEY)
+                seen.append((len(index.newest(rows)), len(index.recipes(files.output, "sdxl"))))
         except Exception as error:
             seen.append(error)
 
@@ -192,7 +192,7 @@ def test_readers_never_miss_a_row(tmp_path):
     try:
         for _ in range(6):
             for name, data in kept.items():
-                storage.write(f"index/model=sdxl/{name}", data)
+                files.write(f"index/model=sdxl/{name}", data)
             assert compacted(output) == 0
     finally:
         ended.set()
@@ -202,7 +202,7 @@ def test_readers_never_miss_a_row(tmp_path):
 
 
 def test_only_one_process_rewrites_an_index(output, capsys):
-    with open_storage(str(output)).locked("index/model=sdxl"):
+    with open_output(str(output)).locked("index/model=sdxl"):
         assert compacted(output) == 2
     assert capsys.readouterr().err == (
         f"proxyqueue: {output}/index/model=sdxl: another compact, clean or verify --repair is rewriting it;"

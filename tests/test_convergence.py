@@ -13,7 +13,7 @@ from PIL import Image
 from ray_app import convergence, convergence_plot, layout, likeness
 from ray_app.cli import main
 from ray_app.index import IndexWriter
-from ray_app.storage import open_storage
+from ray_app.storage import open_output
 from ray_app.trajectories import Trajectories
 from tests.outputs import RECIPE
 from tests.test_gallery import FLUX
@@ -30,7 +30,7 @@ def picture(query: int, step: int, last: int = 8) -> np.ndarray:
 
 def draw(output: Path, queries, captures, recipe=RECIPE, run_id="run-1", pixels=picture, **more) -> None:
     """Lossless pictures that come nearer to the last by a known amount each step; `more` are columns of every row."""
-    storage = open_storage(str(output), run_id)
+    files = open_output(str(output)).writer(run_id)
     rows = []
     for query in queries:
         for snapshot, step in captures:
@@ -40,9 +40,9 @@ def draw(output: Path, queries, captures, recipe=RECIPE, run_id="run-1", pixels=
             row = {"query_id": query, "reference_img_id": f"r{query}", "prompt_index": 0, "image_index": 0, "k": 0}
             row |= {"snapshot": snapshot, "step": step, "path": path, "status": "ok", "denoise_id": f"d{query}"}
             rows.append({**row, "bytes": (output / path).stat().st_size, **more})
-    with IndexWriter(storage, recipe) as writer:
+    with IndexWriter(files, recipe) as writer:
         writer.append(pa.Table.from_pylist(rows))
-    storage.remove_staging()
+    files.output.remove_staging(files.run_id)
 
 
 def measured(output: Path, *arguments: str, code: int = 0) -> list[dict]:
@@ -149,7 +149,7 @@ def test_nothing_to_compare_is_refused(tmp_path, capsys, arguments, told):
 def test_pairs_of_many_slots_are_made_at_once(tmp_path):
     """A table of pairs has each slot's rows together, so that a task decodes its last image once."""
     draw(tmp_path, range(200), [("xt", 1), ("xt", 2), ("xt", 8)], pixels=lambda *_: np.zeros((1, 1, 3), np.uint8))
-    shown = Trajectories(open_storage(str(tmp_path)), ["sdxl"])
+    shown = Trajectories(open_output(str(tmp_path)), ["sdxl"])
     made = convergence.pairs(shown.rows("sdxl"), "sdxl")
     assert made["query_id"].to_pylist() == [query for query in range(200) for _ in range(2)]
     assert made["last_path"].to_pylist() == [

@@ -11,7 +11,7 @@ from actors.recipe import Capture
 from ray_app import circo, existing, layout
 from ray_app.errors import Refused
 from ray_app.index import IndexWriter
-from ray_app.storage import open_storage
+from ray_app.storage import open_output
 
 CAPTURES = [Capture(1), Capture(2, "x0")]
 
@@ -39,8 +39,8 @@ class Output:
     """An output with real files and real parts, written image by image."""
 
     def __init__(self, root, recipe):
-        self.storage = open_storage(str(root), "run-1")
-        self.index = IndexWriter(self.storage, recipe)
+        self.files = open_output(str(root)).writer("run-1")
+        self.index = IndexWriter(self.files, recipe)
 
     def add(self, slots, captures=CAPTURES, status="ok"):
         for slot in slots.to_pylist():
@@ -48,7 +48,7 @@ class Output:
                 path = f"{layout.step_folder('sdxl', capture.snapshot, capture.step)}/{slot['file']}"
                 data = path.encode()
                 if status == "ok":
-                    self.storage.write(path, data)
+                    self.files.write(path, data)
                 row = {name: slot[name] for name in slot if name != "file"}
                 row |= {"step": capture.step, "snapshot": capture.snapshot, "path": path, "status": status}
                 row |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
@@ -56,7 +56,7 @@ class Output:
         self.index.commit()
 
     def find(self, slots, img_per_prompt=1):
-        return existing.find(self.storage, "sdxl", slots, CAPTURES, img_per_prompt)[0]
+        return existing.find(self.files.output, "sdxl", slots, CAPTURES, img_per_prompt)[0]
 
 
 def test_an_empty_output_has_nothing(output):
@@ -79,9 +79,9 @@ def test_rows_with_their_files_are_there_in_any_selection(output):
 def test_files_without_rows_rows_without_files_and_other_sizes_are_missing(output):
     slots = slots_of()
     output.add(slots.slice(1))
-    (output.storage.root / "proxy_images_sdxl_step1/combined/combined_r1_1.jpg").unlink()
-    (output.storage.root / "proxy_images_sdxl_step1/combined_query2/combined_r1_0.jpg").write_bytes(b"cut")
-    output.storage.write("proxy_images_sdxl_step1/combined/combined_r1_0.jpg", b"no row")
+    (output.files.output.root / "proxy_images_sdxl_step1/combined/combined_r1_1.jpg").unlink()
+    (output.files.output.root / "proxy_images_sdxl_step1/combined_query2/combined_r1_0.jpg").write_bytes(b"cut")
+    output.files.write("proxy_images_sdxl_step1/combined/combined_r1_0.jpg", b"no row")
     expected = np.ones((6, 2), bool)
     expected[0] = expected[1, 0] = expected[2, 0] = False
     assert (output.find(slots) == expected).all()
@@ -118,27 +118,27 @@ def test_another_image_under_the_same_name_is_refused(output, asked, message):
 
 def test_another_image_may_be_drawn_where_the_file_is_gone(output):
     output.add(slots_of())
-    for path in output.storage.root.rglob("combined*/*.jpg"):
+    for path in output.files.output.root.rglob("combined*/*.jpg"):
         path.unlink()
     assert not output.find(slots_of(seed=4)).any()
 
 
 def test_another_recipe_is_refused_with_each_field_that_differs(output, recipe):
     output.add(slots_of())
-    assert existing.check_recipe(output.storage, recipe) == []
+    assert existing.check_recipe(output.files.output, recipe) == []
     other = dataclasses.replace(recipe, guidance_scale=5.0, num_inference_steps=16)
     with pytest.raises(Refused) as raised:
-        existing.check_recipe(output.storage, other)
+        existing.check_recipe(output.files.output, other)
     both = "--max_inference_steps is 32 there and 16 here, --guidance_scale is 0.0 there and 5.0 here"
     assert both in str(raised.value)
 
 
 def test_a_recipe_that_moves_low_bits_is_a_warning(output, recipe):
     output.add(slots_of())
-    (warning,) = existing.check_recipe(output.storage, dataclasses.replace(recipe, batch_size=8))
+    (warning,) = existing.check_recipe(output.files.output, dataclasses.replace(recipe, batch_size=8))
     assert "--batch_size is 4 there and 8 here" in warning
 
 
 def test_a_recipe_of_failures_alone_binds_nobody(output, recipe):
     output.add(slots_of(), status="failed")
-    assert existing.check_recipe(output.storage, dataclasses.replace(recipe, height=128)) == []
+    assert existing.check_recipe(output.files.output, dataclasses.replace(recipe, height=128)) == []

@@ -17,7 +17,7 @@ from PIL import Image
 from ray_app import gallery, layout
 from ray_app.cli import main
 from ray_app.index import IndexWriter
-from ray_app.storage import open_storage
+from ray_app.storage import open_output
 from tests.outputs import RECIPE
 
 EVIL = "<script>document.title = 'run'</script><img src=x onerror=\"document.title = 'run'\"> \"'&{{ 7 * 7 }}"
@@ -41,7 +41,7 @@ def draw(
 
     `more` are columns of every row.
     """
-    storage = open_storage(str(output), run_id)
+    files = open_output(str(output)).writer(run_id)
     rows = []
     for query in queries:
         for prompt in range(SLOTS):
@@ -62,10 +62,10 @@ def draw(
                     }
                     row |= {"height": size[1], "bytes": (output / path).stat().st_size, "denoise_id": f"{query}"}
                     rows.append({**row, **more})
-    with IndexWriter(storage, recipe) as writer:
+    with IndexWriter(files, recipe) as writer:
         writer.append(pa.Table.from_pylist(rows))
         writer.commit()
-    storage.remove_staging()
+    files.output.remove_staging(files.run_id)
 
 
 def shown(output, *arguments):

@@ -16,7 +16,7 @@ from ray_app import index
 from ray_app.errors import Refused
 from ray_app.index import IndexWriter
 from ray_app.schema import SCHEMA, VERSION_KEY
-from ray_app.storage import open_storage
+from ray_app.storage import open_output
 from tests.conftest import ROOT, flip_bit_of_a_page, obeying_permissions
 
 
@@ -25,8 +25,8 @@ def rows(count, **columns):
 
 
 @pytest.fixture
-def storage(tmp_path):
-    return open_storage(str(tmp_path), "run-1")
+def files(tmp_path):
+    return open_output(str(tmp_path)).writer("run-1")
 
 
 @pytest.fixture
@@ -34,22 +34,22 @@ def recipe(recipe_for):
     return recipe_for(model_path="tiny")
 
 
-def parts(storage):
-    return sorted(path.name for path in storage.root.rglob("*.parquet"))
+def parts(files):
+    return sorted(path.name for path in files.output.root.rglob("*.parquet"))
 
 
-def test_a_part_has_the_pinned_schema_and_the_runs_constants(storage, recipe):
+def test_a_part_has_the_pinned_schema_and_the_runs_constants(files, recipe):
     before = datetime.datetime.now(datetime.UTC)
     recipe = dataclasses.replace(recipe, guidance_scale=0.5)
-    writer = IndexWriter(storage, recipe)
+    writer = IndexWriter(files, recipe)
     writer.append(rows(3, status="ok"))
     writer.commit()
     writer.commit()
-    assert parts(storage) == ["part-run-1-000000.parquet"]
-    file = pq.ParquetFile(storage.root / "index/model=sdxl/part-run-1-000000.parquet")
+    assert parts(files) == ["part-run-1-000000.parquet"]
+    file = pq.ParquetFile(files.output.root / "index/model=sdxl/part-run-1-000000.parquet")
     assert file.schema_arrow.equals(SCHEMA)
     assert file.schema_arrow.metadata[b"proxyqueue.schema_version"] == b"1"
-    (full,) = index.recipes(storage, "sdxl").values()
+    (full,) = index.recipes(files.output, "sdxl").values()
     assert Recipe(**full) == recipe
     assert file.metadata.row_group(0).column(0).compression == "ZSTD"
     row = file.read().to_pylist()[2]
@@ -58,30 +58,30 @@ def test_a_part_has_the_pinned_schema_and_the_runs_constants(storage, recipe):
     assert before <= row["created_at"] <= datetime.datetime.now(datetime.UTC)
 
 
-def test_parts_are_committed_by_rows_and_by_time(storage, recipe, monkeypatch):
-    writer = IndexWriter(storage, recipe)
+def test_parts_are_committed_by_rows_and_by_time(files, recipe, monkeypatch):
+    writer = IndexWriter(files, recipe)
     writer.append(rows(index.COMMIT_ROWS - 1))
     writer.commit_if_due()
-    assert parts(storage) == []
+    assert parts(files) == []
     writer.append(rows(1))
     writer.commit_if_due()
-    assert len(parts(storage)) == 1
+    assert len(parts(files)) == 1
     monkeypatch.setattr(index, "COMMIT_SECONDS", 0.05)
     writer.append(rows(1))
     time.sleep(0.06)
     writer.commit_if_due()
-    assert len(parts(storage)) == 2
+    assert len(parts(files)) == 2
 
 
-def test_rows_come_back_oldest_first_with_the_columns_asked_for(storage, recipe):
+def test_rows_come_back_oldest_first_with_the_columns_asked_for(files, recipe):
     for run_id, status in (("run-2", "failed"), ("run-1", "ok")):
-        writer = IndexWriter(open_storage(str(storage.root), run_id), recipe)
+        writer = IndexWriter(open_output(str(files.output.root)).writer(run_id), recipe)
         writer.append(rows(2, status=status))
         writer.commit()
-    table = index.read(storage, "sdxl", ["query_id", "status"])
+    table = index.read(files.output, "sdxl", ["query_id", "status"])
     assert table["status"].to_pylist() == ["failed", "failed", "ok", "ok"]
     assert table.column_names == ["query_id", "status", "created_at"]
-    assert index.read(storage, "flux", ["query_id"]).num_rows == 0
+    assert index.read(files.output, "flux", ["query_id"]).num_rows == 0
 
 
 def other_schema(path):
@@ -100,56 +100,56 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
-def test_a_damaged_part_is_named_once_left_out_and_set_aside(storage, recipe, capsys, damage):
-    writer = IndexWriter(storage, recipe)
+def test_a_damaged_part_is_named_once_left_out_and_set_aside(files, recipe, capsys, damage):
+    writer = IndexWriter(files, recipe)
     for _ in range(2):
         writer.append(rows(3, status="ok"))
         writer.commit()
-    bad = storage.root / "index/model=sdxl/part-run-1-000000.parquet"
+    bad = files.output.root / "index/model=sdxl/part-run-1-000000.parquet"
     damage(bad)
     content = bad.read_bytes()
     for _ in range(2):
-        assert index.read(storage, "sdxl", ["query_id"])["query_id"].to_pylist() == [0, 1, 2]
-        assert len(index.recipes(storage, "sdxl")) == 1
+        assert index.read(files.output, "sdxl", ["query_id"])["query_id"].to_pylist() == [0, 1, 2]
+        assert len(index.recipes(files.output, "sdxl")) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"proxyqueue: {bad}: a damaged part of the index (")
     assert bad.exists()
-    index.set_aside_damaged(storage, "sdxl")
-    assert parts(storage) == ["part-run-1-000000.parquet", "part-run-1-000001.parquet"]
-    assert (storage.root / ".set_aside/index/model=sdxl/part-run-1-000000.parquet").read_bytes() == content
-    assert index.read(storage, "sdxl", ["query_id"]).num_rows == 3
+    index.set_aside_damaged(files.output, "sdxl")
+    assert parts(files) == ["part-run-1-000000.parquet", "part-run-1-000001.parquet"]
+    assert (files.output.root / ".set_aside/index/model=sdxl/part-run-1-000000.parquet").read_bytes() == content
+    assert index.read(files.output, "sdxl", ["query_id"]).num_rows == 3
 
 
-def test_a_part_of_another_version_of_the_schema_is_refused_not_set_aside(storage):
-    storage.write("index/model=sdxl/part-a.parquet", b"")
+def test_a_part_of_another_version_of_the_schema_is_refused_not_set_aside(files):
+    files.write("index/model=sdxl/part-a.parquet", b"")
     newer = SCHEMA.with_metadata({VERSION_KEY: b"2"}).append(pa.field("more", pa.int8()))
-    pq.write_table(newer.empty_table(), (storage.root / "index/model=sdxl/part-a.parquet"))
+    pq.write_table(newer.empty_table(), (files.output.root / "index/model=sdxl/part-a.parquet"))
     with pytest.raises(Refused, match=r"part-a.parquet: version 2 of the index's schema, and this proxyqueue reads 1;"):
-        index.read(storage, "sdxl", ["query_id"])
+        index.read(files.output, "sdxl", ["query_id"])
 
 
-def test_a_part_that_cannot_be_opened_is_refused_not_set_aside(storage):
+def test_a_part_that_cannot_be_opened_is_refused_not_set_aside(files):
     """No permission says nothing about what is in the part."""
-    storage.write("index/model=sdxl/part-a.parquet", b"not parquet")
-    (storage.root / "index/model=sdxl/part-a.parquet").chmod(0)
+    files.write("index/model=sdxl/part-a.parquet", b"not parquet")
+    (files.output.root / "index/model=sdxl/part-a.parquet").chmod(0)
     code = (
         "import sys; from ray_app import errors, index, storage\n"
-        "try: index.read(storage.open_storage(sys.argv[1]), 'sdxl', ['query_id'])\n"
+        "try: index.read(storage.open_output(sys.argv[1]), 'sdxl', ['query_id'])\n"
         "except errors.Refused as refused: print(refused)"
     )
-    command = [*obeying_permissions(), sys.executable, "-c", code, str(storage.root)]
+    command = [*obeying_permissions(), sys.executable, "-c", code, str(files.output.root)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.stdout.endswith("part-a.parquet: can't be read: Permission denied\n"), result.stderr
 
 
-def test_rows_stay_in_hand_while_a_part_cannot_be_written(storage, recipe):
-    writer = IndexWriter(storage, recipe)
+def test_rows_stay_in_hand_while_a_part_cannot_be_written(files, recipe):
+    writer = IndexWriter(files, recipe)
     writer.append(rows(2))
-    (storage.root / "index").write_text("a file where the folder should be")
+    (files.output.root / "index").write_text("a file where the folder should be")
     with pytest.raises(
         Refused, match=r"index/model=sdxl/part-run-1-000000.parquet: can't be written: .*/index is a file;"
     ):
         writer.commit()
-    (storage.root / "index").unlink()
+    (files.output.root / "index").unlink()
     writer.commit()
-    assert index.read(storage, "sdxl", ["query_id"]).num_rows == 2
+    assert index.read(files.output, "sdxl", ["query_id"]).num_rows == 2

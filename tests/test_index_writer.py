@@ -8,7 +8,7 @@ from actors.generator import OUTPUT_COLUMNS
 from ray_app import index, metrics, schema, worker
 from ray_app.errors import Refused
 from ray_app.index import IndexWriter
-from ray_app.storage import open_storage
+from ray_app.storage import open_output
 from ray_app.writer import WRITTEN
 from tests.outputs import RECIPE, parts
 
@@ -23,7 +23,7 @@ def clock(monkeypatch) -> list[float]:
 
 @pytest.fixture
 def writer(tmp_path) -> IndexWriter:
-    return IndexWriter(open_storage(str(tmp_path), "run-1"), RECIPE)
+    return IndexWriter(open_output(str(tmp_path)).writer("run-1"), RECIPE)
 
 
 def rows(count: int) -> pa.Table:

@@ -10,9 +10,9 @@ import pytest
 from ray_app import circo, index, patience, remote
 from ray_app.cli import main
 from ray_app.errors import Refused
-from ray_app.object_storage import ObjectStorage
+from ray_app.object_storage import ObjectStoreOutput
 from ray_app.schema import SCHEMA
-from ray_app.storage import open_storage
+from ray_app.storage import open_output
 from tests import object_store
 from tests.conftest import PACED, SAMPLE, read_tree, run_cli
 from tests.object_store import BUCKET, ObjectStore
@@ -35,123 +35,123 @@ def store(server, monkeypatch) -> Iterator[ObjectStore]:
 
 
 @pytest.fixture
-def storage(store, request) -> ObjectStorage:
-    found = open_storage(f"s3://{BUCKET}/{request.node.name}", "run-1")
-    assert isinstance(found, ObjectStorage)
+def output(store, request) -> ObjectStoreOutput:
+    found = open_output(f"s3://{BUCKET}/{request.node.name}")
+    assert isinstance(found, ObjectStoreOutput)
     return found
 
 
-def test_files_are_written_listed_moved_and_removed(storage):
-    assert not storage.exists()
+def test_files_are_written_listed_moved_and_removed(output):
+    assert not output.exists()
     for name in ("step/combined/a.jpg", "step/combined_query2/b.jpg", "step/aug_features_x.npz", "index/part.parquet"):
-        storage.write(name, name.encode())
-    assert storage.exists()
-    assert storage.folders() == ["index", "step"]
-    assert storage.sizes("step") == {"combined/a.jpg": 19, "combined_query2/b.jpg": 26}
-    assert sorted(entry.name for entry in storage.files("step")) == [
+        output.writer("run-1").write(name, name.encode())
+    assert output.exists()
+    assert output.folders() == ["index", "step"]
+    assert output.sizes("step") == {"combined/a.jpg": 19, "combined_query2/b.jpg": 26}
+    assert sorted(entry.name for entry in output.files("step")) == [
         "aug_features_x.npz", "combined/a.jpg", "combined_query2/b.jpg",
     ]  # fmt: skip
-    assert storage.list_names("index", "*.parquet") == ["index/part.parquet"]
-    assert storage.remove_feature_caches("step") == 1
-    assert storage.read("step/combined/a.jpg") == b"step/combined/a.jpg"
+    assert output.list_names("index", "*.parquet") == ["index/part.parquet"]
+    assert output.remove_feature_caches("step") == 1
+    assert output.read("step/combined/a.jpg") == b"step/combined/a.jpg"
     for content in (b"first", b"second"):
-        storage.write("step/combined/a.jpg", content)
-        storage.set_aside("step/combined/a.jpg")
-    storage.set_aside("step/combined/a.jpg")  # gone: no harm
-    assert storage.read(".set_aside/step/combined/a.jpg") == b"first"
-    assert storage.read(".set_aside/step/combined/a.jpg.1") == b"second"
-    storage.remove("step/combined_query2/b.jpg")
-    storage.remove("step/combined_query2/b.jpg")
+        output.writer("run-1").write("step/combined/a.jpg", content)
+        output.set_aside("step/combined/a.jpg")
+    output.set_aside("step/combined/a.jpg")  # gone: no harm
+    assert output.read(".set_aside/step/combined/a.jpg") == b"first"
+    assert output.read(".set_aside/step/combined/a.jpg.1") == b"second"
+    output.remove("step/combined_query2/b.jpg")
+    output.remove("step/combined_query2/b.jpg")
     with pytest.raises(FileNotFoundError):
-        storage.read("step/combined_query2/b.jpg")
-    storage.remove_empty("step")
-    assert storage.folders() == [".set_aside", "index"]
+        output.read("step/combined_query2/b.jpg")
+    output.remove_empty("step")
+    assert output.folders() == [".set_aside", "index"]
 
 
-def test_an_image_is_one_request_and_a_listing_one_for_each_thousand(storage, store):
+def test_an_image_is_one_request_and_a_listing_one_for_each_thousand(output, store):
     names = [f"step/combined/{number}.jpg" for number in range(1_001)]
-    storage.for_each(lambda name: storage.write(name, b"an image's"), names)
+    output.for_each(lambda name: output.writer("run-1").write(name, b"an image's"), names)
     assert store.counts() == {"PUT": 1_001}
     store.begin()
-    assert len(storage.sizes("step")) == 1_001
+    assert len(output.sizes("step")) == 1_001
     assert set(store.counts()) == {"GET"}
     assert store.counts()["GET"] <= 4
 
 
-def test_credentials_and_files_stay_where_they_are_when_a_storage_travels(storage):
-    travelled = pickle.dumps(storage)
+def test_credentials_and_files_stay_where_they_are_when_a_storage_travels(output):
+    travelled = pickle.dumps(output.writer("run-1"))
     assert b"secret-of-the-test" not in travelled
-    storage.write("a", b"1")
+    output.writer("run-1").write("a", b"1")
     again = pickle.loads(travelled)
-    assert (again.read("a"), again.run_id, again.url) == (b"1", "run-1", storage.url)
+    assert (again.output.read("a"), again.run_id, again.output.url) == (b"1", "run-1", output.url)
 
 
 @pytest.mark.parametrize("fault", ["503", "cut", "cut after"])
-def test_what_passes_is_tried_again(storage, store, fault):
+def test_what_passes_is_tried_again(output, store, fault):
     store.begin(lambda method, path, number: fault if number <= 2 else None)
-    storage.write("step/combined/a.jpg", b"whole")
+    output.writer("run-1").write("step/combined/a.jpg", b"whole")
     assert (store.faults, store.counts()) == (2, {"PUT": 3})
     store.begin(lambda method, path, number: fault if number <= 2 else None)
-    assert storage.read("step/combined/a.jpg") == b"whole"
+    assert output.read("step/combined/a.jpg") == b"whole"
     assert store.faults == 2
 
 
-def test_a_slow_answer_is_waited_for_and_not_asked_for_again(storage, store):
+def test_a_slow_answer_is_waited_for_and_not_asked_for_again(output, store):
     """Arrow itself would give a request up after three seconds, and ask again."""
-    storage.write("step/combined/a.jpg", b"whole")
+    output.writer("run-1").write("step/combined/a.jpg", b"whole")
     store.begin(lambda method, path, number: "slow" if number == 1 else None)
-    assert storage.read("step/combined/a.jpg") == b"whole"
+    assert output.read("step/combined/a.jpg") == b"whole"
     assert (store.faults, store.counts()) == (1, {"HEAD": 1, "GET": 1})
 
 
-def test_what_lasts_is_said_once_waited_for_and_then_told(storage, store, monkeypatch, capsys):
+def test_what_lasts_is_said_once_waited_for_and_then_told(output, store, monkeypatch, capsys):
     monkeypatch.setattr(patience, "PAUSES", (0.1, 0.2))
     monkeypatch.setattr(remote, "TRIES", 1)
     remote.connect.cache_clear()
-    storage = open_storage(storage.url, "run-lasts")
+    output = open_output(output.url)
     store.begin(lambda method, path, number: "503")
     with pytest.raises(
         OSError, match=r"can't be written: SLOW_DOWN during PutObject operation: Please reduce your"
     ) as told:
-        storage.write("step/a.jpg", b"1")
-    assert told.value.filename == f"{storage.url}/step/a.jpg"
+        output.writer("run-lasts").write("step/a.jpg", b"1")
+    assert told.value.filename == f"{output.url}/step/a.jpg"
     assert store.counts() == {"PUT": 3}
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert said.startswith(f"proxyqueue: {storage.url}/step/a.jpg: can't be written: SLOW_DOWN")
+    assert said.startswith(f"proxyqueue: {output.url}/step/a.jpg: can't be written: SLOW_DOWN")
     assert said.endswith("; trying again for 0 seconds\n")
     store.begin()
-    assert not storage.exists()
+    assert not output.exists()
 
 
-def test_a_large_file_whose_upload_breaks_is_not_there(storage, store, monkeypatch):
+def test_a_large_file_whose_upload_breaks_is_not_there(output, store, monkeypatch):
     """It goes in pieces, and none of them is to be seen before the last."""
     monkeypatch.setattr(patience, "PAUSES", ())
     monkeypatch.setattr(remote, "TRIES", 1)
     remote.connect.cache_clear()
-    storage = open_storage(storage.url, "run-large")
+    output = open_output(output.url)
     store.begin(lambda method, path, number: "503" if "partNumber=2" in path else None)
     with pytest.raises(OSError, match="SLOW_DOWN"):
-        storage.write("index/large.parquet", bytes(25_000_000))
+        output.writer("run-large").write("index/large.parquet", bytes(25_000_000))
     assert store.faults
     store.begin()
-    assert storage.list_names("index", "*") == []
-    storage.write("index/large.parquet", bytes(25_000_000))
-    assert [entry.bytes for entry in storage.entries("index")] == [25_000_000]
+    assert output.list_names("index", "*") == []
+    output.writer("run-large").write("index/large.parquet", bytes(25_000_000))
+    assert [entry.bytes for entry in output.entries("index")] == [25_000_000]
 
 
-def test_a_store_that_fails_while_parts_are_read_damages_none(storage, store, monkeypatch):
+def test_a_store_that_fails_while_parts_are_read_damages_none(output, store, monkeypatch):
     monkeypatch.setattr(remote, "TRIES", 1)
     remote.connect.cache_clear()
-    storage = open_storage(storage.url, "run-1")
-    storage.write("index/model=sdxl/part-a.parquet", index.to_parquet(SCHEMA.empty_table()))
+    output = open_output(output.url)
+    output.writer("run-1").write("index/model=sdxl/part-a.parquet", index.to_parquet(SCHEMA.empty_table()))
     store.begin(lambda method, path, number: "503" if path.endswith(".parquet") else None)
     with pytest.raises(Refused, match=r"part-a.parquet: can't be read: "):
-        index.read(storage, "sdxl", ["query_id"])
+        index.read(output, "sdxl", ["query_id"])
     store.begin()
-    assert index.read(storage, "sdxl", ["query_id"]).num_rows == 0
-    index.set_aside_damaged(storage, "sdxl")
-    assert storage.list_names("index/model=sdxl", "*") == ["index/model=sdxl/part-a.parquet"]
+    assert index.read(output, "sdxl", ["query_id"]).num_rows == 0
+    index.set_aside_damaged(output, "sdxl")
+    assert output.list_names("index/model=sdxl", "*") == ["index/model=sdxl/part-a.parquet"]
 
 
 @pytest.mark.parametrize(
@@ -172,21 +172,21 @@ def test_a_store_that_fails_while_parts_are_read_damages_none(storage, store, mo
 )
 def test_other_urls_are_refused(url, message):
     with pytest.raises(Refused, match=message):
-        open_storage(url)
+        open_output(url)
 
 
 @pytest.mark.parametrize("name", ["exp#2", "exp%23", "a b ", "ü;x=1&y"])
 def test_a_name_is_used_as_it_was_given(store, name, capsys):
     """Another that it could be taken for is not touched."""
-    others = [open_storage(f"s3://{BUCKET}/names/{other}") for other in ("exp", "a b", "a")]
+    others = [open_output(f"s3://{BUCKET}/names/{other}") for other in ("exp", "a b", "a")]
     for other in others:
-        other.write("runs/run-0.json", b"{}")
-    storage = open_storage(f"s3://{BUCKET}/names/{name}")
-    assert storage.url == f"s3://{BUCKET}/names/{name}"
-    storage.write("runs/run-1.json", b"{}")
-    assert remote.read(storage.at("runs/run-1.json")) == b"{}"
-    assert main(["clean", "--all", "--yes", "--output_base_path", storage.url]) == 0
-    assert not storage.exists()
+        other.writer("run-0").write("runs/run-0.json", b"{}")
+    output = open_output(f"s3://{BUCKET}/names/{name}")
+    assert output.url == f"s3://{BUCKET}/names/{name}"
+    output.writer("run-1").write("runs/run-1.json", b"{}")
+    assert remote.read(output.at("runs/run-1.json")) == b"{}"
+    assert main(["clean", "--all", "--yes", "--output_base_path", output.url]) == 0
+    assert not output.exists()
     assert all(other.list_names("runs", "*") == ["runs/run-0.json"] for other in others)
 
 
@@ -203,15 +203,15 @@ def test_what_can_be_no_name_is_refused_in_one_line(store, verb, capsys):
 
 def test_a_bucket_that_is_not_there_is_refused(store):
     with pytest.raises(Refused, match="there is no bucket nobody; make it first"):
-        open_storage("s3://nobody/x", "run").check_writable(create=False)
+        open_output("s3://nobody/x").check_writable()
 
 
-def test_annotations_may_be_remote(storage):
-    storage.write("test.json", SAMPLE.read_bytes())
-    loaded = circo.load(storage.at("test.json"), "multi_gpt-3.5_opt", 5)
+def test_annotations_may_be_remote(output):
+    output.writer("run-1").write("test.json", SAMPLE.read_bytes())
+    loaded = circo.load(output.at("test.json"), "multi_gpt-3.5_opt", 5)
     assert len(loaded.entries) == 6
     with pytest.raises(Refused, match=r"nothing.json: no such file; name the annotations with --json_file"):
-        circo.load(storage.at("nothing.json"), "multi_gpt-3.5_opt", 5)
+        circo.load(output.at("nothing.json"), "multi_gpt-3.5_opt", 5)
 
 
 STEPS = ["--max_inference_steps", "4", "--save_steps", "1", "4"]
@@ -222,8 +222,8 @@ FLAGS = ["--model_path", "tiny", *STEPS, "--img_per_prompt", "2", "--num_prompts
 def test_a_run_into_a_store_that_has_faults(store, tmp_path, capsys):
     """Drawn, gone on with, verified, compacted and cleaned; the same bytes as in a local run."""
     url = f"s3://{BUCKET}/whole/run"
-    storage = open_storage(url)
-    storage.write("asked/test.json", SAMPLE.read_bytes())
+    output = open_output(url)
+    output.writer("run-1").write("asked/test.json", SAMPLE.read_bytes())
     command = ["generate", "--json_file", f"{url}/asked/test.json", *FLAGS, "--output_base_path"]
     here = run_cli(*command[:2], str(SAMPLE), *FLAGS, "--output_base_path", "out", cwd=tmp_path, program=PACED)
     assert here.returncode == 0, here.stderr
@@ -236,54 +236,54 @@ def test_a_run_into_a_store_that_has_faults(store, tmp_path, capsys):
     assert store.faults >= 10
     assert "secret-of-the-test" not in first.stdout + first.stderr
     store.begin()
-    assert _images(storage) == expected
+    assert _images(output) == expected
 
-    storage.remove("proxy_images_sdxl_step1/combined/combined_100102_1.jpg")
-    for name in storage.list_names("proxy_images_sdxl_step4/combined", "*_0.jpg"):
-        storage.remove(name)
+    output.remove("proxy_images_sdxl_step1/combined/combined_100102_1.jpg")
+    for name in output.list_names("proxy_images_sdxl_step4/combined", "*_0.jpg"):
+        output.remove(name)
     again = run_cli(*command, url, cwd=tmp_path, program=PACED, **store.environment)
     assert again.returncode == 0, again.stderr
     assert "to draw" in again.stdout
-    assert _images(storage) == expected
+    assert _images(output) == expected
     nothing = run_cli(*command, url, cwd=tmp_path, program=PACED, **store.environment)
     assert f"nothing to draw: all {len(expected)} images are there" in nothing.stdout
 
     for verb, code in (("verify --deep", 0), ("compact", 0), ("verify", 0)):
         assert main([*verb.split(), "--output_base_path", url]) == code, capsys.readouterr()
-    assert len(storage.list_names("index/model=sdxl", "*.parquet")) == 1
+    assert len(output.list_names("index/model=sdxl", "*.parquet")) == 1
 
-    storage.write("proxy_images_sdxl_step4/combined/stray.jpg", b"no image")
+    output.writer("run-1").write("proxy_images_sdxl_step4/combined/stray.jpg", b"no image")
     capsys.readouterr()
     assert main(["verify", "--repair", "--format", "json", "--output_base_path", url]) == 1
     assert json.loads(capsys.readouterr().out)["counts"] == {"stray file": 1}
     assert main(["clean", "--all", "--yes", "--output_base_path", url]) == 0
-    assert sorted(entry.name for entry in storage.files("")) == [
+    assert sorted(entry.name for entry in output.files("")) == [
         ".set_aside/proxy_images_sdxl_step4/combined/stray.jpg", "asked/test.json",
     ]  # fmt: skip
 
 
-def _images(storage) -> dict[str, bytes]:
+def _images(output) -> dict[str, bytes]:
     """Every image by its path; nothing else is in a combined folder."""
-    names = [entry.name for entry in storage.files("") if Path(entry.name).parent.name.startswith("combined")]
-    return {name: storage.read(name) for name in names}
+    names = [entry.name for entry in output.files("") if Path(entry.name).parent.name.startswith("combined")]
+    return {name: output.read(name) for name in names}
 
 
-def test_what_asks_and_shows_reads_a_store_as_it_reads_a_folder(storage, tmp_path, capsys):
+def test_what_asks_and_shows_reads_a_store_as_it_reads_a_folder(output, tmp_path, capsys):
     """query, status, gallery and export of the same output, here and there."""
     here = tmp_path / "here"
     draw(here, range(3))
     for path in (path for path in here.rglob("*") if path.is_file()):
-        storage.write(path.relative_to(here).as_posix(), path.read_bytes())
-    storage.remove("proxy_images_sdxl_step4/combined/combined_r#1_0.jpg")
+        output.writer("run-1").write(path.relative_to(here).as_posix(), path.read_bytes())
+    output.remove("proxy_images_sdxl_step4/combined/combined_r#1_0.jpg")
     (here / "proxy_images_sdxl_step4/combined/combined_r#1_0.jpg").unlink()
     answers = []
-    for number, output in enumerate((str(here), storage.url)):
-        asked = ["--output_base_path", output]
+    for number, url in enumerate((str(here), output.url)):
+        asked = ["--output_base_path", url]
         capsys.readouterr()
         assert main(["query", *asked, "--format", "json", "SELECT * FROM images ORDER BY ALL"]) == 0
         assert main(["status", *asked, "--format", "json"]) == 0
         assert main(["export", *asked, "--format", "ipcir"]) == 1
-        answers.append(capsys.readouterr().out.replace(output, "OUTPUT"))
+        answers.append(capsys.readouterr().out.replace(url, "OUTPUT"))
         pages, table = tmp_path / f"pages{number}", tmp_path / f"table{number}"
         assert main(["gallery", *asked, "--gallery_path", str(pages)]) == 0
         assert main(["export", *asked, "--format", "trajectories", "--export_path", str(table)]) == 0
@@ -298,6 +298,6 @@ def test_what_asks_and_shows_reads_a_store_as_it_reads_a_folder(storage, tmp_pat
         assert half
         assert contents[:half] == contents[half:], kind
     local, stored = (here / "proxy_images_sdxl_step1/metadata.parquet").read_bytes(), "proxy_images_sdxl_step1"
-    assert storage.read(f"{stored}/metadata.parquet") == local
-    assert main(["gallery", "--output_base_path", storage.url]) == 2
+    assert output.read(f"{stored}/metadata.parquet") == local
+    assert main(["gallery", "--output_base_path", output.url]) == 2
     assert "--gallery_path: name a folder of this machine" in capsys.readouterr().err

@@ -10,7 +10,7 @@ import pytest
 from ray_app.cli import main
 from ray_app.partition import Partition
 from ray_app.schema import SCHEMA, VERSION_KEY
-from ray_app.storage import open_storage
+from ray_app.storage import open_output
 from tests.conftest import ROOT, SAMPLE, check_index_is_true, read_tree
 from tests.outputs import parts, write_images
 
@@ -111,7 +111,7 @@ def test_a_column_more_of_two_types_is_refused(images, capsys):
 
 def test_an_older_part_has_null_where_it_lacks_a_column(images):
     rewrite(parts(images)[0], lambda table: table.drop_columns(["sigma", "node_id"]))
-    partition = Partition.open(open_storage(str(images)), "sdxl")
+    partition = Partition.open(open_output(str(images)), "sdxl")
     assert not partition.damaged
     table = partition.read(["sigma", "query_id"])
     assert (table.num_rows, table["sigma"].null_count > 0, table["query_id"].null_count) == (12, True, 0)

@@ -14,7 +14,7 @@ from ray_app import index
 from ray_app.errors import OK, SOME_FAILED, Refused
 from ray_app.generate import generate
 from ray_app.options import Generate
-from ray_app.storage import open_storage
+from ray_app.storage import open_output
 from tests.conftest import read_tree, run_python
 from tests.poison import DyingLoader, PoisonedWorker
 from tests.synthetic import SyntheticWorker
@@ -34,7 +34,7 @@ def asked(folder: Path, prompts: list[str], **flags) -> Generate:
 
 def failed(folder: Path) -> dict[int, tuple[str, str]]:
     rows = index.read(
-        open_storage(str(folder / "out")), "sdxl", ["prompt_index", "status", "error_type", "error_message"]
+        open_output(str(folder / "out")), "sdxl", ["prompt_index", "status", "error_type", "error_message"]
     )
     newest = {row["prompt_index"]: row for row in rows.to_pylist()}
     return {n: (row["error_type"], row["error_message"]) for n, row in newest.items() if row["status"] == "failed"}

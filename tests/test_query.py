@@ -18,7 +18,7 @@ import pytest
 from ray_app import views
 from ray_app.cli import main
 from ray_app.query import PRESETS
-from ray_app.storage import open_storage
+from ray_app.storage import open_output
 from tests.conftest import ROOT, flip_bit_of_a_page, run_cli, start_cli
 from tests.outputs import RECIPE, parts, running, write_images
 from tests.processes import wait_for
@@ -78,7 +78,7 @@ def test_an_output_whose_name_is_a_pattern_is_read(tmp_path, capsys):
 
 def test_only_the_partition_that_is_asked_for_is_read(output):
     """The pages of the other one are spoilt once DuckDB knows its parts."""
-    with views.connected(open_storage(str(output))) as connection:
+    with views.connected(open_output(str(output))) as connection:
         for part in parts(output, "flux"):
             size = sum(pq.read_metadata(part).row_group(0).column(n).total_compressed_size for n in range(36))
             with part.open("r+b") as file:
@@ -108,7 +108,7 @@ def test_an_answer_outlives_compaction(output, capsys, monkeypatch):
 
 
 def test_runs_are_the_records(output, capsys):
-    running(open_storage(str(output), "20260101T000000-abc"), os.getpid())
+    running(open_output(str(output)).writer("20260101T000000-abc"), os.getpid())
     (output / "runs" / "20260102T000000-abc.json").write_text(
         json.dumps(
             {
@@ -160,7 +160,7 @@ def test_sql_reaches_nothing_but_the_index(output, capsys, sql, reason):
 
 @pytest.mark.parametrize("setting", ["enable_external_access = true", "allowed_paths = ['/etc/passwd']", "threads = 1"])
 def test_nothing_unlocks_it_even_without_the_list_of_statements(output, setting):
-    with views.connected(open_storage(str(output))) as connection:
+    with views.connected(open_output(str(output))) as connection:
         for sql in (f"SET {setting}", "INSTALL httpfs", "LOAD httpfs", f"COPY runs TO '{output}/x.csv'"):
             with pytest.raises(duckdb.Error):
                 connection.execute(sql)
@@ -293,7 +293,7 @@ def test_the_presets_answer(drawn, output, capsys):
 def test_the_schema_names_every_column_of_both_views(output, capsys):
     assert asked(output, "--schema") == 0
     printed = re.findall(r"^  (\w+)", capsys.readouterr().out, flags=re.MULTILINE)
-    with views.connected(open_storage(str(output))) as connection:
+    with views.connected(open_output(str(output))) as connection:
         there = [row[0] for view in ("images", "runs") for row in connection.execute(f"DESCRIBE {view}").fetchall()]
     assert sorted(printed) == sorted(there)
 

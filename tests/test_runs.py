@@ -16,7 +16,7 @@ import pytest
 from ray_app import generate, runs
 from ray_app.errors import Refused
 from ray_app.options import Generate
-from ray_app.storage import open_storage
+from ray_app.storage import open_output
 from tests.conftest import PACED, SAMPLE, check_index_is_true, read_tree, run_cli, run_python, start_cli
 from tests.outputs import age, give_process
 from tests.processes import wait_for
@@ -26,21 +26,21 @@ WORK = runs.work("sdxl", [1, 2, 3, 7], [("xt", 1), ("xt", 4)])
 
 def record_of(root, run_id, work=WORK, **changes):
     """A record that says its run is going on."""
-    storage = open_storage(str(root), run_id)
-    record = runs.Record(storage, work=work, **changes)
+    files = open_output(str(root)).writer(run_id)
+    record = runs.Record(files, work=work, **changes)
     record.beat()
-    return storage, record
+    return files, record
 
 
 def test_a_record_tells_how_the_run_goes(tmp_path):
-    storage, record = record_of(tmp_path, "run-1")
-    (there,) = runs.read_all(storage)
+    files, record = record_of(tmp_path, "run-1")
+    (there,) = runs.read_all(files.output)
     assert (there["state"], there["ended_at"], there["pid"]) == ("running", None, os.getpid())
     assert runs.is_alive(there)
     record.beat(counts={"ok": 1})
-    assert "counts" not in runs.read_all(storage)[0]  # the last beat was just now
+    assert "counts" not in runs.read_all(files.output)[0]  # the last beat was just now
     record.end("complete", summary={"images_written": 5})
-    (there,) = runs.read_all(storage)
+    (there,) = runs.read_all(files.output)
     assert (there["state"], there["summary"]) == ("complete", {"images_written": 5})
     assert there["ended_at"] >= there["started_at"]
     assert not runs.is_alive(there)
@@ -76,12 +76,12 @@ def test_work_is_short_for_consecutive_queries():
 )
 def test_the_same_work_twice_is_refused_and_other_work_is_not(tmp_path, other, query):
     record_of(tmp_path, "run-1", runs.work(*other))
-    storage, _ = record_of(tmp_path, "run-2")
+    files, _ = record_of(tmp_path, "run-2")
     if query is None:
-        runs.check_alone(storage, WORK)
+        runs.check_alone(files, WORK)
     else:
         with pytest.raises(Refused, match=rf"runs/run-1\.json: this run is going on .* draws query {query} too; wait"):
-            runs.check_alone(storage, WORK)
+            runs.check_alone(files, WORK)
 
 
 def test_of_two_that_begin_at_once_the_older_goes_on(tmp_path):
@@ -129,33 +129,33 @@ def test_generate_begins_no_work_that_another_run_does(another_run, tmp_path):
 @pytest.mark.parametrize("flags", [{"force": True}, {"query_ids": (1, 2)}])
 def test_a_run_begins_beside_another_by_force_or_with_other_work(another_run, tmp_path, flags):
     job = generate.prepare(sample_into(tmp_path / "out", **flags))
-    generate._begin(job)
-    assert len(runs.going_on(job.storage)) == 2
+    generate._begin(job, job.output.writer(runs.new_id()))
+    assert len(runs.going_on(job.output)) == 2
 
 
 def test_a_run_is_dead_when_its_process_is(tmp_path):
-    storage, _ = record_of(tmp_path, "run-1")
+    files, _ = record_of(tmp_path, "run-1")
     path = tmp_path / "runs" / "run-1.json"
     with subprocess.Popen(["sleep", "60"]) as child:
         give_process(path, child.pid)
-        assert len(runs.going_on(storage)) == 1
+        assert len(runs.going_on(files.output)) == 1
         age(path)  # it may be stopped, or its disk: the process is there
-        assert len(runs.going_on(storage)) == 1
+        assert len(runs.going_on(files.output)) == 1
         child.kill()
     age(path, 0)
-    assert runs.going_on(storage) == []
+    assert runs.going_on(files.output) == []
 
 
 @pytest.mark.parametrize("changed", ["started", "boot", "namespace"])
 def test_a_number_that_is_another_process_now_proves_nothing(tmp_path, changed):
     """Not even this process's own number, as in a container that was killed and started again."""
-    storage, _ = record_of(tmp_path, "run-1")
+    files, _ = record_of(tmp_path, "run-1")
     path = tmp_path / "runs" / "run-1.json"
     mine = json.loads(path.read_text())["process"]
     give_process(path, os.getpid(), process={**mine, changed: "another"})
-    assert len(runs.going_on(storage)) == (changed != "started")  # then only whether it changes can tell
+    assert len(runs.going_on(files.output)) == (changed != "started")  # then only whether it changes can tell
     age(path)
-    assert runs.going_on(storage) == []
+    assert runs.going_on(files.output) == []
 
 
 @pytest.mark.parametrize(("seconds", "alive"), [(110, True), (125, False)])
@@ -164,26 +164,26 @@ def test_a_run_of_another_host_is_dead_when_its_record_has_not_changed_for_two_m
     tmp_path, seconds, alive, heartbeat
 ):
     """By the clock that stamps the file: what the other host's clock says does not matter."""
-    storage, _ = record_of(tmp_path, "run-1")
+    files, _ = record_of(tmp_path, "run-1")
     path = tmp_path / "runs" / "run-1.json"
     give_process(path, 1, host="another", heartbeat_at=heartbeat)
     age(path, seconds)
-    assert bool(runs.going_on(storage)) == alive
+    assert bool(runs.going_on(files.output)) == alive
 
 
 def test_a_record_of_a_run_that_ended_long_ago_is_dead_whoever_has_its_number(tmp_path):
     """As written before records told more than a pid; process 1 is another user's, and lives."""
-    storage, _ = record_of(tmp_path, "run-1")
+    files, _ = record_of(tmp_path, "run-1")
     path = tmp_path / "runs" / "run-1.json"
     path.write_text(json.dumps({"run_id": "run-1", "state": "running", "host": platform.node(), "pid": 1}))
     age(path)
-    assert runs.going_on(storage) == []
+    assert runs.going_on(files.output) == []
 
 
 def test_a_live_process_of_another_user_is_alive(tmp_path):
     """Root may look at every process, so it asks as another user whether this one lives."""
-    storage, _ = record_of(tmp_path, "run-1")
-    (record,) = runs.read_all(storage)
+    files, _ = record_of(tmp_path, "run-1")
+    (record,) = runs.read_all(files.output)
     if os.geteuid():
         pytest.skip("only root can ask as another user")
     ask = (
@@ -200,7 +200,7 @@ def test_a_live_process_of_another_user_is_alive(tmp_path):
 
 def test_a_record_goes_on_changing_while_its_run_waits(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "BEAT_SECONDS", 0.05)
-    storage, record = record_of(tmp_path, "run-1")
+    files, record = record_of(tmp_path, "run-1")
     path = tmp_path / "runs" / "run-1.json"
     record.begin()
     for _ in range(2):
@@ -210,7 +210,7 @@ def test_a_record_goes_on_changing_while_its_run_waits(tmp_path, monkeypatch):
     age(path)
     time.sleep(0.3)
     assert path.stat().st_mtime < time.time() - 1000  # and no longer
-    assert runs.read_all(storage)[0]["state"] == "complete"
+    assert runs.read_all(files.output)[0]["state"] == "complete"
 
 
 def elsewhere(tmp_path, monkeypatch) -> Path:
@@ -224,8 +224,8 @@ def elsewhere(tmp_path, monkeypatch) -> Path:
 
 def test_a_run_elsewhere_is_watched_and_its_work_taken_over_if_its_record_stands_still(tmp_path, monkeypatch, capsys):
     path = elsewhere(tmp_path, monkeypatch)
-    storage, _ = record_of(tmp_path, "run-2")
-    runs.check_alone(storage, WORK)
+    files, _ = record_of(tmp_path, "run-2")
+    runs.check_alone(files, WORK)
     assert capsys.readouterr().err == (
         f"proxyqueue: {path}: looking for 1 s whether this run still goes on (process 1 on another)\n"
     )
@@ -234,11 +234,11 @@ def test_a_run_elsewhere_is_watched_and_its_work_taken_over_if_its_record_stands
 
 def test_a_run_elsewhere_whose_record_changes_is_left_its_work(tmp_path, monkeypatch):
     path = elsewhere(tmp_path, monkeypatch)
-    storage, _ = record_of(tmp_path, "run-2")
+    files, _ = record_of(tmp_path, "run-2")
     beat = threading.Timer(0.3, lambda: give_process(path, 1, host="another", heartbeat_at="later"))
     beat.start()
     with pytest.raises(Refused, match="this run is going on"):
-        runs.check_alone(storage, WORK)
+        runs.check_alone(files, WORK)
     beat.join()
     assert json.loads(path.read_text())["state"] == "running"
 
@@ -246,8 +246,9 @@ def test_a_run_elsewhere_whose_record_changes_is_left_its_work(tmp_path, monkeyp
 def test_a_run_in_another_container_of_the_same_host_name_lives(tmp_path):
     """A real pid namespace: its process 1 is none of ours, and ours with that number is not it."""
     beat = (
-        "import sys, time; from ray_app import runs; from ray_app.storage import open_storage\n"
-        f"runs.Record(open_storage({str(tmp_path)!r}, 'run-1')).beat(); print('beaten', flush=True); sys.stdin.read()"
+        "import sys, time; from ray_app import runs; from ray_app.storage import open_output\n"
+        f"writer = open_output({str(tmp_path)!r}).writer('run-1')\n"
+        "runs.Record(writer).beat(); print('beaten', flush=True); sys.stdin.read()"
     )
     command = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", sys.executable, "-c", beat]
     with subprocess.Popen(
@@ -258,19 +259,19 @@ def test_a_run_in_another_container_of_the_same_host_name_lives(tmp_path):
         assert there.stderr
         if there.stdout.readline() != "beaten\n":
             pytest.skip(f"no pid namespace can be made here: {there.stderr.read()}")
-        storage, _ = record_of(tmp_path, "run-2")
-        storage.of_run("run-1").staging().mkdir(parents=True, exist_ok=True)
-        assert runs.bury_the_dead(storage) == []
-        assert "run-1" in storage.folders(".staging")
+        files, _ = record_of(tmp_path, "run-2")
+        files.output.staging("run-1").mkdir(parents=True, exist_ok=True)
+        assert runs.mark_dead_runs(files) == []
+        assert "run-1" in files.output.folders(".staging")
         there.stdin.close()
 
 
 def test_the_dead_are_marked_and_their_staging_removed(tmp_path):
     ghost = subprocess.Popen(["sleep", "60"])
     for run_id, pid in (("run-1", ghost.pid), ("run-2", os.getpid())):
-        storage, _ = record_of(tmp_path, run_id)
+        files, _ = record_of(tmp_path, run_id)
         give_process(tmp_path / "runs" / f"{run_id}.json", pid)
-        (storage.staging() / "unfinished").write_bytes(b"half")
+        (files.output.staging(files.run_id) / "unfinished").write_bytes(b"half")
     ghost.kill()
     ghost.wait()
     for orphan, seconds in (("run-0", 11), ("run-9", 4)):  # the second may be of a run that begins just now
@@ -278,9 +279,9 @@ def test_the_dead_are_marked_and_their_staging_removed(tmp_path):
         os.utime(tmp_path / ".staging" / orphan, (time.time() - seconds,) * 2)
     (tmp_path / "runs" / "notes.json").write_text("not a record")
     mine, _ = record_of(tmp_path, "run-3")
-    assert runs.bury_the_dead(mine) == ["run-1"]
-    assert mine.folders(".staging") == ["run-2", "run-3", "run-9"]
-    assert [record["state"] for record in runs.read_all(mine)] == ["died", "running", "running"]
+    assert runs.mark_dead_runs(mine) == ["run-1"]
+    assert mine.output.folders(".staging") == ["run-2", "run-3", "run-9"]
+    assert [record["state"] for record in runs.read_all(mine.output)] == ["died", "running", "running"]
 
 
 @pytest.mark.slow
@@ -304,4 +305,4 @@ def test_two_drivers_on_one_output(tmp_path):
     assert (first.returncode, other_share.returncode, forced.returncode) == (0, 0, 0)
     assert check_index_is_true(tmp_path / "out") == 6 * 5 * 8 * 2 == len(read_tree(tmp_path / "out"))
     assert not (tmp_path / "out" / ".staging").exists()
-    assert sorted(record["state"] for record in runs.read_all(open_storage(str(tmp_path / "out")))) == ["complete"] * 3
+    assert sorted(record["state"] for record in runs.read_all(open_output(str(tmp_path / "out")))) == ["complete"] * 3

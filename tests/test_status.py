@@ -17,7 +17,7 @@ from ray_app.cli import main
 from ray_app.index import IndexWriter
 from ray_app.options import Generate
 from ray_app.recipes import resolve
-from ray_app.storage import open_storage
+from ray_app.storage import open_output
 from tests.conftest import SAMPLE, start_cli
 from tests.outputs import RECIPE, age, give_process, write_images
 
@@ -40,10 +40,10 @@ def images(report):
 
 def record(output, run_id, queries, captures, **facts):
     """A run's record that asks for the first prompt of these queries."""
-    storage = open_storage(str(output), run_id)
+    files = open_output(str(output)).writer(run_id)
     wanted = {"queries": [[query, query, 1, 1] for query in queries], "captures": captures}
-    runs.Record(storage, model_type="sdxl", asked=wanted, **facts).beat()
-    return storage
+    runs.Record(files, model_type="sdxl", asked=wanted, **facts).beat()
+    return files
 
 
 def test_a_run_that_is_over_has_all_that_it_was_asked_for(output, capsys):
@@ -111,11 +111,11 @@ def two_shares(tmp_path: Path) -> float:
     """
     write_images(tmp_path, "run-0", [18, 19], status="failed")
     for run_id, queries in (("run-1", range(10)), ("run-2", range(10, 20))):
-        path = Path(record(tmp_path, run_id, queries, [["xt", 1], ["xt", 4]]).path(f"runs/{run_id}.json"))
+        path = Path(record(tmp_path, run_id, queries, [["xt", 1], ["xt", 4]]).output.path(f"runs/{run_id}.json"))
         give_process(path, os.getppid())
     write_images(tmp_path, "run-1", range(8), rows_a_part=8)
     write_images(tmp_path, "run-2", [12], status="failed")
-    rows = index.read(open_storage(str(tmp_path)), "sdxl", ["run_id"]).to_pylist()
+    rows = index.read(open_output(str(tmp_path)), "sdxl", ["run_id"]).to_pylist()
     return min(row["created_at"] for row in rows if row["run_id"] == "run-1").timestamp()
 
 
@@ -199,7 +199,7 @@ def test_half_a_million_images_are_counted_without_their_files(tmp_path, capsys)
         "status": pa.array(["ok"] * len(number)),
         "bytes": pa.array([7] * len(number)),
     }
-    writer = IndexWriter(open_storage(str(tmp_path), "run-1"), resolve(Generate(model_path="tiny")))
+    writer = IndexWriter(open_output(str(tmp_path)).writer("run-1"), resolve(Generate(model_path="tiny")))
     writer.append(pa.table(rows))
     writer.commit()
     report = looked(tmp_path, capsys, "--index_only")

@@ -35,7 +35,7 @@ def test_a_summary_counts_and_tells_seconds_and_rate(job):
         "wall_seconds": 90.1,
         "images_per_second": 0.44,
     }
-    assert _summary_text(summary, job.storage).splitlines()[:3] == [
+    assert _summary_text(summary, job.output.writer("run-1")).splitlines()[:3] == [
         "images           40 written, 0 skipped, 8 failed; 6 of truncated prompts",
         "denoises         23 in 92 steps (1 duplicates saved)",
         "wall time        90.1 s with starting Ray and loading models; 0.44 images/s",

@@ -21,7 +21,7 @@ from ray_app.compact import rewrite
 from ray_app.generate import generate, prepare
 from ray_app.index import IndexWriter
 from ray_app.options import Generate
-from ray_app.storage import open_storage
+from ray_app.storage import open_output
 from tests.conftest import SAMPLE, read_tree
 from tests.outputs import RECIPE, check_index_is_true, kill_and_repeat, newest_rows, parts, running, write_images
 from tests.synthetic import SyntheticWorker
@@ -58,12 +58,12 @@ def rewrite_row(output, path, **changes):
     table = pq.read_table(parts(output)[0], partitioning=None).slice(0, 0)
     row |= changes | {"created_at": None}
     table = table.from_pylist([{name: value for name, value in row.items() if value is not None}])
-    recipe = next(iter(index.recipes(open_storage(str(output)), "sdxl").values()))
-    storage = open_storage(str(output), runs.new_id())
-    writer = IndexWriter(storage, dataclasses.replace(RECIPE, **recipe))
+    recipe = next(iter(index.recipes(open_output(str(output)), "sdxl").values()))
+    files = open_output(str(output)).writer(runs.new_id())
+    writer = IndexWriter(files, dataclasses.replace(RECIPE, **recipe))
     writer.append(table)
     writer.commit()
-    storage.remove_staging()
+    files.output.remove_staging(files.run_id)
 
 
 def replace_image(output, path, data):
@@ -289,7 +289,7 @@ def test_a_reference_with_fewer_images_is_named(output, capsys):
     def drop(rows):
         return np.asarray(rows["query_id"]) * 100 + np.asarray(rows["step"]) * 10 + rows["prompt_index"] == 241
 
-    assert rewrite(open_storage(str(output), "dropper"), "sdxl", drop).dropped == 1
+    assert rewrite(open_output(str(output)).writer("dropper"), "sdxl", drop).dropped == 1
     (output / IMAGE).unlink()
     (output / ".staging/dropper").rmdir()
     detail = "1 images in the index, most references have 2"
@@ -321,12 +321,12 @@ def test_redrawing_says_what_it_cannot_draw(tmp_path, capsys):
 
 
 def test_images_of_a_run_that_is_going_on_are_no_strays_and_not_repaired(output, capsys):
-    storage = open_storage(str(output), "run-live")
+    files = open_output(str(output)).writer("run-live")
     with subprocess.Popen(["sleep", "60"]) as process:
-        running(storage, process.pid)
-        storage.write(f"{STEP4}/combined/combined_999_0.jpg", b"its row comes later")
-        (storage.staging()).mkdir(parents=True, exist_ok=True)
-        (storage.staging() / "half").write_bytes(b"unfinished")
+        running(files, process.pid)
+        files.write(f"{STEP4}/combined/combined_999_0.jpg", b"its row comes later")
+        (files.output.staging(files.run_id)).mkdir(parents=True, exist_ok=True)
+        (files.output.staging(files.run_id) / "half").write_bytes(b"unfinished")
         assert problems(output, capsys) == []
         assert main(["verify", "--output_base_path", str(output), "--repair"]) == 2
         assert "this run is going on; wait for its end, or verify without --repair" in capsys.readouterr().err
