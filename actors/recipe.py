@@ -14,12 +14,12 @@ Mode = Literal["once", "separate"]
 MAX_SEED = 2**32 - 1
 """torch's CPU generator reads 32 bits of a seed: two seeds that differ above them would draw the same noise."""
 
-LOW_BITS_FIELDS = frozenset({"batch_size", "device", "compiled"})
-"""Recipe fields that move only the low bits of a picture: another value is recorded and warned of, not refused."""
+LOW_BITS = {"low_bits": True}
+"""Metadata of a field that changes only the low bits of an image: another value is recorded and warned of."""
 
 LATER = {"later": True}
 """Metadata of a field that did not exist from the beginning: left out of the fingerprint at its default, so that what
-was drawn before stays what it was."""
+was generated before keeps its fingerprint."""
 
 RETURNS_X0 = frozenset({"EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "DDIMScheduler"})
 """Schedulers whose `step` returns the predicted clean image as its second element."""
@@ -48,18 +48,22 @@ class Recipe:
     scheduler_config: str  # hash of the scheduler's config: the same class can space its steps differently
     dtype: str
     vae_dtype: str
-    device: str
+    device: str = dataclasses.field(metadata=LOW_BITS)
     num_inference_steps: int
     guidance_scale: float
     height: int
     width: int
     max_sequence_length: int | None  # Flux only: prompt tokens the T5 encoder sees
     negative_prompt: str | None
-    batch_size: int  # always denoised at this size, the tail padded: the size moves low bits
+    batch_size: int = dataclasses.field(
+        metadata=LOW_BITS
+    )  # always denoised at this size, the tail padded: the size moves low bits
     image_format: str
     image_quality: int | None  # None for png, which has no quality
     mode: Mode = "once"
-    compiled: bool = False  # torch.compile of the denoiser's repeated blocks
+    compiled: bool = dataclasses.field(
+        default=False, metadata=LOW_BITS
+    )  # torch.compile of the denoiser's repeated blocks
 
     @property
     def hub_revision(self) -> str | None:

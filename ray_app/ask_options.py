@@ -6,14 +6,24 @@ from typing import Annotated, Literal
 
 import tyro
 
+from ray_app.arguments import Seconds, Within
 from ray_app.errors import Refused
-from ray_app.options import Options, check_steps
+from ray_app.flags import (
+    AnnotationFlags,
+    ClusterFlags,
+    FamilyFlags,
+    OutputFlags,
+    QueryFlags,
+    ReportFlags,
+    SnapshotFlags,
+    StepFlags,
+)
 
 PRESETS = ("steps", "failures", "timing", "duplicates", "shared_references")
 
 
 @dataclasses.dataclass(frozen=True)
-class Query(Options):
+class Query(OutputFlags):
     """Ask an output's index with SQL (DuckDB's): the views are images, the newest row of each, and runs.
 
     Nothing can be changed by it, and no other file be read. A damaged part is named on stderr; its rows don't count.
@@ -25,8 +35,6 @@ class Query(Options):
 
     sql: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="SQL")] = None
     """One SELECT; see the columns with --schema."""
-    output_base_path: str = "./output"
-    """OUTPUT: whose index to ask."""
     preset: Literal["steps", "failures", "timing", "duplicates", "shared_references"] | None = None
     """Instead of SQL; shared_references are those of several queries, duplicates are slots that share a denoise."""
     schema: bool = False
@@ -49,7 +57,7 @@ class Query(Options):
 
 
 @dataclasses.dataclass(frozen=True)
-class Status(Options):
+class Status(ReportFlags, SnapshotFlags, StepFlags, AnnotationFlags, FamilyFlags, OutputFlags):
     """Say what is there of what was asked, the runs, and when one that is going on will be done.
 
     Asked is what all runs' records together say, or the annotations of --json_file. Done is what the index says is ok
@@ -60,44 +68,16 @@ class Status(Options):
     Exit codes: 0 shown, whatever it is; 2 refused, 130 interrupted (Ctrl-C ends --watch).
     """
 
-    output_base_path: str = "./output"
-    """OUTPUT: what to look at, from any machine that sees it."""
-    model_type: Literal["sdxl", "flux"] | None = None
-    """This family only; default every one that was asked for or is there."""
-    json_file: str | None = None
-    """Annotations: then all their slots are asked for, instead of what the runs were."""
-    prompt_field: str = "multi_gpt-3.5_opt"
-    """Field of the annotations that holds a query's list of prompts."""
-    num_prompts: int = 5
-    """Prompts asked for of each query of --json_file, its first ones."""
-    img_per_prompt: int = 1
-    """Images asked for of each prompt of --json_file."""
-    steps: tuple[int, ...] = ()
-    """Steps asked for; default those of the runs and of the index."""
-    snapshot: Literal["xt", "x0"] | None = None
-    """Kind of snapshot asked for; default those of the runs and of the index."""
     index_only: bool = False
     """Believe the index and list no files: for millions of images."""
     watch: bool = False
     """Show it anew every --seconds until Ctrl-C."""
-    seconds: float = 5.0
+    seconds: Annotated[float, Seconds(86_400, ", and at most a day")] = 5.0
     """Between two looks of --watch."""
-    format: Literal["text", "json"] = "text"
-    """json: one object; with --watch one a line."""
-
-    def check_flags(self) -> None:
-        """Raise Refused for the first flag whose value makes no sense."""
-        super().check_flags()
-        for name in ("num_prompts", "img_per_prompt"):
-            if getattr(self, name) < 1:
-                raise Refused(f"--{name} {getattr(self, name)}: must be at least 1")
-        check_steps(self.steps)
-        if not 0 < self.seconds < 86_400:
-            raise Refused(f"--seconds {self.seconds:g}: must be above 0, and at most a day")
 
 
 @dataclasses.dataclass(frozen=True)
-class Gallery(Options):
+class Gallery(QueryFlags, FamilyFlags, OutputFlags):
     """Write a static page to look at: a row a slot, a column a step, reference, caption and prompt beside them.
 
     Opens without a server or a network. The folder holds small copies of its own: zip it and send it.
@@ -107,19 +87,11 @@ class Gallery(Options):
     Exit codes: 0 written, 2 refused, 130 interrupted.
     """
 
-    output_base_path: str = "./output"
-    """OUTPUT: whose images to show."""
     gallery_path: str | None = None
     """Folder of the pages; default OUTPUT/gallery."""
-    model_type: Literal["sdxl", "flux"] | None = None
-    """This family only; default every one, one under the other."""
     json_file: str | None = None
     """Annotations with the captions; default those of the last run, if they are there still."""
-    query_ids: tuple[int, ...] = ()
-    """Show these queries only."""
-    limit: int | None = None
-    """Show the first N queries only."""
-    thumbnails: int = 256
+    thumbnails: Annotated[int, Within(16, 4096, unless=0, meaning=", or 0 for none")] = 256
     """Longer side of the copies in pixels; 0 makes none and shows the images where they are, in full."""
     contact_sheet: str | None = None
     """Write one PNG for papers and slides instead: --query_ids or --limit say of what."""
@@ -127,16 +99,12 @@ class Gallery(Options):
     def check_flags(self) -> None:
         """Raise Refused for the first flag whose value makes no sense."""
         super().check_flags()
-        if self.limit is not None and self.limit < 1:
-            raise Refused(f"--limit {self.limit}: must be at least 1")
-        if self.thumbnails and not 16 <= self.thumbnails <= 4096:
-            raise Refused(f"--thumbnails {self.thumbnails}: must be from 16 to 4096, or 0 for none")
         if self.contact_sheet is not None and not self.contact_sheet.lower().endswith(".png"):
             raise Refused(f"--contact_sheet {self.contact_sheet}: must end with .png")
 
 
 @dataclasses.dataclass(frozen=True)
-class Export(Options):
+class Export(ClusterFlags, SnapshotFlags, StepFlags, FamilyFlags, OutputFlags):
     """Hand an output on in the form that other programs read; only images whose file is there.
 
     imagefolder: metadata.parquet beside each combined/, for datasets.load_dataset("imagefolder", data_dir=STEP_FOLDER).
@@ -148,27 +116,16 @@ class Export(Options):
     Exit codes: 0 written, or nothing wrong; 1 ipcir found problems, 2 refused, 130 interrupted.
     """
 
+    _: dataclasses.KW_ONLY
     format: Literal["imagefolder", "trajectories", "webdataset", "ipcir"]
     """What for."""
-    output_base_path: str = "./output"
-    """OUTPUT: what to export."""
     export_path: str | None = None
     """Folder to write to, new or empty. imagefolder writes into OUTPUT itself, ipcir only with --by_query."""
-    model_type: Literal["sdxl", "flux"] | None = None
-    """This family only; default every one."""
-    steps: tuple[int, ...] = ()
-    """These steps only; default all."""
-    snapshot: Literal["xt", "x0"] | None = None
-    """This kind of snapshot only; default both."""
     by_query: bool = False
     """ipcir: where queries share a reference, a complete tree in which the second query's images take the first's place
     (and a third's in another): what retrieval scripts need to score them."""
-    shard_images: int = 1000
+    shard_images: Annotated[int, Within(1, 1_000_000)] = 1000
     """webdataset: images of a tar file; trajectories: rows of a Parquet file."""
-    address: str | None = None
-    """webdataset: Ray cluster to join, as of generate."""
-    shared_filesystem: bool = False
-    """webdataset: OUTPUT and EXPORT_PATH are mounted on every node of the cluster: any of them writes shards."""
 
     def check_flags(self) -> None:
         """Raise Refused for flags that don't go together."""
@@ -180,39 +137,23 @@ class Export(Options):
             raise Refused(f"--export_path: --format {self.format} takes none")
         if self.by_query and self.format != "ipcir":
             raise Refused("--by_query: goes with --format ipcir")
-        if not 1 <= self.shard_images <= 1_000_000:
-            raise Refused(f"--shard_images {self.shard_images}: must be from 1 to 1000000")
-        check_steps(self.steps)
 
 
 @dataclasses.dataclass(frozen=True)
-class Convergence(Options):
+class Convergence(ClusterFlags, SnapshotFlags, StepFlags, FamilyFlags, OutputFlags):
     """Measure how near each step's image is to the last step's: PSNR and SSIM (scikit-image), a row a slot and step.
 
     Writes OUTPUT/convergence/convergence.parquet and a plot beside it, and prints the medians. Images of the same slot
     and denoise are compared, by tasks of Ray Data; slots whose last step failed or is missing don't count.
+    The last of --steps is the one to compare with.
 
     Example: proxyqueue convergence --output_base_path out --model_type sdxl
 
     Exit codes: 0 measured, 1 some images could not be compared (they are named), 2 refused, 130 interrupted.
     """
 
-    output_base_path: str = "./output"
-    """OUTPUT: whose images to compare."""
-    model_type: Literal["sdxl", "flux"] | None = None
-    """This family only; default every one."""
-    steps: tuple[int, ...] = ()
-    """These steps only, the last of them the one to compare with; default all."""
-    snapshot: Literal["xt", "x0"] | None = None
-    """This kind of snapshot only; default both."""
-    address: str | None = None
-    """Ray cluster to join, as of generate."""
-    shared_filesystem: bool = False
-    """OUTPUT is mounted on every node of the cluster: any of them compares."""
-
     def check_flags(self) -> None:
         """Raise Refused for steps that can't be."""
         super().check_flags()
-        check_steps(self.steps)
         if len(set(self.steps)) == 1:
             raise Refused(f"--steps {self.steps[0]}: name at least two, the last is what others are compared with")

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from actors import bench_models, tiny
+from ray_app.arguments import Options
 from ray_app.errors import Refused
-from ray_app.options import DEFAULT_STEPS, Generate, Options, parse_steps
+from ray_app.flags import DEFAULT_STEPS
+from ray_app.options import Generate, parse_steps
 
 VARIANTS = ("separate", "callback", "proxyqueue", "limit")
 """In the order of the first round."""

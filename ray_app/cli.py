@@ -1,17 +1,12 @@
 """The command line: one verb a module, errors on one line, exit codes.
 Imports a verb's module only when it is called: `--help` answers before torch or Ray could be loaded."""
 
-import contextlib
-import dataclasses
-import io
-import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import tyro
-
 from ray_app import __version__, streams
+from ray_app.arguments import parse
 from ray_app.ask_options import Convergence, Export, Gallery, Query, Status
 from ray_app.bench_options import Bench, BenchScale
 from ray_app.errors import INTERRUPTED, OK, REFUSED, Refused
@@ -192,40 +187,3 @@ def _run(verb: str, arguments: list[str]) -> int:
     except OSError as error:
         LOG.warning(f"{error.filename or 'system'}: {error.strerror or error}")
         return REFUSED
-
-
-def parse(verb: str, options_class: type, arguments: list[str]) -> Any:
-    """The options; a wrong argument is one line instead of tyro's box. What stands behind `--` is their `command`."""
-    if "--" in arguments and hasattr(options_class, "command"):
-        here = arguments.index("--")
-        options = parse(verb, options_class, arguments[:here])
-        return dataclasses.replace(options, command=tuple(arguments[here + 1 :]))
-    box = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(box):
-            return tyro.cli(
-                options_class,
-                prog=f"proxyqueue {verb}",
-                args=arguments,
-                use_underscores=True,
-                config=(tyro.conf.FlagCreatePairsOff,),
-            )
-    except SystemExit as end:
-        if not end.code:
-            raise
-        lines = (line.strip("│╭╮╰╯─ ") for line in box.getvalue().splitlines()[1:])
-        text = " ".join(line for line in lines if line.strip("-"))  # dashes: the box where the terminal has ASCII only
-        raise Refused(f"{_shorten(text)} (see proxyqueue {verb} --help)") from None
-
-
-def _shorten(text: str) -> str:
-    """What tyro's box says, without the help text it repeats; a value that can't be read as flag, value and type."""
-    text = text.split(" For full helptext")[0].rstrip(". ")
-    if missing := re.match(r"Missing from proxyqueue \w+: (--\w+) (\S+)", text):
-        return f"{missing[1]}: is missing; it takes {missing[2]}"
-    unread = re.match(r"Error parsing (--\w+): (.*) Argument helptext: --\w+ (\[.*?\]\]|\S+)", text)
-    if unread is None:
-        return text
-    flag, reason, kind = unread.groups()
-    values = ", ".join(re.findall(r"'([^']*)'", reason.rsplit(": ", 1)[-1]))
-    return f"{flag} {values[:80]}: takes {kind.removeprefix('{None}|')}"

@@ -112,7 +112,7 @@ def model(run: Generate, nodes: list[Node], needs: float) -> Iterator[str]:
                         f" {needs / GB:.0f} GB{part}; {_smaller(run, share)}"
                     )
         else:
-            actors = min(node.cpus, (run.workers() or (0, node.cpus))[1])
+            actors = min(node.cpus, (run.worker_bounds() or (0, node.cpus))[1])
             if actors * needs > node.memory:
                 fit = int(node.memory / needs)
                 advice = f"--num_workers {fit}" if fit else "take a machine with more memory, or --model_path tiny"
@@ -170,7 +170,7 @@ def _probe(options: Doctor) -> Iterator[str | None]:
 
 def pool(run: Generate, nodes: list[Node], autoscaler: autoscaling.Autoscaler | None) -> Iterator[str]:
     """A pool that could never be as large as it is asked to be."""
-    asked = run.workers()
+    asked = run.worker_bounds()
     if not run.gpus():
         room = sum(int(node.cpus) for node in nodes)
         if asked and asked[1] > room:

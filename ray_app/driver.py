@@ -100,7 +100,7 @@ class Driver:
         watchdog = Watchdog(ledger, self.options.denoise_timeout, self.recipe.model_path)
         gpus, batches = self.options.gpus(), list(self.plan.batches(self.recipe.batch_size))
         autoscaler = autoscaling.find() if gpus else None
-        actors = cluster.pool_size(self.options.workers(), gpus, len(batches), autoscaler)
+        actors = cluster.pool_size(self.options.worker_bounds(), gpus, len(batches), autoscaler)
         fetch.everywhere(self.recipe, takes_gpus=gpus > 0, meanwhile=self.record.beat)
         results = _Results(self._dataset(batches, actors, ledger))
         actors_up = functools.partial(cluster.actors_up, self.worker.__name__)

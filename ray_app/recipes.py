@@ -4,7 +4,7 @@ Knows defaults that depend on model and device."""
 import dataclasses
 from typing import Any
 
-from actors.recipe import FLOW_MATCH, LOW_BITS_FIELDS, RETURNS_X0, Recipe
+from actors.recipe import FLOW_MATCH, RETURNS_X0, Recipe
 from ray_app.errors import Refused
 from ray_app.model import ModelCard, read_card
 from ray_app.options import Generate
@@ -41,29 +41,40 @@ def resolve(options: Generate) -> Recipe:
     batch_size = options.batch_size
     if batch_size is None:
         batch_size = default_batch_size(options.model_type, device, height, width)
-    has_quality = options.image_format != "png"
-    return Recipe(
-        model_type=options.model_type,
-        model_path=card.path,
-        model_revision=card.revision(),
-        variant=card.variant,
-        scheduler=card.scheduler,
-        scheduler_config=card.scheduler_fingerprint(),
-        dtype=dtype,
-        vae_dtype=vae_dtype,
-        device=device,
-        num_inference_steps=options.max_inference_steps,
-        guidance_scale=options.guidance_scale,
-        height=height,
-        width=width,
-        max_sequence_length=_prompt_tokens(options, card),
-        negative_prompt=options.negative_prompt,
-        batch_size=batch_size,
-        image_format=options.image_format,
-        image_quality=options.image_quality if has_quality else None,
-        mode=options.mode,
-        compiled=options.compile,
-    )
+    decided_here = {
+        "model_path": card.path,
+        "model_revision": card.revision(),
+        "variant": card.variant,
+        "scheduler": card.scheduler,
+        "scheduler_config": card.scheduler_fingerprint(),
+        "dtype": dtype,
+        "vae_dtype": vae_dtype,
+        "device": device,
+        "height": height,
+        "width": width,
+        "max_sequence_length": _prompt_tokens(options, card),
+        "batch_size": batch_size,
+        "image_quality": None if options.image_format == "png" else options.image_quality,
+    }
+    return Recipe(**_options_of_fields(options) | decided_here)
+
+
+OPTIONS = {"num_inference_steps": "max_inference_steps", "compiled": "compile"}
+"""Options of another name than the recipe's field that they decide."""
+DESCRIPTIONS = {"model_revision": "the model's revision", "scheduler_config": "the scheduler's config"}
+"""Fields that no option decides alone, as messages name them."""
+
+
+def _options_of_fields(options: Generate) -> dict[str, Any]:
+    """The values of the recipe's fields that an option has."""
+    names = {field.name: OPTIONS.get(field.name, field.name) for field in dataclasses.fields(Recipe)}
+    return {field: getattr(options, option) for field, option in names.items() if hasattr(options, option)}
+
+
+def _name_of_field(name: str) -> str:
+    """A recipe's field as a message names it: the flag that decides it, where one does."""
+    option = OPTIONS.get(name, name)
+    return f"--{option}" if option in Generate.__dataclass_fields__ else DESCRIPTIONS.get(name, name)
 
 
 def default_batch_size(model_type: str, device: str, height: int, width: int) -> int:
@@ -81,34 +92,13 @@ def differences(ours: Recipe, theirs: dict[str, Any]) -> tuple[list[str], list[s
     """
     strict, low_bits = [], []
     for field in dataclasses.fields(ours):
-        here = getattr(ours, field.name)
-        there = theirs.get(field.name, field.default if theirs and "later" in field.metadata else here)
-        if there != here:
-            text = f"{FLAGS.get(field.name, field.name)} is {there!r} there and {here!r} here"
-            (low_bits if field.name in LOW_BITS_FIELDS else strict).append(text)
+        our_value = getattr(ours, field.name)
+        if_not_recorded = field.default if theirs and "later" in field.metadata else our_value
+        their_value = theirs.get(field.name, if_not_recorded)
+        if their_value != our_value:
+            text = f"{_name_of_field(field.name)} is {their_value!r} there and {our_value!r} here"
+            (low_bits if "low_bits" in field.metadata else strict).append(text)
     return strict, low_bits
-
-
-FLAGS = {
-    "num_inference_steps": "--max_inference_steps",
-    "model_path": "--model_path",
-    "model_revision": "the model's revision",
-    "variant": "--variant",
-    "scheduler_config": "the scheduler's config",
-    "guidance_scale": "--guidance_scale",
-    "height": "--height",
-    "width": "--width",
-    "max_sequence_length": "--max_sequence_length",
-    "negative_prompt": "--negative_prompt",
-    "image_format": "--image_format",
-    "image_quality": "--image_quality",
-    "batch_size": "--batch_size",
-    "device": "--device",
-    "vae_dtype": "--vae_dtype",
-    "mode": "--mode",
-    "compiled": "--compile",
-}
-"""How a user says a recipe's field."""
 
 
 def _runs(options: Generate) -> set[int]:

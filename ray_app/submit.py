@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from actors import tiny
-from ray_app import circo, cli, runs, shipment, text_table
+from ray_app import circo, runs, shipment, text_table
+from ray_app.arguments import parse
 from ray_app.errors import INTERRUPTED, OK, Refused
 from ray_app.job_server import STOP_SECONDS, JobServer
 from ray_app.options import Generate
@@ -87,7 +88,7 @@ def check_job(command: tuple[str, ...], working_dir: Path) -> tuple[list[str], t
     verb, *arguments = command
     if verb != "generate":
         raise Refused(f"{verb}: can't be submitted; only generate can: proxyqueue submit -- generate …flags")
-    asked: Generate = cli.parse("generate", Generate, arguments)
+    asked: Generate = parse("generate", Generate, arguments)
     asked.check_flags()
     if _is_relative(asked.output_base_path):
         raise Refused(

@@ -2,12 +2,13 @@
 Knows names and defaults; nothing of clusters."""
 
 import dataclasses
-from typing import Literal
 
 import tyro
 
+from ray_app.arguments import Options
 from ray_app.errors import Refused
-from ray_app.options import Options
+from ray_app.flags import ClusterFlags, FamilyFlags, ModelFlags, ModelType, OutputFlags
+from ray_app.options import PoolFlags
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Submit(Options):
 
 
 @dataclasses.dataclass(frozen=True)
-class Doctor(Options):
+class Doctor(ClusterFlags, PoolFlags, ModelFlags, OutputFlags, FamilyFlags):
     """Say what a cluster offers, and what would keep a run on it from starting, ending or using all of it.
 
     Give it the flags of the run that you mean to start. It draws nothing and loads no model.
@@ -59,25 +60,5 @@ class Doctor(Options):
     Exit codes: 0 nothing found, 1 problems found, 2 refused, 130 interrupted.
     """
 
-    address: str | None = None
-    """Ray cluster to look at, as in generate; RAY_ADDRESS is honoured; neither: a Ray started on this machine."""
-    model_type: Literal["sdxl", "flux"] = "sdxl"
+    model_type: ModelType = "sdxl"
     """Family of the model."""
-    sdxl_path: str = "stabilityai/sdxl-turbo"
-    """SDXL model: a hub id or a local folder."""
-    flux_path: str = "black-forest-labs/FLUX.1-schnell"
-    """Flux model, likewise."""
-    model_path: str | None = None
-    """Overrides both; "tiny" is the built-in model for machines with no GPU."""
-    variant: str | None = None
-    """Variant of the weights, as in their files' names."""
-    output_base_path: str = "./output"
-    """OUTPUT of the run."""
-    shared_filesystem: bool = False
-    """OUTPUT is mounted on every node: a probe file is written and looked for on each."""
-    num_workers: str | None = None
-    """Actors, N or MIN:MAX."""
-    gpus_per_actor: float | None = None
-    """GPUs (or the fraction of one) each actor reserves. Default 1, and none where it draws on CPUs."""
-    device: Literal["cuda", "cpu"] | None = None
-    """Default cuda, and cpu for the tiny models."""

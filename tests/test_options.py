@@ -4,7 +4,8 @@ import pytest
 
 from actors.recipe import Capture
 from ray_app.errors import Refused
-from ray_app.options import DEFAULT_STEPS, Generate, parse_steps
+from ray_app.flags import DEFAULT_STEPS
+from ray_app.options import Generate, parse_steps
 
 
 @pytest.mark.parametrize(
@@ -77,9 +78,9 @@ def test_captures_are_steps_of_each_snapshot():
 
 
 def test_workers():
-    assert Generate(num_workers="3").workers() == (3, 3)
-    assert Generate(num_workers="1:4").workers() == (1, 4)
-    assert Generate().workers() is None
+    assert Generate(num_workers="3").worker_bounds() == (3, 3)
+    assert Generate(num_workers="1:4").worker_bounds() == (1, 4)
+    assert Generate().worker_bounds() is None
 
 
 def test_separate_runs_have_no_other_snapshot():

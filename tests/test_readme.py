@@ -47,7 +47,7 @@ def test_generated_parts_are_current(helps):
 
 def test_commands_in_the_readme_parse():
     """Every proxyqueue command line shown is one that the program accepts."""
-    from ray_app.cli import parse
+    from ray_app.arguments import parse
 
     commands = re.findall(r"`(proxyqueue \w+ [^`…]+)`", README.read_text())
     assert len(commands) >= 2
