@@ -55,15 +55,11 @@ class Recipe:
     width: int
     max_sequence_length: int | None  # Flux only: prompt tokens the T5 encoder sees
     negative_prompt: str | None
-    batch_size: int = dataclasses.field(
-        metadata=LOW_BITS
-    )  # always denoised at this size, the tail padded: the size moves low bits
+    batch_size: int = dataclasses.field(metadata=LOW_BITS)  # always denoised at this size, the tail padded
     image_format: str
     image_quality: int | None  # None for png, which has no quality
     mode: Mode = "once"
-    compiled: bool = dataclasses.field(
-        default=False, metadata=LOW_BITS
-    )  # torch.compile of the denoiser's repeated blocks
+    compiled: bool = dataclasses.field(default=False, metadata=LOW_BITS)  # torch.compile of its repeated blocks
 
     @property
     def hub_revision(self) -> str | None:

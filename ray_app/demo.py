@@ -43,7 +43,7 @@ def demo(options: Demo) -> int:
     print("\n".join(_tree(Path(options.output_base_path))))
     for question, sql in QUERIES.items():
         print(f"\n# {question}{sql}", flush=True)
-        query(Query(sql, output_base_path=options.output_base_path))
+        query(Query(sql=sql, output_base_path=options.output_base_path))
     print("\n# Every image, to look at", flush=True)
     gallery(Gallery(output_base_path=options.output_base_path, json_file=str(SAMPLE)))
     return max(codes, default=OK)
