@@ -12,7 +12,7 @@ from typing import Any
 
 import tyro
 
-from ray_app.errors import Refused
+from ray_app.errors import InputRefused
 
 
 class Bound:
@@ -98,12 +98,12 @@ class Options:
         for name, value in vars(self).items():
             for text in _each(value):
                 if isinstance(text, str) and not _is_text(text):
-                    raise Refused(f"--{name} {text!r}: has a NUL, or bytes that are not UTF-8")
+                    raise InputRefused(f"--{name} {text!r}: has a NUL, or bytes that are not UTF-8", flag=name)
         for name, bound in _bounds(type(self)):
             for value in _each(getattr(self, name)):
                 fault = None if value is None else bound.find_fault(value)
                 if fault:
-                    raise Refused(f"--{name} {fault}")
+                    raise InputRefused(f"--{name} {fault}", flag=name)
 
 
 def _each(value: Any) -> tuple[Any, ...]:
@@ -148,7 +148,7 @@ def parse(command: str, options_class: type, arguments: list[str]) -> Any:
             raise
         lines = (line.strip("│╭╮╰╯─ ") for line in box.getvalue().splitlines()[1:])
         text = " ".join(line for line in lines if line.strip("-"))  # dashes: the box where the terminal has ASCII only
-        raise Refused(f"{_shorten(text)} (see proxyqueue {command} --help)") from None
+        raise InputRefused(f"{_shorten(text)} (see proxyqueue {command} --help)") from None
 
 
 def _shorten(text: str) -> str:

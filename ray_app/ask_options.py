@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from ray_app.arguments import Seconds, Within
-from ray_app.errors import Refused
+from ray_app.errors import InputRefused
 from ray_app.flags import (
     AnnotationFlags,
     ClusterFlags,
@@ -49,11 +49,11 @@ class Query(OutputFlags):
         super().check_flags()
         asked = [self.sql is not None, self.preset is not None, self.schema]
         if sum(asked) != 1:
-            raise Refused("query: ask one thing: SQL, --preset or --schema (see proxyqueue query --help)")
+            raise InputRefused("query: ask one thing: SQL, --preset or --schema (see proxyqueue query --help)")
         if self.sql is not None and not self.sql.strip():
-            raise Refused("query: the SQL is empty")
+            raise InputRefused("query: the SQL is empty")
         if self.format == "parquet" and self.output is None:
-            raise Refused("--format parquet: name a file with --output")
+            raise InputRefused("--format parquet: name a file with --output", flag="format")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Gallery(QueryFlags, FamilyFlags, OutputFlags):
         """Raise Refused for the first flag whose value makes no sense."""
         super().check_flags()
         if self.contact_sheet is not None and not self.contact_sheet.lower().endswith(".png"):
-            raise Refused(f"--contact_sheet {self.contact_sheet}: must end with .png")
+            raise InputRefused(f"--contact_sheet {self.contact_sheet}: must end with .png", flag="contact_sheet")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,11 +132,11 @@ class Export(ClusterFlags, SnapshotFlags, StepFlags, FamilyFlags, OutputFlags):
         super().check_flags()
         writes = self.format in ("trajectories", "webdataset") or self.by_query
         if writes and self.export_path is None:
-            raise Refused(f"--export_path: name the folder that --format {self.format} writes")
+            raise InputRefused(f"--export_path: name the folder that --format {self.format} writes", flag="export_path")
         if not writes and self.export_path is not None:
-            raise Refused(f"--export_path: --format {self.format} takes none")
+            raise InputRefused(f"--export_path: --format {self.format} takes none", flag="export_path")
         if self.by_query and self.format != "ipcir":
-            raise Refused("--by_query: goes with --format ipcir")
+            raise InputRefused("--by_query: goes with --format ipcir", flag="by_query")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,4 +156,6 @@ class Convergence(ClusterFlags, SnapshotFlags, StepFlags, FamilyFlags, OutputFla
         """Raise Refused for steps that can't be."""
         super().check_flags()
         if len(set(self.steps)) == 1:
-            raise Refused(f"--steps {self.steps[0]}: name at least two, the last is what others are compared with")
+            raise InputRefused(
+                f"--steps {self.steps[0]}: name at least two, the last is what others are compared with", flag="steps"
+            )

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from actors.recipe import MAX_SEED, SeedMode, denoise_id, image_seed
 from ray_app import layout, remote
-from ray_app.errors import Refused
+from ray_app.errors import InputRefused
 
 INT64_MAX = 2**63 - 1
 
@@ -52,7 +52,9 @@ class Annotations:
         if query_ids:
             unknown = set(query_ids) - {query.query_id for query in entries if query}
             if unknown:
-                raise Refused(f"--query_ids {min(unknown)}: no usable query with this id in the annotations")
+                raise InputRefused(
+                    f"--query_ids {min(unknown)}: no usable query with this id in the annotations", flag="query_ids"
+                )
             entries = [query for query in entries if query and query.query_id in set(query_ids)]
         entries = entries[:limit]
         size = len(entries) // gpu_num
@@ -81,7 +83,7 @@ def load(path: str, prompt_field: str, num_prompts: int, strict: bool = False) -
             query = _query(path, position, entry, prompt_field, num_prompts, ids, references)
         except _Unusable as problem:
             if strict:
-                raise Refused(f"{problem} (--strict)") from None
+                raise InputRefused(f"{problem} (--strict)") from None
             skipped.append(f"{problem}; skipped")
             queries.append(None)
             continue
@@ -90,7 +92,7 @@ def load(path: str, prompt_field: str, num_prompts: int, strict: bool = False) -
         queries.append(query)
         warnings += _warnings(path, query, prompt_field, num_prompts)
     if not ids:
-        raise Refused(f"{path}: no usable query: {skipped[0]}")
+        raise InputRefused(f"{path}: no usable query: {skipped[0]}", path=path)
     return Annotations(queries, skipped, warnings)
 
 
@@ -116,7 +118,7 @@ def slots(queries: Sequence[Query], img_per_prompt: int, seed: int, seed_mode: S
     within every step's folder.
     """
     if seed + img_per_prompt - 1 > MAX_SEED:
-        raise Refused(
+        raise InputRefused(
             f"--seed {seed}: with {img_per_prompt} images a prompt seeds would pass {MAX_SEED}; take a smaller one"
         )
     rows: dict[str, list[Any]] = {field.name: [] for field in SLOT_SCHEMA}
@@ -158,26 +160,26 @@ class _Unusable(Exception):
 
 def _read(path: str) -> list[dict[str, Any]]:
     if not path.strip():
-        raise Refused(f"--json_file {path!r}: not the name of a file")
+        raise InputRefused(f"--json_file {path!r}: not the name of a file", flag="json_file")
     try:
         data = remote.read(path) if remote.is_remote(path) else Path(os.path.expanduser(path)).read_bytes()
         entries = json.loads(data.decode("utf-8-sig"))
     except FileNotFoundError:
-        raise Refused(f"{path}: no such file; name the annotations with --json_file") from None
+        raise InputRefused(f"{path}: no such file; name the annotations with --json_file", path=path) from None
     except OSError as error:
         why = error.strerror if remote.is_remote(path) else f"can't be read: {error.strerror}"
-        raise Refused(f"{path}: {why}") from None
+        raise InputRefused(f"{path}: {why}", path=path) from None
     except UnicodeDecodeError as error:
-        raise Refused(f"{path}: not UTF-8 text at byte {error.start}") from None
+        raise InputRefused(f"{path}: not UTF-8 text at byte {error.start}", path=path) from None
     except (ValueError, RecursionError) as error:
-        raise Refused(f"{path}: not JSON{_why_no_json(error)}") from None
+        raise InputRefused(f"{path}: not JSON{_why_no_json(error)}", path=path) from None
     if not isinstance(entries, list):
-        raise Refused(f"{path}: {_kind(entries)}, not a list of queries")
+        raise InputRefused(f"{path}: {_kind(entries)}, not a list of queries", path=path)
     if not entries:
-        raise Refused(f"{path}: an empty list; there is no query to draw")
+        raise InputRefused(f"{path}: an empty list; there is no query to draw", path=path)
     for position, entry in enumerate(entries):
         if not isinstance(entry, dict):
-            raise Refused(f"{path}: entry {position} is {_kind(entry)}, not an object")
+            raise InputRefused(f"{path}: entry {position} is {_kind(entry)}, not an object", path=path)
     return entries
 
 
@@ -199,7 +201,9 @@ def _query(
         raise _Unusable(f"{where}: 'reference_img_id' is {_kind(reference)}, not a whole number or string")
     reference = _text(reference)
     if why := layout.why_not_plain(reference):
-        raise Refused(f"{where}: 'reference_img_id' {reference[:80]!r} {why}; it must be a plain name")
+        raise InputRefused(
+            f"{where}: 'reference_img_id' {reference[:80]!r} {why}; it must be a plain name", field="reference_img_id"
+        )
     prompts = _prompts(where, entry, prompt_field, num_prompts)
     return Query(query_id, reference, prompts, layout.query_folder(query_id, reference not in references))
 
@@ -211,7 +215,7 @@ def _query_id(path: str, position: int, entry: dict[str, Any], ids: set[int]) ->
         raise _Unusable(f"{where}: no 'id'")
     if isinstance(value, str):
         if why := layout.why_not_plain(value):
-            raise Refused(f"{where}: 'id' {value[:80]!r} {why}; it must be a whole number")
+            raise InputRefused(f"{where}: 'id' {value[:80]!r} {why}; it must be a whole number", field="id")
         value = int(value) if value.isdecimal() and len(value) < 20 else value
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise _Unusable(f"{where}: 'id' is {_kind(value)}, not a whole number from 0 to 2^63-1")

@@ -11,7 +11,7 @@ import pyarrow.compute
 
 from ray_app import layout, runs
 from ray_app.compact import COLUMNS, rewrite
-from ray_app.errors import OK, Refused
+from ray_app.errors import OK, OutputRefused
 from ray_app.partition import Partition, retry_if_compacted
 from ray_app.storage import Output, open_output
 from ray_app.upkeep_options import Clean
@@ -53,11 +53,11 @@ def clean(options: Clean) -> int:
     """
     output = open_output(options.output_base_path)
     if not output.exists():
-        raise Refused(f"--output_base_path {output.url}: no such folder")
+        raise OutputRefused(f"--output_base_path {output.url}: no such folder", flag="output_base_path")
     going_on = [] if options.force else runs.going_on(output)
     if going_on:
         record = output.at(layout.run_file(going_on[0]["run_id"]))
-        raise Refused(f"{record}: this run is going on; wait for its end, stop it, or --force")
+        raise OutputRefused(f"{record}: this run is going on; wait for its end, stop it, or --force")
     folders = [_scan_folder(output, folder, options) for folder in _folders(output, options)]
     rows = _count_rows(output, options)
     print(_describe(folders, rows, _others(output, options, folders)))
@@ -150,7 +150,7 @@ def _count_rows_of(output: Output, model_type: str, options: Clean) -> int:
     rows = found.read(COLUMNS)
     for name, reason in found.damaged.items():
         if not options.all:
-            raise Refused(
+            raise OutputRefused(
                 f"{output.at(name)}: not a readable part of the index: {reason};"
                 " `proxyqueue verify --repair` sets it aside"
             )
@@ -186,13 +186,15 @@ def _confirm(options: Clean, output: Output) -> None:
     if options.yes:
         return
     if sys.stdin is None or not sys.stdin.isatty():
-        raise Refused("--yes: needed where there is no terminal to ask on; see first what would go with --dry_run")
+        raise OutputRefused(
+            "--yes: needed where there is no terminal to ask on; see first what would go with --dry_run"
+        )
     try:
         answer = input(f"Remove this from {output.url}? [y/N] ")
     except EOFError:
         answer = ""
     if answer.strip().lower() not in ("y", "yes"):
-        raise Refused("not confirmed; nothing was removed")
+        raise OutputRefused("not confirmed; nothing was removed")
 
 
 def _remove(output: Output, options: Clean, folders: list[FolderContents]) -> None:

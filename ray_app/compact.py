@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_app import index, layout, runs
-from ray_app.errors import OK, Refused
+from ray_app.errors import OK, OutputRefused
 from ray_app.messages import LOG
 from ray_app.partition import Partition, retry_if_compacted
 from ray_app.schema import KEY, with_recipes
@@ -52,7 +52,7 @@ def compact(options: Compact) -> int:
     model_types = layout.model_types(options.model_type)
     model_types = [name for name in model_types if output.list_names(layout.index_folder(name), "*.parquet")]
     if not model_types:
-        raise Refused(f"{output.at(layout.INDEX)}: no part of an index there; set --output_base_path")
+        raise OutputRefused(f"{output.at(layout.INDEX)}: no part of an index there; set --output_base_path")
     output.check_writable()
     with output.writing(runs.new_id()) as writer:
         for model_type in model_types:

@@ -9,7 +9,7 @@ import pyarrow.compute
 from PIL import Image, ImageDraw, ImageFont
 
 from ray_app import pictures
-from ray_app.errors import Refused
+from ray_app.errors import InputRefused
 from ray_app.files import whole_file
 from ray_app.storage import Output
 from ray_app.trajectories import OK, Trajectories, Trajectory
@@ -37,7 +37,7 @@ def write(path: str, output: Output, shown: Trajectories, query_ids: list[int], 
     for one in shown.of(query_ids):
         lines += [(one, snapshot) for snapshot in snapshots]
         if len(lines) > most:
-            raise Refused(
+            raise InputRefused(
                 f"--contact_sheet {path}: more than {most} rows of {cell} pixels; take fewer with --query_ids or"
                 " --limit, or smaller ones with --thumbnails"
             )

@@ -10,7 +10,7 @@ import pyarrow.compute
 
 from ray_app import cluster, convergence_plot, index, layout, likeness, runs, text_table
 from ray_app.ask_options import Convergence
-from ray_app.errors import OK, PROBLEMS, Refused
+from ray_app.errors import OK, PROBLEMS, OutputRefused
 from ray_app.progress import Checked
 from ray_app.schema import SLOT_KEY
 from ray_app.storage import Output, open_output
@@ -70,7 +70,9 @@ def convergence(options: Convergence) -> int:
     shown = Trajectories(output, wanted, options.steps, options.snapshot)
     compared = pa.concat_tables([pairs(shown.rows(model_type), model_type) for model_type in shown.models])
     if not compared.num_rows:
-        raise Refused(f"{output.at(layout.INDEX)}: no slot has two steps' images of one denoise; nothing to compare")
+        raise OutputRefused(
+            f"{output.at(layout.INDEX)}: no slot has two steps' images of one denoise; nothing to compare"
+        )
     with cluster.connected(options.address):
         table = _measured(output, compared, options.shared_filesystem)
     lines = summary(table)

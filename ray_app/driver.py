@@ -19,7 +19,7 @@ import pyarrow.compute
 from actors.errors import ModelError, ModelNeedsMemory
 from actors.recipe import Recipe
 from ray_app import autoscaling, cluster, fetch, survey
-from ray_app.errors import GOES_ON, Refused, one_line
+from ray_app.errors import OutputRefused, Refused, one_line
 from ray_app.index import IndexWriter
 from ray_app.interrupts import Interrupts
 from ray_app.ledger import start as start_ledger
@@ -140,7 +140,8 @@ class Driver:
         self._report_shrunk(rows)
         if unwritten.num_rows:
             first = unwritten.slice(0, 1).to_pylist()[0]
-            raise Refused(f"{self.writer.output.at(first['path'])}: {first['error_message']}; {GOES_ON}")
+            path = self.writer.output.at(first["path"])
+            raise OutputRefused(f"{path}: {first['error_message']}", path=path, transient=True)
 
     def _report_shrunk(self, rows: pa.Table) -> None:
         """Say once an actor that it ran out of memory and draws smaller batches since."""

@@ -10,7 +10,7 @@ import pyarrow.compute
 
 from actors.recipe import Capture, Recipe
 from ray_app import index, layout, recipes
-from ray_app.errors import Refused
+from ray_app.errors import OutputRefused
 from ray_app.schema import KEY, SLOT_KEY
 from ray_app.storage import Output
 
@@ -42,7 +42,7 @@ def check_recipe(output: Output, recipe: Recipe) -> list[str]:
             drawn = Recipe(**{**vars(recipe), **theirs}).hub_revision if theirs else None
             moved = drawn and recipe.hub_revision and drawn != recipe.hub_revision
             back = f"; --revision {drawn} goes on with the model that it was drawn with" if moved else ""
-            raise Refused(
+            raise OutputRefused(
                 f"{output.url}: holds {recipe.model_type} images of another recipe: {', '.join(strict)};"
                 f" take another --output_base_path{back}"
             )
@@ -153,7 +153,7 @@ def _conflicts(slots: pa.Table, rows: pa.Table, slot_of_row: np.ndarray) -> tupl
     return np.logical_or.reduce([np.asarray(column) for column in renamed]), np.asarray(redrawn)
 
 
-def _other_image(output: Output, model_type: str, slot: dict, rows: pa.Table, row: int) -> Refused:
+def _other_image(output: Output, model_type: str, slot: dict, rows: pa.Table, row: int) -> OutputRefused:
     """The error for an image that stands where another is asked for, naming what differs."""
     there = {name: rows[name][row].as_py() for name in rows.column_names}
     query = there["query_id"]
@@ -167,7 +167,7 @@ def _other_image(output: Output, model_type: str, slot: dict, rows: pa.Table, ro
         ("annotations", "path", drawn["path"].split("/", 1)[1], slot["file"]),
     )
     flag, name, before, now = next(found for found in differences if found[2] != found[3])
-    return Refused(
+    return OutputRefused(
         f"{output.url}: query {query}, prompt {there['prompt_index']}: {name} is {before!r} there and {now!r} here"
         f" (other {flag}); take another --output_base_path"
     )
@@ -179,7 +179,7 @@ def _check_neighbours(output: Output, slots: pa.Table, rows: pa.Table, img_per_p
     (other,) = np.nonzero(k != prompt * img_per_prompt + image)
     if len(other):
         before = (k[other[0]] - image[other[0]]) // prompt[other[0]]
-        raise Refused(
+        raise OutputRefused(
             f"{output.url}: --img_per_prompt is {before} there and {img_per_prompt} here: file numbers would"
             " collide; take another --output_base_path"
         )
@@ -187,7 +187,7 @@ def _check_neighbours(output: Output, slots: pa.Table, rows: pa.Table, img_per_p
     owner = {row["reference_img_id"]: row["query_id"] for row in _pairs(ours)}
     for row in _pairs(rows.filter(pc.invert(rows["in_own_folder"]))):
         if owner.get(row["reference_img_id"], row["query_id"]) != row["query_id"]:
-            raise Refused(
+            raise OutputRefused(
                 f"{output.url}: reference {row['reference_img_id']} is query {row['query_id']}'s there and query"
                 f" {owner[row['reference_img_id']]}'s here (other annotations); take another --output_base_path"
             )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ray_app.ask_options import Export
-from ray_app.errors import Refused
+from ray_app.errors import OutputRefused
 from ray_app.files import whole_folder
 from ray_app.storage import Output, open_output
 
@@ -40,5 +40,7 @@ def new_folder(path: str) -> contextlib.AbstractContextManager[Path]:
         Refused: there is something already, or it can't be written.
     """
     if "://" in path:
-        raise Refused(f"--export_path {path}: must be a folder of this machine, or one mounted on it")
+        raise OutputRefused(
+            f"--export_path {path}: must be a folder of this machine, or one mounted on it", flag="export_path"
+        )
     return whole_folder(Path(path).expanduser().absolute(), "--export_path")

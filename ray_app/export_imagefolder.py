@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from ray_app import existing, index, layout, runs
 from ray_app.ask_options import Export
-from ray_app.errors import OK, Refused
+from ray_app.errors import OK, OutputRefused
 from ray_app.schema import SCHEMA
 from ray_app.storage import Output
 
@@ -35,7 +35,7 @@ def export(output: Output, options: Export) -> int:
                     print(f"{output.at(name)}: {mine.num_rows:,} images")
                     written += 1
     if not written:
-        raise Refused(f"{output.at(layout.INDEX)}: no such image in it; set --output_base_path")
+        raise OutputRefused(f"{output.at(layout.INDEX)}: no such image in it; set --output_base_path")
     return OK
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from actors import hub
 from actors.errors import ModelError
 from actors.recipe import Recipe
-from ray_app.errors import Refused
+from ray_app.errors import ModelRefused
 from ray_app.messages import LOG
 from ray_app.progress import Bytes
 
@@ -78,4 +78,4 @@ def everywhere(recipe: Recipe, takes_gpus: bool, meanwhile: Callable[[], None]) 
             with contextlib.suppress(RayError):
                 if why := ray.get(reference):
                     where = f"node {places[node]}: " if len(places) > 1 else ""
-                    raise Refused(f"{where}{why}")
+                    raise ModelRefused(f"{where}{why}")

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from ray_app.errors import Refused
+from ray_app.errors import InputRefused
 from ray_app.interrupts import uninterrupted
 
 
@@ -37,9 +37,9 @@ def whole_file(path: Path, flag: str | None = None) -> Iterator[Path]:
 def check_place(path: Path, flag: str) -> None:
     """Raise Refused if no file can be at a path."""
     if path.is_dir():
-        raise Refused(f"{flag} {path}: is a folder")
+        raise InputRefused(f"{flag} {path}: is a folder")
     if not path.parent.is_dir():
-        raise Refused(f"{flag} {path}: its folder is not there")
+        raise InputRefused(f"{flag} {path}: its folder is not there")
 
 
 @contextlib.contextmanager
@@ -50,7 +50,7 @@ def whole_folder(path: Path, flag: str) -> Iterator[Path]:
         Refused: there is something already, or it can't be written.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise Refused(f"{flag} {path}: is there already; name a new or empty folder")
+        raise InputRefused(f"{flag} {path}: is there already; name a new or empty folder")
     staged = _beside(path)
     with _telling(flag, path):
         try:
@@ -73,4 +73,4 @@ def _telling(flag: str | None, path: Path) -> Iterator[None]:
     except OSError as error:
         if flag is None:
             raise
-        raise Refused(f"{flag} {path}: can't be written: {error.strerror or error}") from error
+        raise InputRefused(f"{flag} {path}: can't be written: {error.strerror or error}") from error

@@ -16,7 +16,7 @@ import jinja2
 from ray_app import circo, contact_sheet, layout, pictures, remote, runs
 from ray_app.ask_options import Gallery
 from ray_app.errors import OK as EXIT_OK
-from ray_app.errors import Refused, one_line
+from ray_app.errors import InputRefused, one_line
 from ray_app.files import whole_file
 from ray_app.messages import LOG
 from ray_app.progress import Checked
@@ -47,14 +47,14 @@ def gallery(options: Gallery) -> int:
     try:
         pages.write()
     except OSError as error:
-        raise Refused(f"{error.filename or pages.folder}: can't be written: {error.strerror or error}") from error
+        raise InputRefused(f"{error.filename or pages.folder}: can't be written: {error.strerror or error}") from error
     return EXIT_OK
 
 
 def _chosen(there: list[int], options: Gallery) -> list[int]:
     unknown = set(options.query_ids) - set(there)
     if unknown:
-        raise Refused(f"--query_ids {min(unknown)}: no image of this query in the index")
+        raise InputRefused(f"--query_ids {min(unknown)}: no image of this query in the index", flag="query_ids")
     chosen = [query for query in there if not options.query_ids or query in set(options.query_ids)]
     return chosen[: options.limit]
 
@@ -77,7 +77,10 @@ class _Pages:
         self.output, self.options, self.shown, self.query_ids = output, options, shown, query_ids
         is_remote = remote.is_remote(output.url)
         if is_remote and (options.gallery_path is None or not options.thumbnails):
-            raise Refused("--gallery_path: name a folder of this machine, with --thumbnails, for a remote output")
+            raise InputRefused(
+                "--gallery_path: name a folder of this machine, with --thumbnails, for a remote output",
+                flag="gallery_path",
+            )
         named = options.gallery_path or output.path(layout.GALLERY)
         self.folder = Path(named).expanduser().absolute()
         self.to_output = None if is_remote else Path(os.path.relpath(output.url, self.folder)).as_posix()
@@ -207,7 +210,7 @@ def _captions(options: Gallery, output: Output) -> Captions:
         try:
             if isinstance(path, str):
                 return circo.captions(path)
-        except Refused:
+        except InputRefused:
             continue
     LOG.warning("no annotations found: pages without captions; name them with --json_file")
     return {}

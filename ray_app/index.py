@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from actors.recipe import Recipe
 from ray_app import layout
-from ray_app.errors import GOES_ON, Refused, one_line
+from ray_app.errors import OutputRefused, one_line, write_failure
 from ray_app.partition import Partition, retry_if_compacted
 from ray_app.schema import KEY, SCHEMA, with_recipes
 from ray_app.storage import Output, Writer
@@ -68,7 +68,7 @@ class IndexWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         try:
             self.commit()
-        except Refused:
+        except OutputRefused:
             if error is None:
                 raise
 
@@ -109,7 +109,7 @@ class IndexWriter:
         try:
             self.writer.write(part, to_parquet(table))
         except OSError as error:
-            raise Refused(f"{error.filename}: {error.strerror}; {GOES_ON}") from error
+            raise write_failure(error) from error
         self._sequence += 1
         self._tables, self._rows = [], 0
 
@@ -140,7 +140,7 @@ def read(
         except (pa.ArrowException, OSError) as error:
             if not partition.find_damage():
                 where = output.at(layout.index_folder(model_type))
-                raise Refused(f"{where}: can't be read: {one_line(error, 200)}") from error
+                raise OutputRefused(f"{where}: can't be read: {one_line(error, 200)}") from error
 
 
 def newest_time(output: Output, model_type: str) -> datetime.datetime:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_app import layout
-from ray_app.errors import Refused
+from ray_app.errors import OutputRefused
 from ray_app.interrupts import uninterrupted
 from ray_app.patience import Patience
 from ray_app.storage import Entry, Output, Writer
@@ -53,8 +53,10 @@ class LocalOutput(Output):
         except OSError as error:
             raise self._refused(error) from error
 
-    def _refused(self, error: OSError) -> Refused:
-        return Refused(f"--output_base_path {self.root}: can't be written: {_reason(error)}")
+    def _refused(self, error: OSError) -> OutputRefused:
+        return OutputRefused(
+            f"--output_base_path {self.root}: can't be written: {_reason(error)}", flag="output_base_path"
+        )
 
     def writer(self, run_id: str) -> "LocalWriter":
         return LocalWriter(self, run_id)
@@ -154,7 +156,7 @@ class LocalOutput(Output):
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise Refused(
+                raise OutputRefused(
                     f"{self.path(folder)}: another compact, clean or verify --repair is rewriting it; wait for its end"
                 ) from None
             except OSError:  # filesystems that can't lock a folder (some NFS): then it is the user who takes care

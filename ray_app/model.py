@@ -12,7 +12,7 @@ from typing import Any
 from actors import bench_models, checksums, hub, tiny, weights
 from actors.errors import ModelError
 from actors.recipe import fingerprint
-from ray_app.errors import Refused, one_line
+from ray_app.errors import ModelRefused, one_line
 from ray_app.messages import LOG
 from ray_app.progress import Bytes
 
@@ -56,7 +56,7 @@ class ModelCard:
         try:
             return checksums.of_folder(self.folder, self.files, Bytes(f"of {self.path} read").show)
         except OSError as error:
-            raise Refused(f"{error.filename or self.path}: can't be read: {error.strerror}") from None
+            raise ModelRefused(f"{error.filename or self.path}: can't be read: {error.strerror}") from None
 
     def scheduler_fingerprint(self) -> str:
         """A hash of what decides the scheduler's steps."""
@@ -66,12 +66,14 @@ class ModelCard:
         """Raise Refused if the scheduler would run another number of steps than the one asked for."""
         trained = int(self.scheduler_config.get("num_train_timesteps", 1000))
         if num_inference_steps > trained:
-            raise Refused(f"--max_inference_steps {num_inference_steps}: {self.path} knows at most {trained} steps")
+            raise ModelRefused(
+                f"--max_inference_steps {num_inference_steps}: {self.path} knows at most {trained} steps"
+            )
         if self.scheduler_config.get("timestep_spacing") == "trailing":
             # as diffusers spaces them: floating point gives one more for some numbers, 61 among them
             real = _arange_length(trained, trained / num_inference_steps)
             if real != num_inference_steps:
-                raise Refused(
+                raise ModelRefused(
                     f"--max_inference_steps {num_inference_steps}: {self.scheduler} would run {real} steps;"
                     " take another number"
                 )
@@ -82,7 +84,7 @@ class ModelCard:
         multiple = 2 * self.vae_factor if self.model_type == "flux" else math.lcm(8, self.vae_factor)
         for name, value in (("height", height), ("width", width)):
             if value <= 0 or value % multiple:
-                raise Refused(f"--{name} {value}: {self.model_type} draws multiples of {multiple} pixels")
+                raise ModelRefused(f"--{name} {value}: {self.model_type} draws multiples of {multiple} pixels")
 
 
 def read_card(model_type: str, path: str, revision: str | None, half: bool, variant: str | None = None) -> ModelCard:
@@ -113,7 +115,7 @@ def read_card(model_type: str, path: str, revision: str | None, half: bool, vari
         names = weights.names_in(folder)
         path = str(folder.resolve())
     elif path and folder.is_file():
-        raise Refused(
+        raise ModelRefused(
             f"{path}: is a file, and --model_path takes the folder of a diffusers pipeline; make one with"
             f" {PIPELINE_CLASSES[model_type]}.from_single_file({path!r}).save_pretrained(FOLDER)"
         )
@@ -121,20 +123,20 @@ def read_card(model_type: str, path: str, revision: str | None, half: bool, vari
         found = _of_hub(path, revision)
         folder, names, commit = found.folder, list(found.sizes), found.commit
     else:
-        raise Refused(f"{path or repr(path)}: no such folder, and no hub id (owner/name); set --model_path")
+        raise ModelRefused(f"{path or repr(path)}: no such folder, and no hub id (owner/name); set --model_path")
     index = _read_json(path, folder, "model_index.json")
     found_class = index.get("_class_name")
     if found_class != PIPELINE_CLASSES[model_type]:
         other = next((kind for kind, name in PIPELINE_CLASSES.items() if name == found_class), None)
         advice = f"; use --model_type {other}" if other else ""
-        raise Refused(f"{path}: holds a {found_class}, but --model_type {model_type} draws with a"
+        raise ModelRefused(f"{path}: holds a {found_class}, but --model_type {model_type} draws with a"
                       f" {PIPELINE_CLASSES[model_type]}{advice}")  # fmt: skip
     scheduler = _read_json(path, folder, SCHEDULER)
     vae_factor = _vae_factor(path, folder)
     try:
         variant = weights.choose(names, model_type, variant, half)
     except ModelError as error:
-        raise Refused(f"{path}: {error}") from None
+        raise ModelRefused(f"{path}: {error}", path=path) from None
     _whole(path, SCHEDULER, scheduler, "num_train_timesteps", 1000)  # `check_steps` relies on it
     return ModelCard(
         model_type=model_type,
@@ -154,28 +156,32 @@ def read_card(model_type: str, path: str, revision: str | None, half: bool, vari
 def _only_plain(path: str, revision: str | None, variant: str | None) -> None:
     _no_revision(path, revision)
     if variant is not None:
-        raise Refused(f"--variant {variant}: {path} has none; leave it out")
+        raise ModelRefused(f"--variant {variant}: {path} has none; leave it out", flag="variant")
 
 
 def _no_revision(path: str, revision: str | None) -> None:
     if revision is not None:
-        raise Refused(f"--revision {revision}: {path} is not a hub id; leave it out")
+        raise ModelRefused(f"--revision {revision}: {path} is not a hub id; leave it out", flag="revision")
 
 
 def _scheduler(path: str, index: dict[str, Any]) -> str:
     """The class that diffusers goes by: the scheduler's own config may name another."""
     named = index.get("scheduler")
     if not isinstance(named, list) or len(named) != 2 or not all(isinstance(word, str) for word in named):
-        raise Refused(f"{path}: model_index.json: 'scheduler' is {str(named)[:80]!r}, not a library and a class")
+        raise ModelRefused(
+            f"{path}: model_index.json: 'scheduler' is {str(named)[:80]!r}, not a library and a class", path=path
+        )
     if named[0] != "diffusers":
-        raise Refused(f"{path}: model_index.json: a scheduler of {named[0]}; only those of diffusers are loaded")
+        raise ModelRefused(
+            f"{path}: model_index.json: a scheduler of {named[0]}; only those of diffusers are loaded", path=path
+        )
     return named[1]
 
 
 def _vae_factor(path: str, folder: Path) -> int:
     blocks = _read_json(path, folder, "vae/config.json").get("block_out_channels", [0] * 4)
     if not isinstance(blocks, list) or not 1 <= len(blocks) <= 10:
-        raise Refused(f"{path}: vae/config.json: 'block_out_channels' is no list of 1 to 10 blocks")
+        raise ModelRefused(f"{path}: vae/config.json: 'block_out_channels' is no list of 1 to 10 blocks", path=path)
     return 2 ** (len(blocks) - 1)
 
 
@@ -200,7 +206,7 @@ def _whole(path: str, name: str, config: dict[str, Any], key: str, default: int)
     """A number from 1 of a model's config."""
     value = config.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise Refused(f"{path}: {name}: '{key}' is {str(value)[:80]!r}, not a whole number from 1")
+        raise ModelRefused(f"{path}: {name}: '{key}' is {str(value)[:80]!r}, not a whole number from 1", path=path)
     return value
 
 
@@ -208,20 +214,20 @@ def _of_hub(path: str, revision: str | None) -> hub.Snapshot:
     try:
         return hub.look_up(path, revision, LOG.warning)
     except ModelError as error:
-        raise Refused(str(error)) from None
+        raise ModelRefused(str(error)) from None
 
 
 def _read_json(path: str, folder: Path, name: str) -> dict[str, Any]:
     try:
         value = json.loads((folder / name).read_text())
     except FileNotFoundError:
-        raise Refused(f"{path}: no {name}; this is not a folder of a diffusers pipeline") from None
+        raise ModelRefused(f"{path}: no {name}; this is not a folder of a diffusers pipeline", path=path) from None
     except RecursionError:
-        raise Refused(f"{path}: {name} can't be read: nested too deeply") from None
+        raise ModelRefused(f"{path}: {name} can't be read: nested too deeply", path=path) from None
     except (OSError, ValueError) as error:
-        raise Refused(f"{path}: {name} can't be read: {one_line(error)}") from None
+        raise ModelRefused(f"{path}: {name} can't be read: {one_line(error)}", path=path) from None
     if not isinstance(value, dict):
-        raise Refused(f"{path}: {name} is not a JSON object")
+        raise ModelRefused(f"{path}: {name} is not a JSON object", path=path)
     return value
 
 

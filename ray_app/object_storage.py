@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ray_app import layout, remote
-from ray_app.errors import Refused
+from ray_app.errors import OutputRefused
 from ray_app.patience import Patience
 from ray_app.storage import Entry, Output, Writer
 
@@ -49,9 +49,11 @@ class ObjectStoreOutput(Output):
             with remote.translated(self.url, "reached"):
                 found = self.filesystem.get_file_info(bucket)
         except OSError as error:
-            raise Refused(f"--output_base_path {self.url}: {error.strerror}") from error
+            raise OutputRefused(f"--output_base_path {self.url}: {error.strerror}", flag="output_base_path") from error
         if found.type == FileType.NotFound:
-            raise Refused(f"--output_base_path {self.url}: there is no bucket {bucket}; make it first")
+            raise OutputRefused(
+                f"--output_base_path {self.url}: there is no bucket {bucket}; make it first", flag="output_base_path"
+            )
 
     def writer(self, run_id: str) -> "ObjectStoreWriter":
         return ObjectStoreWriter(self, run_id)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from actors import bench_models, tiny
 from actors.recipe import MAX_SEED, Capture
 from ray_app.arguments import AtLeast, Fraction, NotNegative, Options, Seconds, Within
-from ray_app.errors import Refused
+from ray_app.errors import InputRefused
 from ray_app.flags import (
     DEFAULT_STEPS,
     INT16,
@@ -47,7 +47,9 @@ class PoolFlags(Options):
         except ValueError:
             bounds = 0, 0
         if not 1 <= bounds[0] <= bounds[1]:
-            raise Refused(f"--num_workers {self.num_workers}: not a number of actors, N or MIN:MAX, from 1")
+            raise InputRefused(
+                f"--num_workers {self.num_workers}: not a number of actors, N or MIN:MAX, from 1", flag="num_workers"
+            )
         return bounds
 
 
@@ -149,15 +151,15 @@ class Generate(
         """Raise Refused for the first flag whose value makes no sense whatever the model and the file are."""
         super().check_flags()
         if not 0 <= self.idx < self.gpu_num:
-            raise Refused(f"--idx {self.idx}: must be from 0 to {self.gpu_num - 1}")
+            raise InputRefused(f"--idx {self.idx}: must be from 0 to {self.gpu_num - 1}", flag="idx")
         if self.mode == "separate" and self.snapshot != "xt":
-            raise Refused(
+            raise InputRefused(
                 f"--snapshot {self.snapshot}: an N-step run ends with xt and x0 equal; take xt with --mode separate"
             )
         if self.negative_prompt is not None and self.model_type == "flux":
-            raise Refused("--negative_prompt: Flux takes none; leave it out")
+            raise InputRefused("--negative_prompt: Flux takes none; leave it out", flag="negative_prompt")
         if self.model() == bench_models.FULL and self.target_device() == "cpu":
-            raise Refused("--model_path full: is for GPUs; on CPUs take mid")
+            raise InputRefused("--model_path full: is for GPUs; on CPUs take mid", flag="model_path")
         self.worker_bounds()
         self.captures()
 
@@ -204,7 +206,7 @@ def parse_steps(texts: tuple[str, ...], num_inference_steps: int) -> list[int]:
         Refused: no step, something that is no step, a step outside 1..num_inference_steps.
     """
     if not texts:
-        raise Refused("--save_steps: name at least one step")
+        raise InputRefused("--save_steps: name at least one step", flag="save_steps")
     if texts == DEFAULT_STEPS:
         texts = tuple(text for text in texts if int(text) <= num_inference_steps)
     steps = set()
@@ -213,12 +215,16 @@ def parse_steps(texts: tuple[str, ...], num_inference_steps: int) -> list[int]:
         try:
             value = float(number) if text.endswith("%") else int(number)
         except ValueError:
-            raise Refused(f"--save_steps {text}: not a step (a whole number, or a share as 25%)") from None
+            raise InputRefused(
+                f"--save_steps {text}: not a step (a whole number, or a share as 25%)", flag="save_steps"
+            ) from None
         if text.endswith("%"):
             if not 0 < value <= 100:
-                raise Refused(f"--save_steps {text}: a share is above 0% and at most 100%")
+                raise InputRefused(f"--save_steps {text}: a share is above 0% and at most 100%", flag="save_steps")
             value = max(1, int(value / 100 * num_inference_steps + 0.5))
         if not 1 <= value <= num_inference_steps:
-            raise Refused(f"--save_steps {text}: outside 1..{num_inference_steps} (--max_inference_steps)")
+            raise InputRefused(
+                f"--save_steps {text}: outside 1..{num_inference_steps} (--max_inference_steps)", flag="save_steps"
+            )
         steps.add(int(value))
     return sorted(steps)

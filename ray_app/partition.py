@@ -15,7 +15,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from ray_app import layout
-from ray_app.errors import Refused, one_line
+from ray_app.errors import OutputRefused, Refused, one_line
 from ray_app.messages import LOG
 from ray_app.schema import RECIPES_KEY, REQUIRED, SCHEMA, VERSION, VERSION_KEY
 from ray_app.storage import Output
@@ -116,7 +116,7 @@ class Partition:
         for name, footer in self.footers.items():
             for field in footer.schema:
                 if fields.setdefault(field.name, field).type != field.type:
-                    raise Refused(
+                    raise OutputRefused(
                         f"{self.output.at(name)}: column {field.name} is {field.type}, and"
                         f" {fields[field.name].type} in other parts; take the proxyqueue that wrote it"
                     )
@@ -199,7 +199,7 @@ class Partition:
         if isinstance(error, FileNotFoundError):
             raise Vanished(path) from None
         if why := self.output.failed(error):
-            raise Refused(f"{path}: can't be read: {why}") from error
+            raise OutputRefused(f"{path}: can't be read: {why}", path=path) from error
         return one_line(error, 200)
 
 

@@ -1,22 +1,11 @@
-"""Patience: which of a filesystem's errors can pass, and how long a process waits for that.
+"""Patience: how long a process waits for trouble with a filesystem that may pass.
 Knows errors and seconds; nothing of what is written."""
 
-import errno
 import os
 import time
 
+from ray_app.errors import is_transient
 from ray_app.messages import LOG, TOPIC
-
-CAN_PASS = frozenset(
-    {
-        errno.ENOSPC, errno.EDQUOT,  # others may be making room
-        errno.EAGAIN, errno.EBUSY, errno.ENOLCK, errno.ENOMEM, errno.ENFILE, errno.EMFILE,  # what is short comes back
-        errno.EIO, errno.ETIMEDOUT, errno.ESTALE,  # a file server that starts anew
-        errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH,  # or its network
-        errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.ENOTCONN, errno.ESHUTDOWN,
-    }
-)  # fmt: skip
-"""All others stay until a person acts: no permission, a read-only filesystem, a file in the way, a name too long."""
 
 PAUSES = (0.2, 0.5, 1.0, 2.0, 4.0, 7.0)
 """Seconds before each further try, 15 in all: a server's hiccup is bridged, a full disk is told before long."""
@@ -32,13 +21,13 @@ class Patience:
 
     def wait(self, error: OSError, path: object) -> bool:
         """Pause, and say on stderr why, once; False without a pause if the error can't pass or none is left."""
-        if error.errno not in CAN_PASS:
+        if not is_transient(error):
             return False
         self._spent = self._spent or self._taken >= len(PAUSES)
         if self._spent:
             return False
         if not self._said:
-            why, seconds = error.strerror or os.strerror(error.errno), round(sum(PAUSES))
+            why, seconds = error.strerror or os.strerror(error.errno or 0), round(sum(PAUSES))
             LOG.warning(f"{path}: {why}; trying again for {seconds} seconds", extra={TOPIC: why})
             self._said = True
         pause = PAUSES[self._taken]

@@ -5,7 +5,7 @@ from pathlib import Path
 from actors.errors import ModelError
 from actors.recipe import Capture
 from ray_app import recipes
-from ray_app.errors import OK, SOME_FAILED, Refused, one_line
+from ray_app.errors import OK, SOME_FAILED, InputRefused, one_line
 from ray_app.files import whole_file
 from ray_app.messages import LOG
 from ray_app.options import Generate, Preview, parse_steps
@@ -53,9 +53,11 @@ def _preview(options: Preview, model: str) -> int:
                     staged.write_bytes(png)
                 saved.append(name)
     except ModelError as error:
-        raise Refused(str(error)) from error
+        raise InputRefused(str(error)) from error
     except OSError as error:
-        raise Refused(f"--output_dir {folder}: can't be written: {error.strerror or one_line(error)}") from error
+        raise InputRefused(
+            f"--output_dir {folder}: can't be written: {error.strerror or one_line(error)}", flag="output_dir"
+        ) from error
     if saved:
         print(f"{folder}: {', '.join(saved)}")
     return OK if len(saved) == len(steps) + 1 else SOME_FAILED

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from ray_app import row_formats, views
 from ray_app.ask_options import Query
-from ray_app.errors import OK, Refused, one_line
+from ray_app.errors import OK, InputRefused, one_line
 from ray_app.files import check_place, whole_file
 from ray_app.partition import LISTINGS
 from ray_app.schema import COLUMNS
@@ -83,8 +83,8 @@ def answer(output: Output, sql: str, write: Write) -> None:
             # DuckDB calls what it can't decode by many names
             if _is_of_a_file(error) and views.find_damaged(output):
                 continue
-            raise Refused(_explained(error, sql)) from None
-    raise Refused(f"{output.at('index')}: its parts come and go; try again")
+            raise InputRefused(_explained(error, sql)) from None
+    raise InputRefused(f"{output.at('index')}: its parts come and go; try again")
 
 
 def schema() -> str:
@@ -118,17 +118,17 @@ def _run(connection: duckdb.DuckDBPyConnection, sql: str, write: Write) -> None:
     statements = connection.extract_statements(sql)
     allowed = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN, duckdb.StatementType.MULTI)
     if len(statements) != 1:
-        raise Refused(f"SQL: {len(statements)} statements; one SELECT is answered")
+        raise InputRefused(f"SQL: {len(statements)} statements; one SELECT is answered")
     if statements[0].type not in allowed:
         kind = statements[0].type.name
-        raise Refused(f"SQL: {kind} is not allowed; only SELECT, DESCRIBE, SUMMARIZE, EXPLAIN")
+        raise InputRefused(f"SQL: {kind} is not allowed; only SELECT, DESCRIBE, SUMMARIZE, EXPLAIN")
     try:
         relation = connection.sql(sql)
     except duckdb.Error:
         connection.execute(sql)  # the same error, and this one tells its place
         raise
     if relation is None:
-        raise Refused("SQL: gives no rows; one SELECT is answered")
+        raise InputRefused("SQL: gives no rows; one SELECT is answered")
     reader = relation.to_arrow_reader(ROWS_A_BATCH)
     write(reader.schema, iter(reader))
 

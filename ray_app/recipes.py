@@ -5,7 +5,7 @@ import dataclasses
 from typing import Any
 
 from actors.recipe import FLOW_MATCH, RETURNS_X0, Recipe
-from ray_app.errors import Refused
+from ray_app.errors import ModelRefused
 from ray_app.model import ModelCard, read_card
 from ray_app.options import Generate
 
@@ -117,4 +117,6 @@ def _prompt_tokens(options: Generate, card: ModelCard) -> int | None:
 
 def _check_snapshot(options: Generate, card: ModelCard) -> None:
     if options.snapshot != "xt" and card.scheduler not in RETURNS_X0 | FLOW_MATCH:
-        raise Refused(f"--snapshot {options.snapshot}: {card.scheduler} gives no predicted clean image; use xt")
+        raise ModelRefused(
+            f"--snapshot {options.snapshot}: {card.scheduler} gives no predicted clean image; use xt", flag="snapshot"
+        )

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qsl
 
-from ray_app.errors import Refused, one_line
+from ray_app.errors import InputRefused, one_line
 
 SCHEMES = ("s3", "gs", "abfs")
 PARAMETERS = ("region", "endpoint_override", "scheme")
@@ -43,34 +43,34 @@ def connect(url: str) -> tuple[Any, str]:
 
     scheme, _, rest = url.partition("://")
     if scheme not in SCHEMES:
-        raise Refused(f"{url}: {scheme}:// is not known; give a path, or one of {', '.join(SCHEMES)} (as s3://…)")
+        raise InputRefused(f"{url}: {scheme}:// is not known; give a path, or one of {', '.join(SCHEMES)} (as s3://…)")
     name, _, query = rest.partition("?")
     bucket, _, key = name.removesuffix("/").partition("/")
     user, at, host = bucket.rpartition("@")
     if at and (scheme != "abfs" or ":" in user):
-        raise Refused(
+        raise InputRefused(
             f"{scheme}://…@{host}{key and '/'}{key}: no credentials in a URL, it is printed and recorded;"
             " set them in the environment (AWS_ACCESS_KEY_ID, …)"
         )
     if not bucket:
-        raise Refused(f"{url}: names no bucket; {scheme}://bucket/prefix")
+        raise InputRefused(f"{url}: names no bucket; {scheme}://bucket/prefix")
     parts = key.split("/") if key else []
     for part in parts:
         if part in ("", ".", ".."):
-            raise Refused(f"{url}: has {part!r} between two slashes; write the name without that")
+            raise InputRefused(f"{url}: has {part!r} between two slashes; write the name without that")
     given = dict(parse_qsl(query, keep_blank_values=True))
     if unknown := next((name for name in given if scheme == "s3" and name not in PARAMETERS), None):
-        raise Refused(f"{url}: {unknown}: unknown parameter; behind ? there can be {', '.join(PARAMETERS)}")
+        raise InputRefused(f"{url}: {unknown}: unknown parameter; behind ? there can be {', '.join(PARAMETERS)}")
     with translated(url, "opened"):
         if scheme == "s3":
             return _s3(bucket, given), "/".join([bucket, *parts])
         try:
             filesystem, path = FileSystem.from_uri(url)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise Refused(f"{url}: {one_line(error)}") from None
+            raise InputRefused(f"{url}: {one_line(error)}") from None
         path = path.rstrip("/")
         if path.split("/")[1:] != parts:  # the library reads % and # in its own way, and would work elsewhere
-            raise Refused(f"{url}: would be read as {path}; take a name without # and %")
+            raise InputRefused(f"{url}: would be read as {path}; take a name without # and %")
         return filesystem, path
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ray_app import __version__, layout, process
-from ray_app.errors import GOES_ON, Refused
+from ray_app.errors import OutputRefused, Refused, write_failure
 from ray_app.messages import LOG
 from ray_app.storage import Output, Writer
 
@@ -99,7 +99,7 @@ class Record:
             try:
                 self._write(heartbeat_at=_now(), **changes)
             except OSError as error:
-                raise Refused(f"{error.filename}: {error.strerror}; {GOES_ON}") from error
+                raise write_failure(error) from error
 
     def end(self, state: str, **changes: Any) -> None:
         """Write how the run ended."""
@@ -142,7 +142,7 @@ def check_alone(writer: Writer, mine: dict[str, Any]) -> None:
         shared = _overlap(mine["query_ids"], theirs["query_ids"])
         same_images = shared is not None and any(capture in theirs["captures"] for capture in mine["captures"])
         if same_images and (process.is_running(record) or _changes(writer, record)):
-            raise Refused(
+            raise OutputRefused(
                 f"{output.at(layout.run_file(record['run_id']))}: this run is going on (process {record['pid']} on"
                 f" {record['host']}) and draws query {shared} too; wait for it, take other --idx or --query_ids,"
                 " or say --force"

@@ -16,7 +16,7 @@ import pyarrow.compute
 from ray_app import asked, circo, existing, index, layout, runs, text_table
 from ray_app.ask_options import Status
 from ray_app.asked import Asked
-from ray_app.errors import INTERRUPTED, OK, Refused
+from ray_app.errors import INTERRUPTED, OK, OutputRefused
 from ray_app.progress import duration
 from ray_app.schema import KEY
 from ray_app.storage import Output, open_output
@@ -87,7 +87,9 @@ def look(output: Output, options: Status, slots: pa.Table | None = None) -> dict
         if running:
             going_on.append(_pace(model_type, rows, there, running))
     if not lines and not records:
-        raise Refused(f"--output_base_path {output.url}: holds no index and no run's record")
+        raise OutputRefused(
+            f"--output_base_path {output.url}: holds no index and no run's record", flag="output_base_path"
+        )
     return {
         "output": output.url,
         "images": [dataclasses.asdict(line) for line in lines],

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
 
 from ray_app import layout
-from ray_app.errors import Refused
+from ray_app.errors import OutputRefused
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -219,14 +219,14 @@ def open_output(url: str) -> Output:
         Refused: no name of a folder, or of a kind of store that isn't known.
     """
     if not url.strip():
-        raise Refused(f"--output_base_path {url!r}: not the name of a folder")
+        raise OutputRefused(f"--output_base_path {url!r}: not the name of a folder", flag="output_base_path")
     if "://" in url:
         from ray_app.object_storage import ObjectStoreOutput
 
         try:
             return ObjectStoreOutput(url)
         except OSError as error:
-            raise Refused(f"--output_base_path {url}: {error.strerror}") from None
+            raise OutputRefused(f"--output_base_path {url}: {error.strerror}", flag="output_base_path") from None
     from ray_app.local_storage import LocalOutput
 
     return LocalOutput(url)

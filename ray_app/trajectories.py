@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from ray_app import existing, index, layout
-from ray_app.errors import Refused
+from ray_app.errors import OutputRefused
 from ray_app.schema import KEY
 from ray_app.storage import Output
 
@@ -68,7 +68,7 @@ class Trajectories:
             captures |= {(pair["snapshot"], pair["step"]) for pair in pairs}
         if not self._tables:
             what = " or ".join(model_types) + (f" at --steps {' '.join(map(str, steps))}" if steps else "")
-            raise Refused(f"{output.at(layout.INDEX)}: no image of {what} in it; set --output_base_path")
+            raise OutputRefused(f"{output.at(layout.INDEX)}: no image of {what} in it; set --output_base_path")
         self.captures = sorted(captures, key=lambda capture: (capture[0] != "xt", capture[1]))
         """(snapshot, step) of every image, xt before x0."""
         # sorted: a query's rows stand together

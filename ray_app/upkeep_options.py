@@ -5,7 +5,7 @@ import dataclasses
 from typing import Annotated
 
 from ray_app.arguments import AtLeast
-from ray_app.errors import Refused
+from ray_app.errors import InputRefused
 from ray_app.flags import AnnotationFlags, FamilyFlags, ForceFlags, OutputFlags, ReportFlags, SnapshotFlags, StepFlags
 
 
@@ -55,11 +55,11 @@ class Clean(ForceFlags, SnapshotFlags, StepFlags, FamilyFlags, OutputFlags):
         """Raise Refused for flags that don't say what is to go."""
         super().check_flags()
         if not self.all and self.model_type is None:
-            raise Refused("--model_type: name whose images are to go, or everything with --all")
+            raise InputRefused("--model_type: name whose images are to go, or everything with --all", flag="model_type")
         named = {"model_type": self.model_type, "steps": self.steps, "snapshot": self.snapshot}
         for name, value in named.items():
             if self.all and value:
-                raise Refused(f"--all: takes everything; leave out --{name}")
+                raise InputRefused(f"--all: takes everything; leave out --{name}", flag="all")
 
 
 @dataclasses.dataclass(frozen=True)

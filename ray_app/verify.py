@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from ray_app import checks, circo, layout, runs, text_table
 from ray_app.checks import Model, Problem
-from ray_app.errors import OK, PROBLEMS, Refused
+from ray_app.errors import OK, PROBLEMS, OutputRefused
 from ray_app.messages import LOG
 from ray_app.partition import Partition, retry_if_compacted
 from ray_app.progress import Checked
@@ -65,7 +65,7 @@ def _slots(options: Verify) -> pa.Table | None:
 
 def _models(output: Output, options: Verify) -> list[Model]:
     if not output.exists():
-        raise Refused(f"--output_base_path {output.url}: no such folder")
+        raise OutputRefused(f"--output_base_path {output.url}: no such folder", flag="output_base_path")
     model_types = layout.model_types(options.model_type)
     there = [
         name
@@ -73,7 +73,9 @@ def _models(output: Output, options: Verify) -> list[Model]:
         if output.list_names(layout.index_folder(name), "*.parquet") or output.step_folders(name)
     ]
     if not there:
-        raise Refused(f"--output_base_path {output.url}: holds no index and no images of {' or '.join(model_types)}")
+        raise OutputRefused(
+            f"--output_base_path {output.url}: holds no index and no images of {' or '.join(model_types)}"
+        )
     columns = checks.COLUMNS if options.json_file is None else (*checks.COLUMNS, "prompt")
     since = _running_since(output)
     return [_model(output, name, columns, since) for name in there]
@@ -101,7 +103,7 @@ def _check_repairable(output: Output) -> None:
     going_on = runs.going_on(output)
     if going_on:
         record = output.at(layout.run_file(going_on[0]["run_id"]))
-        raise Refused(f"{record}: this run is going on; wait for its end, or verify without --repair")
+        raise OutputRefused(f"{record}: this run is going on; wait for its end, or verify without --repair")
     output.check_writable()
 
 

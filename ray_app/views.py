@@ -12,7 +12,7 @@ import duckdb
 import pyarrow as pa
 
 from ray_app import layout, runs
-from ray_app.errors import Refused
+from ray_app.errors import OutputRefused
 from ray_app.partition import Partition, part_names
 from ray_app.schema import KEY
 from ray_app.storage import Output
@@ -105,7 +105,7 @@ def _partitions(output: Output) -> dict[str, Partition]:
     """Each model's parts that count; those that are damaged are said."""
     partitions = _readable(output)
     if not partitions:
-        raise Refused(f"{output.at(layout.INDEX)}: no part of an index there; set --output_base_path")
+        raise OutputRefused(f"{output.at(layout.INDEX)}: no part of an index there; set --output_base_path")
     rows = sum(footer.rows for partition in partitions.values() for footer in partition.footers.values())
     for partition in partitions.values():
         if rows <= CHECKED_ROWS:

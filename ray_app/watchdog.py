@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from ray_app.errors import Refused
+from ray_app.errors import ModelRefused
 from ray_app.ledger import Status, alive_nodes
 from ray_app.messages import LOG
 
@@ -70,7 +70,7 @@ class Watchdog:
         self.replays = status.replays
         _tell(status.notices)
         if not status.loads and status.deaths_while_loading >= LOADS_TRIED:
-            raise Refused(
+            raise ModelRefused(
                 f"{self.model}: {status.deaths_while_loading} workers died while loading it (out of memory?);"
                 " try a smaller model, or a node with more memory"
             )
