@@ -13,7 +13,6 @@ import tyro
 
 from ray_app import __version__, streams
 from ray_app.ask_options import Convergence, Export, Gallery, Query, Status
-from ray_app.bench_options import Bench, BenchScale
 from ray_app.errors import INTERRUPTED, OK, REFUSED, Refused
 from ray_app.interrupts import Interrupts
 from ray_app.messages import LOG
@@ -29,8 +28,6 @@ USAGE = """proxyqueue: draw text-to-image proxies for composed image retrieval, 
   proxyqueue verify --output_base_path out                           do index and files say the same? --repair
   proxyqueue clean --output_base_path out --model_type sdxl          remove images with their rows and caches
   proxyqueue compact --output_base_path out                          many small parts of the index into few
-  proxyqueue bench --model mid                                       images/s beside scripts and the bare model
-  proxyqueue bench_scale                                             what the queue itself costs, up to millions
   proxyqueue submit --address http://HEAD:8265 -- generate …flags    generate as a job of a Ray cluster
   proxyqueue doctor --address auto                                   what a cluster offers, and what is wrong with it
   proxyqueue query --preset steps --output_base_path out             ask the index with SQL
@@ -76,18 +73,6 @@ def _compact(options: Compact) -> int:
     from ray_app.compact import compact
 
     return compact(options)
-
-
-def _bench(options: Bench) -> int:
-    from ray_app.bench import bench
-
-    return bench(options)
-
-
-def _bench_scale(options: BenchScale) -> int:
-    from ray_app.bench_scale import bench_scale
-
-    return bench_scale(options)
 
 
 def _submit(options: Submit) -> int:
@@ -139,8 +124,6 @@ VERBS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "verify": (Verify, _verify),
     "clean": (Clean, _clean),
     "compact": (Compact, _compact),
-    "bench": (Bench, _bench),
-    "bench_scale": (BenchScale, _bench_scale),
     "submit": (Submit, _submit),
     "doctor": (Doctor, _doctor),
     "query": (Query, _query),
@@ -159,33 +142,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run `proxyqueue VERB …`; the exit code: 0, 1 problems found, 2 refused, 3 some failed, 130 interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     verb = arguments[0] if arguments else "--help"
+    return _exit_code(lambda: _run(verb, arguments[1:]), resumes=True, only_prints=verb in ONLY_PRINT)
+
+
+def run_module(
+    module: str,
+    options_class: type,
+    call: Callable[[Any], int],
+    arguments: Sequence[str] | None = None,
+    resumes: bool = False,
+) -> int:
+    """Run `python -m MODULE …`, a command that is not part of `proxyqueue`, as `main` runs a verb; the exit code.
+
+    Args:
+        options_class: its flags; a dataclass with `check_flags`.
+        resumes: after a signal, say that the same command continues where this one stopped.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    return _exit_code(lambda: _call(f"python -m {module}", options_class, call, arguments), resumes, only_prints=False)
+
+
+def _exit_code(run: Callable[[], int], resumes: bool, only_prints: bool) -> int:
+    """What `run` returns; where it raises, one line on stderr and the code that goes with it."""
     try:
-        with streams.lasting(quits=verb in ONLY_PRINT):
-            return _run(verb, arguments[1:])
+        with streams.lasting(quits=only_prints):
+            return _one_line_errors(run, resumes)
     except BrokenPipeError:
         return OK
 
 
-def _run(verb: str, arguments: list[str]) -> int:
+def _one_line_errors(run: Callable[[], int], resumes: bool) -> int:
     try:
-        if verb in ("--help", "-h", "help"):
-            print(USAGE)
-            return OK
-        if verb == "--version":
-            print(f"proxyqueue {__version__}")
-            return OK
-        if verb not in VERBS:
-            raise Refused(f"{verb}: no such verb; there are {', '.join(VERBS)}")
-        options_class, call = VERBS[verb]
-        options = parse(verb, options_class, arguments)
-        options.check_flags()
-        with Interrupts():
-            return call(options)
+        return run()
     except Refused as refused:
         LOG.error(str(refused))
         return REFUSED
     except KeyboardInterrupt:
-        LOG.warning("interrupted; the same command goes on from here")
+        LOG.warning("interrupted; the same command goes on from here" if resumes else "interrupted")
         return INTERRUPTED
     except BrokenPipeError:
         raise
@@ -194,18 +187,47 @@ def _run(verb: str, arguments: list[str]) -> int:
         return REFUSED
 
 
+def _run(verb: str, arguments: list[str]) -> int:
+    if verb in ("--help", "-h", "help"):
+        print(USAGE)
+        return OK
+    if verb == "--version":
+        print(f"proxyqueue {__version__}")
+        return OK
+    if verb not in VERBS:
+        raise Refused(f"{verb}: no such verb; there are {', '.join(VERBS)}")
+    options_class, call = VERBS[verb]
+    return _call(f"proxyqueue {verb}", options_class, call, arguments)
+
+
+def _call(program: str, options_class: type, call: Callable[[Any], int], arguments: list[str]) -> int:
+    options = _parse(program, options_class, arguments)
+    options.check_flags()
+    with Interrupts():
+        return call(options)
+
+
 def parse(verb: str, options_class: type, arguments: list[str]) -> Any:
-    """The options; a wrong argument is one line instead of tyro's box. What stands behind `--` is their `command`."""
+    """The options of a verb; a wrong argument is one line instead of tyro's box.
+
+    Raises:
+        Refused: a wrong argument.
+    """
+    return _parse(f"proxyqueue {verb}", options_class, arguments)
+
+
+def _parse(program: str, options_class: type, arguments: list[str]) -> Any:
+    """What stands behind `--` is the options' `command`."""
     if "--" in arguments and hasattr(options_class, "command"):
         here = arguments.index("--")
-        options = parse(verb, options_class, arguments[:here])
+        options = _parse(program, options_class, arguments[:here])
         return dataclasses.replace(options, command=tuple(arguments[here + 1 :]))
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
             return tyro.cli(
                 options_class,
-                prog=f"proxyqueue {verb}",
+                prog=program,
                 args=arguments,
                 use_underscores=True,
                 config=(tyro.conf.FlagCreatePairsOff,),
@@ -215,13 +237,13 @@ def parse(verb: str, options_class: type, arguments: list[str]) -> Any:
             raise
         lines = (line.strip("│╭╮╰╯─ ") for line in box.getvalue().splitlines()[1:])
         text = " ".join(line for line in lines if line.strip("-"))  # dashes: the box where the terminal has ASCII only
-        raise Refused(f"{_shorten(text)} (see proxyqueue {verb} --help)") from None
+        raise Refused(f"{_shorten(text)} (see {program} --help)") from None
 
 
 def _shorten(text: str) -> str:
     """What tyro's box says, without the help text it repeats; a value that can't be read as flag, value and type."""
     text = text.split(" For full helptext")[0].rstrip(". ")
-    if missing := re.match(r"Missing from proxyqueue \w+: (--\w+) (\S+)", text):
+    if missing := re.match(r"Missing from .*?: (--\w+) (\S+)", text):
         return f"{missing[1]}: is missing; it takes {missing[2]}"
     unread = re.match(r"Error parsing (--\w+): (.*) Argument helptext: --\w+ (\[.*?\]\]|\S+)", text)
     if unread is None:

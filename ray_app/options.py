@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from actors import bench_models, tiny
+from actors import random_weights, tiny
 from actors.recipe import MAX_SEED, Capture
 from ray_app.errors import Refused
 
@@ -132,7 +132,7 @@ class Generate(Options):
 
     def target_device(self) -> Literal["cuda", "cpu"]:
         """Where to draw."""
-        return self.device or ("cpu" if self.model() in (tiny.NAME, bench_models.MID) else "cuda")
+        return self.device or ("cpu" if self.model() in (tiny.NAME, random_weights.MID) else "cuda")
 
     def gpus(self) -> float:
         """GPUs that each actor reserves; 0 if it takes a CPU instead."""
@@ -195,7 +195,7 @@ class Generate(Options):
             )
         if self.negative_prompt is not None and self.model_type == "flux":
             raise Refused("--negative_prompt: Flux takes none; leave it out")
-        if self.model() == bench_models.FULL and self.target_device() == "cpu":
+        if self.model() == random_weights.FULL and self.target_device() == "cpu":
             raise Refused("--model_path full: is for GPUs; on CPUs take mid")
         self.workers()
         self.captures()

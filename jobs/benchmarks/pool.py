@@ -1,5 +1,5 @@
 """Processes that draw the variants without Ray: loaded once, started together, timed from that until the last ends.
-Knows processes and their threads; what they draw is `actors.variants`."""
+Knows processes and their threads; what they generate is in `variants`."""
 
 import dataclasses
 import multiprocessing
@@ -103,7 +103,7 @@ def _answer(end: Any) -> None:
 def _serve(end: Any, recipe: Recipe, steps: list[int]) -> None:
     """A process of the pool, until the other end is closed. Answers "ok", or why not."""
     try:
-        from actors import variants
+        from jobs.benchmarks import variants
 
         family = variants.load(recipe)
         end.send("ok")
