@@ -200,7 +200,9 @@ class _Rounds:
         notes.mkdir()
         began = time.time()
         with GpuBusy() as gpu, contextlib.redirect_stdout(io.StringIO()):
-            code = generate(dataclasses.replace(self.asked, output_base_path=str(output)), worker=timings.noting(notes))
+            code = generate(
+                dataclasses.replace(self.asked, output_base_path=str(output)), worker=timings.timed_worker(notes)
+            )
         ended = time.time()
         gc.collect()  # Ray Data's actors can outlive their run until then
         rows = index.read(open_storage(str(output)), self.recipe.model_type, schema.SCHEMA.names)
@@ -218,7 +220,7 @@ class _Rounds:
         if self.recipe.device == "cpu":
             self._had_core.append(timings.had_core(actors))
         self._writer_seconds.append(_writer_seconds(rows, output, place / "again"))
-        warm = min(interval.ended for actor in actors for interval in actor if interval.work == "denoising")
+        warm = timings.first_end(actors, "denoising")
         if (busy := gpu.percent(warm, last)) is not None:
             self._gpu_busy.append(busy)
         return last - first

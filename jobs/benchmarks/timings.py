@@ -1,110 +1,101 @@
-"""What the benchmark notes of the real workers: when each thing began and ended, a line each in a file an actor.
-Knows which calls of a worker are worth timing, and how seconds become shares; changes nothing that they do."""
+"""What the workers did in a benchmark, and when: a line per piece of work in a file per actor, and shares of time.
+Knows an image generator's timings; changes nothing that it does."""
 
 import dataclasses
-import functools
+import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from actors.recipe import Capture, Recipe
+from actors.timing import Timing, Work
 from ray_app.worker import Worker
 
-WORK = ("text encoding", "denoising", "decoding", "encoding")
+WORK: tuple[Work, ...] = get_args(Work)
 """What an actor does, in the order of a batch; the rest of its time it waits."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Interval:
-    """One call, on the clock that files' times are on."""
+class TimingsFile:
+    """Writes the timings of one image generator to a file of its own in `folder`."""
 
-    work: str
-    began: float
-    ended: float
-    cpu_seconds: float
-    """Of the thread that called: where it draws alone, what it lacks to the whole time was another process's."""
+    def __init__(self, folder: Path):
+        name = f"{os.getpid()}-{time.time_ns()}.jsonl"
+        self._file = os.open(folder / name, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+
+    def write(self, timing: Timing) -> None:
+        """Append one, in one piece: two threads may write at once, and an actor that is killed leaves no half line."""
+        line = json.dumps(dataclasses.asdict(timing))
+        os.write(self._file, f"{line}\n".encode())
 
 
-def noting(folder: Path) -> type[Worker]:
-    """A worker that notes its calls in `folder`, which every node must reach."""
+def timed_worker(folder: Path) -> type[Worker]:
+    """A worker whose generator's timings are written to `folder`, which every node must reach."""
 
-    class NotingWorker(Worker):
-        """Draws as any worker. Made here so that it travels to the actors with its folder."""
+    class TimedWorker(Worker):
+        """Defined here so that it is sent to the actors together with its folder."""
 
         def load(self, recipe: Recipe, captures: Sequence[Capture], threads: int | None) -> Any:
             generator = super().load(recipe, captures, threads)
-            watch(generator, str(folder))
+            generator.on_timing = TimingsFile(folder).write
             return generator
 
-    return NotingWorker
+    return TimedWorker
 
 
-def watch(generator: Any, folder: str) -> None:
-    """Note what this process's image generator does from now on."""
-    from actors import generator as image_generator
-    from actors import pipelines
-
-    file = os.open(f"{folder}/{os.getpid()}-{time.time_ns()}.jsonl", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-    generator.family.encode = _noted("text encoding", generator.family.encode, file)
-    for work, module, name in (
-        ("denoising", pipelines, "denoise"),
-        ("decoding", pipelines, "decode_to_uint8"),
-        ("encoding", image_generator, "encode"),
-    ):
-        setattr(module, name, _noted(work, getattr(module, name), file))
+def read(folder: Path) -> list[list[Timing]]:
+    """Each actor's timings; none for one that has loaded and got no batch."""
+    files = sorted(folder.glob("*.jsonl"))
+    return [_read_file(file) for file in files]
 
 
-def _noted(work: str, call: Callable[..., Any], file: int) -> Callable[..., Any]:
-    call = getattr(call, "not_noted", call)  # Ray may give an actor a process that has drawn before
-
-    @functools.wraps(call)
-    def noted(*arguments: Any, **named: Any) -> Any:
-        began, cpu_began = time.time(), time.thread_time()
-        try:
-            return call(*arguments, **named)
-        finally:
-            line = json.dumps([work, began, time.time(), time.thread_time() - cpu_began])
-            os.write(file, f"{line}\n".encode())  # in one piece: threads may end at once, a killed actor leaves no half
-
-    noted.not_noted = call  # type: ignore[attr-defined]
-    return noted
+def _read_file(file: Path) -> list[Timing]:
+    lines = file.read_text().splitlines()
+    return [Timing(**json.loads(line)) for line in lines]
 
 
-def read(folder: Path) -> list[list[Interval]]:
-    """What each actor noted; nothing for one that had loaded and drew nothing."""
-    files = (path.read_text().splitlines() for path in sorted(folder.glob("*.jsonl")))
-    return [[Interval(*json.loads(line)) for line in lines] for lines in files]
-
-
-def first(actors: Sequence[Sequence[Interval]]) -> float:
+def first(actors: Sequence[Sequence[Timing]]) -> float:
     """When the first of them began."""
-    return min(interval.began for actor in actors for interval in actor)
+    return min(timing.began for timing in _all(actors))
 
 
-def shares(actors: Sequence[Sequence[Interval]], began: float, ended: float) -> dict[str, float]:
+def first_end(actors: Sequence[Sequence[Timing]], work: Work) -> float:
+    """When the first piece of some kind of work ended."""
+    return min(timing.began + timing.seconds for timing in _all(actors) if timing.work == work)
+
+
+def shares(actors: Sequence[Sequence[Timing]], began: float, ended: float) -> dict[str, float]:
     """Of the actors' time between two moments, the share of each kind of work, and of waiting.
 
-    Work that is done beside other work counts for both, so that shares can add up to more than one; waiting is the time
-    in which nothing is done.
+    Work that is done while other work is done counts for both, so that shares can add up to more than one; waiting is
+    the time in which nothing is done.
     """
     whole = (ended - began) * len(actors)
-    found = {work: sum(i.ended - i.began for actor in actors for i in actor if i.work == work) / whole for work in WORK}
-    return {**found, "waiting": 1 - sum(map(_covered, actors)) / whole}
+    spent: dict[str, float] = dict.fromkeys(WORK, 0.0)
+    for timing in _all(actors):
+        spent[timing.work] += timing.seconds
+    busy = sum(_busy_seconds(timings) for timings in actors)
+    return {**{work: seconds / whole for work, seconds in spent.items()}, "waiting": 1 - busy / whole}
 
 
-def had_core(actors: Sequence[Sequence[Interval]]) -> float:
+def had_core(actors: Sequence[Sequence[Timing]]) -> float:
     """Share of their working time in which 1-thread actors had a core; for the rest other processes had it."""
-    intervals = [interval for actor in actors for interval in actor]
-    return sum(i.cpu_seconds for i in intervals) / sum(i.ended - i.began for i in intervals)
+    timings = list(_all(actors))
+    cpu_seconds = sum(timing.cpu_seconds for timing in timings)
+    return cpu_seconds / sum(timing.seconds for timing in timings)
 
 
-def _covered(intervals: Sequence[Interval]) -> float:
-    """Seconds in which at least one of them was going on."""
-    covered, until = 0.0, float("-inf")
-    for interval in sorted(intervals, key=lambda interval: interval.began):
-        covered += max(0.0, interval.ended - max(interval.began, until))
-        until = max(until, interval.ended)
-    return covered
+def _all(actors: Sequence[Sequence[Timing]]) -> Iterator[Timing]:
+    return itertools.chain.from_iterable(actors)
+
+
+def _busy_seconds(timings: Sequence[Timing]) -> float:
+    """Seconds in which at least one of them was in progress."""
+    busy, until = 0.0, float("-inf")
+    for timing in sorted(timings, key=lambda timing: timing.began):
+        ended = timing.began + timing.seconds
+        busy += max(0.0, ended - max(timing.began, until))
+        until = max(until, ended)
+    return busy

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from actors.timing import Timing
 from jobs.benchmarks import pool, timings, work
 from jobs.benchmarks import report as reports
 from jobs.benchmarks.machine import describe
 from jobs.benchmarks.options import VARIANTS, Speed
 from jobs.benchmarks.speed import measure, measure_speed
-from jobs.benchmarks.timings import Interval
 from ray_app.cli import run_module
 from ray_app.errors import Refused
 from tests.conftest import ROOT
@@ -134,8 +134,8 @@ def test_likeness_is_that_of_the_pictures(measured):
 def test_shares_of_work_that_overlaps():
     """Ten seconds of two actors; the second encodes for a second beside its denoising."""
     actors = [
-        [Interval("denoising", 100, 104, 3), Interval("decoding", 104, 106, 2)],
-        [Interval("denoising", 101, 109, 6), Interval("encoding", 103, 104, 1), Interval("text encoding", 100, 101, 0)],
+        [Timing("denoising", 100, 4, 3), Timing("decoding", 104, 2, 2)],
+        [Timing("denoising", 101, 8, 6), Timing("encoding", 103, 1, 1), Timing("text encoding", 100, 1, 0)],
     ]
     assert timings.had_core(actors) == 12 / 16
     shares = timings.shares(actors, 100, 110)
