@@ -1,15 +1,16 @@
-"""Processes that draw the variants without Ray: loaded once, started together, timed from that until the last ends.
-Knows processes and their threads; what they generate is in `variants`."""
+"""Processes that run the variants without Ray: loaded once, started together, timed from that until the last ends.
+Knows arrangements and how slots are dealt; what is generated is in `variants`."""
 
+import contextlib
 import dataclasses
-import multiprocessing
+import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from actors.recipe import Recipe
-from ray_app.errors import Refused
+from jobs.benchmarks.processes import FreshProcesses, fresh_processes, wait_for_the_others
 
 Slot = tuple[int, str, int]
 
@@ -34,53 +35,42 @@ def arrangements(cores: int, device: str) -> list[Arrangement]:
 
 
 class Pool:
-    """As many processes as any arrangement wants, each with the model loaded. Use it in a `with`.
+    """Processes that generate at the same time, each with the model loaded; `started_pool` makes one."""
+
+    def __init__(self, processes: FreshProcesses, recipe: Recipe, steps: Sequence[int]):
+        self._processes, self.recipe, self.steps = processes, recipe, list(steps)
+
+    def load(self) -> None:
+        """Load the model in every process.
+
+        Raises:
+            Refused: a process can't load it, or has died.
+        """
+        self._processes.call_in_each(_load, [(self.recipe,)] * self._processes.count)
+
+    def generate(self, variant: str, shares: Sequence[Sequence[Slot]], threads: int, folder: Path) -> float:
+        """Seconds from a common start, after all have warmed up, until the last process has generated its share.
+
+        Raises:
+            Refused: a process can't generate, or has died.
+        """
+        idle: list[list[Slot]] = [[]] * (self._processes.count - len(shares))
+        calls = [(self.recipe, self.steps, variant, share, threads, folder) for share in [*shares, *idle]]
+        spans = self._processes.call_in_each(_generate, calls)
+        return max(ended for _, ended in spans) - min(began for began, _ in spans)
+
+
+@contextlib.contextmanager
+def started_pool(recipe: Recipe, steps: Sequence[int], processes: int) -> Iterator[Pool]:
+    """As many processes as the largest arrangement wants, or none, with the model loaded; they end with the block.
 
     Raises:
-        Refused: a process can't load the model or draw, in its own words.
+        Refused: a process can't load the model, or has died.
     """
-
-    def __init__(self, recipe: Recipe, steps: Sequence[int], processes: int):
-        spawn = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads half
-        self._ends: list[Any] = []
-        self._processes: list[Any] = []
-        for _ in range(processes):
-            ours, theirs = spawn.Pipe()
-            process = spawn.Process(target=_serve, args=(theirs, recipe, list(steps)), daemon=True)
-            process.start()
-            theirs.close()
-            self._ends.append(ours)
-            self._processes.append(process)
-
-    def __enter__(self) -> "Pool":
-        for end in self._ends:
-            _answer(end)  # loaded
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for end in self._ends:
-            end.close()
-        for process in self._processes:
-            process.join(timeout=10)
-            if process.is_alive():
-                process.terminate()
-
-    def draw(self, variant: str, shares: Sequence[Sequence[Slot]], threads: int, folder: Path) -> float:
-        """Seconds from a common start, after all have warmed up, until the last process has drawn its share."""
-        ends = self._ends[: len(shares)]
-        for end, share in zip(ends, shares, strict=True):
-            end.send((variant, list(share), threads, str(folder)))
-        for end in ends:
-            _answer(end)  # warm
-        started = time.perf_counter()
-        for end in ends:
-            end.send("go")
-        for end in ends:
-            _answer(end)  # drawn
-        seconds = time.perf_counter() - started
-        for end in ends:
-            _answer(end)  # put back
-        return seconds
+    with fresh_processes(processes) as started:
+        pool = Pool(started, recipe, steps)
+        pool.load()
+        yield pool
 
 
 def deal(slots: Sequence[Slot], processes: int, batch_size: int = 1) -> list[list[Slot]]:
@@ -91,40 +81,34 @@ def deal(slots: Sequence[Slot], processes: int, batch_size: int = 1) -> list[lis
     return shares
 
 
-def _answer(end: Any) -> None:
-    try:
-        answer = end.recv()
-    except EOFError:
-        raise Refused("a process that draws for comparison died (out of memory?); see --variants") from None
-    if answer != "ok":
-        raise Refused(f"drawing for comparison failed: {answer}")
+def _load(recipe: Recipe) -> None:
+    _family(recipe)
+    wait_for_the_others()
 
 
-def _serve(end: Any, recipe: Recipe, steps: list[int]) -> None:
-    """A process of the pool, until the other end is closed. Answers "ok", or why not."""
-    try:
-        from jobs.benchmarks import variants
-
-        family = variants.load(recipe)
-        end.send("ok")
-        while True:
-            name, share, threads, folder = end.recv()
-            _draw_once(end, variants.VARIANTS[name](family, steps, Path(folder)), share, threads)
-    except (EOFError, BrokenPipeError, KeyboardInterrupt):
-        return
-    except Exception as error:
-        end.send(f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
-
-
-def _draw_once(end: Any, variant: Any, share: list[Slot], threads: int) -> None:
+def _generate(
+    recipe: Recipe, steps: list[int], name: str, share: list[Slot], threads: int, folder: Path
+) -> tuple[float, float]:
+    """When the share was begun and ended, on a clock that all processes of the machine share."""
     import torch
 
+    from jobs.benchmarks.variants import VARIANTS
+
     torch.set_num_threads(threads)
+    variant = VARIANTS[name](_family(recipe), steps, folder)
     with variant.ready(share):
         variant.warm_up(share)
-        end.send("ok")
-        end.recv()
+        wait_for_the_others()
+        began = time.monotonic()
         variant.draw(share)
-        end.send("ok")
+        ended = time.monotonic()
         variant.show()
-    end.send("ok")
+    return began, ended
+
+
+@functools.cache
+def _family(recipe: Recipe) -> Any:
+    """The loaded model of this process."""
+    from actors import pipelines
+
+    return pipelines.load(recipe)

@@ -3,18 +3,16 @@ Knows what is measured after what, and in which process; how is in `figures`."""
 
 import contextlib
 import dataclasses
-import multiprocessing
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 from jobs.benchmarks import figures, rows
 from jobs.benchmarks.machine import describe
 from jobs.benchmarks.options import Scale
+from jobs.benchmarks.processes import fresh_processes
 from jobs.benchmarks.report import write_json
 from jobs.benchmarks.work import working_folder
 from ray_app import runs
@@ -110,22 +108,9 @@ def text(report: dict[str, Any]) -> str:
 
 def _fresh(call: Callable[..., Any], *arguments: Any) -> Any:
     """The result of a function in a process of its own: its memory is only what it needs."""
-    try:
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            return pool.submit(_call, call, *arguments).result()
-    except BrokenProcessPool:
-        raise Refused(f"a measurement's process died ({call.__name__}; out of memory?); take smaller figures") from None
-
-
-def _call(call: Callable[..., Any], *arguments: Any) -> Any:
-    """In the other process: an error comes back as its words, since not every one of Ray's can travel."""
-    try:
-        return call(*arguments)
-    except Refused:
-        raise
-    except Exception as error:
-        last = (str(error).splitlines() or [""])[-1]  # of Ray's, the one that says what it was
-        raise Refused(f"{call.__name__}: {type(error).__name__}: {last[:300]}") from None
+    with fresh_processes(1) as processes:
+        (result,) = processes.call_in_each(call, [arguments])
+    return result
 
 
 @contextlib.contextmanager

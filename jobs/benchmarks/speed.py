@@ -22,7 +22,7 @@ from jobs.benchmarks import report as reports
 from jobs.benchmarks import timings
 from jobs.benchmarks.machine import GpuBusy, cores, describe
 from jobs.benchmarks.options import Speed
-from jobs.benchmarks.pool import Arrangement, Pool, arrangements, deal
+from jobs.benchmarks.pool import Arrangement, Pool, arrangements, deal, started_pool
 from jobs.benchmarks.work import Work, choose, working_folder
 from ray_app import cluster, index, layout, likeness, recipes, runs, schema
 from ray_app.cli import run_module
@@ -73,7 +73,7 @@ def measure(options: Speed, machine: dict[str, Any], folder: Path, kept: bool) -
         names = (*options.variants, *options.levers)
         others = [name for name in names if name != "proxyqueue"]
         processes = max((arrangement.processes for arrangement in spread), default=1) if others else 0
-        pool = stack.enter_context(Pool(recipe, work.steps, processes))
+        pool = stack.enter_context(started_pool(recipe, work.steps, processes))
         rounds = _Rounds(work, recipe, asked, pool, folder, kept)
         for name in others:
             rounds.calibrate(name, spread)
@@ -192,7 +192,7 @@ class _Rounds:
     def _draw(self, name: str, arrangement: Arrangement, place: Path, most: int | None = None) -> float:
         slots = self.work.slots if name in ("separate", "callback") else self.work.different
         shares = deal(slots[:most], arrangement.processes, self._batch_size(name))
-        return self.pool.draw(name, shares, arrangement.threads, place)
+        return self.pool.generate(name, shares, arrangement.threads, place)
 
     def _proxyqueue(self, place: Path) -> float:
         """From the first denoise, or the encoding of its prompt, until the last part of the index is there."""
