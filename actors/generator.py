@@ -3,9 +3,9 @@ A plain class that needs no Ray: call it from a test, a benchmark or a notebook.
 
 import dataclasses
 import io
-import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from actors import memory, pipelines
 from actors.capture import StepCapture, step_ends
 from actors.errors import ModelError, ModelNeedsMemory
 from actors.recipe import Capture, Recipe
+from actors.timing import Timing, Work, timed
 
 SAME = 0.01
 """Share of the largest latent by which the same step may differ when it is done again: low bits of a GPU's kernels."""
@@ -78,6 +79,8 @@ class ImageGenerator:
         except Exception as error:
             kind = ModelNeedsMemory if memory.is_short(error) else ModelError
             raise kind(f"{recipe.model_path}: can't be loaded as {recipe.model_type}: {_reason(error)}") from error
+        self.on_timing: Callable[[Timing], object] = lambda timing: None
+        """Set it to be told how long each piece of work took: when it has ended, by the thread that did it."""
         self._embeddings: OrderedDict[str, pipelines.Embeddings] = OrderedDict()
         for steps in sorted({recipe.total_steps(capture) for capture in self.captures}):
             self._try(steps)
@@ -125,6 +128,10 @@ class ImageGenerator:
             for wanted, taken in self._denoise(prompts, seeds, captures).items()
         }
 
+    def timed(self, work: Work) -> AbstractContextManager[Timing]:
+        """Time the block and report it to `on_timing`."""
+        return timed(work, self.on_timing)
+
     def _draw_all(self, requests: list[Request]) -> Drawn:
         """Each request's images, in batches that fit; a prompt that fails costs no other."""
         if len(requests) > self.batch_size:
@@ -157,9 +164,8 @@ class ImageGenerator:
 
     def _decode(self, capture: Capture, run: StepCapture, prompts: list[str]) -> list[Picture]:
         """A capture's picture of each prompt, of some prompts perhaps one that nobody asked for."""
-        started = time.perf_counter()
-        pixels, finite = pipelines.decode_to_uint8(self.family, run.latents[capture])
-        decode_seconds = (time.perf_counter() - started) / len(pixels)
+        with self.timed("decoding") as decoding:
+            pixels, finite = pipelines.decode_to_uint8(self.family, run.latents[capture])
         bad_steps = run.first_bad_steps()
         pictures = []
         for row, prompt in enumerate(prompts):
@@ -174,7 +180,7 @@ class ImageGenerator:
                 "timestep": run.timesteps[capture.step],
                 "sigma": run.sigmas[capture.step],
                 "denoise_seconds": run.seconds[capture.step] / len(prompts),
-                "decode_seconds": decode_seconds,
+                "decode_seconds": decoding.seconds / len(pixels),
             }
             pictures.append(Picture(drawn, pixels[row]))
         return pictures
@@ -183,12 +189,12 @@ class ImageGenerator:
         """The picture's row, with its file where there are pixels."""
         if picture.pixels is None:
             return picture.row
-        started = time.perf_counter()
         try:
-            image = encode(picture.pixels, self.recipe.image_format, self.recipe.image_quality)
+            with self.timed("encoding") as encoding:
+                image = encode(picture.pixels, self.recipe.image_format, self.recipe.image_quality)
         except Exception as error:
             return {**picture.row, "status": "failed", "error_type": type(error).__name__, "error_message": str(error)}
-        return {**picture.row, "image": image, "encode_seconds": time.perf_counter() - started}
+        return {**picture.row, "image": image, "encode_seconds": encoding.seconds}
 
     def _why_bad(self, capture: Capture, pixels: np.ndarray, bad_step: int | None, finite: bool) -> Failure | None:
         """Why a picture is none, or None: diffusers would save it as black and say nothing."""
@@ -217,7 +223,7 @@ class ImageGenerator:
             runs.setdefault(self.recipe.total_steps(capture), []).append(capture)
         taken: dict[Capture, StepCapture] = {}
         for steps, wanted in runs.items():
-            with StepCapture(wanted, steps).attached(self.family.pipe) as run:
+            with StepCapture(wanted, steps).attached(self.family.pipe) as run, self.timed("denoising"):
                 pipelines.denoise(self.family, embeddings, list(seeds), steps, run)
             if missing := set(wanted) - set(run.latents):
                 ran = len(self.family.pipe.scheduler.timesteps)
@@ -257,7 +263,8 @@ class ImageGenerator:
     def _embed(self, prompt: str) -> pipelines.Embeddings:
         """A prompt's embeddings, encoded alone: encoding in a batch would move low bits."""
         if prompt not in self._embeddings:
-            self._embeddings[prompt] = self.family.encode(prompt)
+            with self.timed("text encoding"):
+                self._embeddings[prompt] = self.family.encode(prompt)
             if len(self._embeddings) > EMBEDDINGS_KEPT:
                 self._embeddings.popitem(last=False)
         self._embeddings.move_to_end(prompt)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from actors import bench_models, checksums, hub, memory, tiny, weights
+from actors import checksums, hub, memory, random_weights, tiny, weights
 from actors.errors import ModelError
 from actors.recipe import Recipe
 
@@ -134,8 +134,8 @@ def load(recipe: Recipe) -> SDXL | Flux:
         memory.keep_freed()
     family = FAMILIES[recipe.model_type]
     dtypes = {"default": getattr(torch, recipe.dtype), "vae": getattr(torch, recipe.vae_dtype)}
-    if recipe.model_path in bench_models.NAMES:
-        pipe = bench_models.build(recipe.model_path, recipe.model_type, dtypes, recipe.device)
+    if recipe.model_path in random_weights.NAMES:
+        pipe = random_weights.build(recipe.model_path, recipe.model_type, dtypes, recipe.device)
     else:
         pipe = _from_pretrained(family.pipeline_class(), recipe, dtypes)
     pipe.set_progress_bar_config(disable=True)

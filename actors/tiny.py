@@ -1,4 +1,4 @@
-"""The tiny built-in models: small SDXL and Flux pipelines, trained by jobs/train_tiny.py, shipped in this folder.
+"""The tiny built-in models: small SDXL and Flux pipelines, trained by jobs/training, shipped in this folder.
 Knows where they stand and how their weights are told apart; they are loaded like any other model."""
 
 import functools

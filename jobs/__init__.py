@@ -1,1 +1,2 @@
-"""Entry points: of Ray jobs (`ray job submit … -- python -m jobs.generate …`), and the training of the tiny models."""
+"""Entry points of Ray jobs: `ray job submit … -- python -m jobs.generate …`.
+The folders benchmarks and training are run from a clone; they are neither packaged nor shipped to a cluster."""

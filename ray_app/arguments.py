@@ -123,22 +123,25 @@ def _is_text(text: str) -> bool:
     return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def parse(command: str, options_class: type, arguments: list[str]) -> Any:
+def parse(program: str, options_class: type, arguments: list[str]) -> Any:
     """A command's options; a wrong argument is one line instead of tyro's box. What follows `--` is their `command`.
+
+    Args:
+        program: what a user calls, "proxyqueue generate" say.
 
     Raises:
         Refused: an argument that the command does not take, or a value that can't be read.
     """
     if "--" in arguments and hasattr(options_class, "command"):
         split = arguments.index("--")
-        options = parse(command, options_class, arguments[:split])
+        options = parse(program, options_class, arguments[:split])
         return dataclasses.replace(options, command=tuple(arguments[split + 1 :]))
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
             return tyro.cli(
                 options_class,
-                prog=f"proxyqueue {command}",
+                prog=program,
                 args=arguments,
                 use_underscores=True,
                 config=(tyro.conf.FlagCreatePairsOff,),
@@ -148,13 +151,13 @@ def parse(command: str, options_class: type, arguments: list[str]) -> Any:
             raise
         lines = (line.strip("│╭╮╰╯─ ") for line in box.getvalue().splitlines()[1:])
         text = " ".join(line for line in lines if line.strip("-"))  # dashes: the box where the terminal has ASCII only
-        raise InputRefused(f"{_shorten(text)} (see proxyqueue {command} --help)") from None
+        raise InputRefused(f"{_shorten(text)} (see {program} --help)") from None
 
 
 def _shorten(text: str) -> str:
     """What tyro's box says, without the help text it repeats; a value that can't be read as flag, value and type."""
     text = text.split(" For full helptext")[0].rstrip(". ")
-    if missing := re.match(r"Missing from proxyqueue \w+: (--\w+) (\S+)", text):
+    if missing := re.match(r"Missing from .*?: (--\w+) (\S+)", text):
         return f"{missing[1]}: is missing; it takes {missing[2]}"
     unread = re.match(r"Error parsing (--\w+): (.*) Argument helptext: --\w+ (\[.*?\]\]|\S+)", text)
     if unread is None:

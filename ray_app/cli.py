@@ -8,7 +8,6 @@ from typing import Any
 from ray_app import __version__, streams
 from ray_app.arguments import parse
 from ray_app.ask_options import Convergence, Export, Gallery, Query, Status
-from ray_app.bench_options import Bench, BenchScale
 from ray_app.errors import INTERRUPTED, OK, REFUSED, Refused
 from ray_app.interrupts import Interrupts
 from ray_app.messages import LOG
@@ -24,8 +23,6 @@ USAGE = """proxyqueue: draw text-to-image proxies for composed image retrieval, 
   proxyqueue verify --output_base_path out                           do index and files say the same? --repair
   proxyqueue clean --output_base_path out --model_type sdxl          remove images with their rows and caches
   proxyqueue compact --output_base_path out                          many small parts of the index into few
-  proxyqueue bench --model mid                                       images/s beside scripts and the bare model
-  proxyqueue bench_scale                                             what the queue itself costs, up to millions
   proxyqueue submit --address http://HEAD:8265 -- generate …flags    generate as a job of a Ray cluster
   proxyqueue doctor --address auto                                   what a cluster offers, and what is wrong with it
   proxyqueue query --preset steps --output_base_path out             ask the index with SQL
@@ -71,18 +68,6 @@ def _compact(options: Compact) -> int:
     from ray_app.compact import compact
 
     return compact(options)
-
-
-def _bench(options: Bench) -> int:
-    from ray_app.bench import bench
-
-    return bench(options)
-
-
-def _bench_scale(options: BenchScale) -> int:
-    from ray_app.bench_scale import bench_scale
-
-    return bench_scale(options)
 
 
 def _submit(options: Submit) -> int:
@@ -134,8 +119,6 @@ VERBS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "verify": (Verify, _verify),
     "clean": (Clean, _clean),
     "compact": (Compact, _compact),
-    "bench": (Bench, _bench),
-    "bench_scale": (BenchScale, _bench_scale),
     "submit": (Submit, _submit),
     "doctor": (Doctor, _doctor),
     "query": (Query, _query),
@@ -154,36 +137,66 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run `proxyqueue VERB …`; the exit code: 0, 1 problems found, 2 refused, 3 some failed, 130 interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     verb = arguments[0] if arguments else "--help"
+    return _exit_code(lambda: _run(verb, arguments[1:]), resumes=True, only_prints=verb in ONLY_PRINT)
+
+
+def run_module(
+    module: str,
+    options_class: type,
+    call: Callable[[Any], int],
+    arguments: Sequence[str] | None = None,
+    resumes: bool = False,
+) -> int:
+    """Run `python -m MODULE …`, a command that is not part of `proxyqueue`, as `main` runs a verb; the exit code.
+
+    Args:
+        options_class: its flags; a dataclass with `check_flags`.
+        resumes: after a signal, say that the same command continues where this one stopped.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    return _exit_code(lambda: _call(f"python -m {module}", options_class, call, arguments), resumes, only_prints=False)
+
+
+def _exit_code(run: Callable[[], int], resumes: bool, only_prints: bool) -> int:
+    """What `run` returns; where it raises, one line on stderr and the code that goes with it."""
     try:
-        with streams.lasting(quits=verb in ONLY_PRINT):
-            return _run(verb, arguments[1:])
+        with streams.lasting(quits=only_prints):
+            return _one_line_errors(run, resumes)
     except BrokenPipeError:
         return OK
 
 
-def _run(verb: str, arguments: list[str]) -> int:
+def _one_line_errors(run: Callable[[], int], resumes: bool) -> int:
     try:
-        if verb in ("--help", "-h", "help"):
-            print(USAGE)
-            return OK
-        if verb == "--version":
-            print(f"proxyqueue {__version__}")
-            return OK
-        if verb not in VERBS:
-            raise Refused(f"{verb}: no such verb; there are {', '.join(VERBS)}")
-        options_class, call = VERBS[verb]
-        options = parse(verb, options_class, arguments)
-        options.check_flags()
-        with Interrupts():
-            return call(options)
+        return run()
     except Refused as refused:
         LOG.error(str(refused))
         return REFUSED
     except KeyboardInterrupt:
-        LOG.warning("interrupted; the same command goes on from here")
+        LOG.warning("interrupted; the same command goes on from here" if resumes else "interrupted")
         return INTERRUPTED
     except BrokenPipeError:
         raise
     except OSError as error:
         LOG.warning(f"{error.filename or 'system'}: {error.strerror or error}")
         return REFUSED
+
+
+def _run(verb: str, arguments: list[str]) -> int:
+    if verb in ("--help", "-h", "help"):
+        print(USAGE)
+        return OK
+    if verb == "--version":
+        print(f"proxyqueue {__version__}")
+        return OK
+    if verb not in VERBS:
+        raise Refused(f"{verb}: no such verb; there are {', '.join(VERBS)}")
+    options_class, call = VERBS[verb]
+    return _call(f"proxyqueue {verb}", options_class, call, arguments)
+
+
+def _call(program: str, options_class: type, call: Callable[[Any], int], arguments: list[str]) -> int:
+    options = parse(program, options_class, arguments)
+    options.check_flags()
+    with Interrupts():
+        return call(options)

@@ -7,7 +7,7 @@ import dataclasses
 import time
 from typing import Any
 
-from actors import bench_models, tiny
+from actors import random_weights, tiny
 from actors.recipe import Recipe
 from ray_app import asked, circo, cluster, driver, existing, layout, plan, recipes, runs, text_table
 from ray_app.errors import OK, SOME_FAILED
@@ -194,7 +194,7 @@ def _remove_caches(job: Job) -> None:
 def _odd_options(options: Generate) -> list[str]:
     """What is allowed, but hardly meant."""
     found = []
-    if options.target_device() == "cpu" and options.model() not in (tiny.NAME, bench_models.MID):
+    if options.target_device() == "cpu" and options.model() not in (tiny.NAME, random_weights.MID):
         found.append(f"--device cpu: {options.model()} on CPUs takes minutes an image")
     if options.negative_prompt is not None and options.guidance_scale <= 1:
         found.append(f"--negative_prompt: has no effect at --guidance_scale {options.guidance_scale:g}")

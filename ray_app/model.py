@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from actors import bench_models, checksums, hub, tiny, weights
+from actors import checksums, hub, random_weights, tiny, weights
 from actors.errors import ModelError
 from actors.recipe import fingerprint
 from ray_app.errors import ModelRefused, one_line
@@ -103,11 +103,11 @@ def read_card(model_type: str, path: str, revision: str | None, half: bool, vari
         _only_plain(path, revision, variant)
         built_in = read_card(model_type, str(tiny.folder(model_type)), None, half)
         return dataclasses.replace(built_in, path=path, commit=tiny.revision(model_type), default_size=tiny.SIZE)
-    if path in bench_models.NAMES:
+    if path in random_weights.NAMES:
         _only_plain(path, revision, variant)
-        scheduler, size = bench_models.scheduler(model_type), bench_models.default_size(path, model_type)
+        scheduler, size = random_weights.scheduler(model_type), random_weights.default_size(path, model_type)
         return ModelCard(
-            model_type, path, bench_models.REVISION, None, scheduler.pop("_class_name"), scheduler, size, None
+            model_type, path, random_weights.REVISION, None, scheduler.pop("_class_name"), scheduler, size, None
         )
     folder, commit = Path(os.path.expanduser(path)), None
     if path and folder.is_dir():

@@ -4,7 +4,7 @@ Knows names and defaults; nothing of models, annotations or Ray."""
 import dataclasses
 from typing import Annotated, Literal
 
-from actors import bench_models, tiny
+from actors import random_weights, tiny
 from actors.recipe import MAX_SEED, Capture
 from ray_app.arguments import AtLeast, Fraction, NotNegative, Options, Seconds, Within
 from ray_app.errors import InputRefused
@@ -133,7 +133,7 @@ class Generate(
 
     def target_device(self) -> Literal["cuda", "cpu"]:
         """Where to draw."""
-        return self.device or ("cpu" if self.model() in (tiny.NAME, bench_models.MID) else "cuda")
+        return self.device or ("cpu" if self.model() in (tiny.NAME, random_weights.MID) else "cuda")
 
     def gpus(self) -> float:
         """GPUs that each actor reserves; 0 if it takes a CPU instead."""
@@ -158,7 +158,7 @@ class Generate(
             )
         if self.negative_prompt is not None and self.model_type == "flux":
             raise InputRefused("--negative_prompt: Flux takes none; leave it out", flag="negative_prompt")
-        if self.model() == bench_models.FULL and self.target_device() == "cpu":
+        if self.model() == random_weights.FULL and self.target_device() == "cpu":
             raise InputRefused("--model_path full: is for GPUs; on CPUs take mid", flag="model_path")
         self.worker_bounds()
         self.captures()

@@ -8,6 +8,8 @@ from pathlib import Path
 from ray_app.errors import Refused, one_line
 
 PACKAGES = ("actors", "ray_app", "jobs")
+NOT_SHIPPED = ("jobs/benchmarks/", "jobs/training/")
+"""Folders of a clone that no job runs."""
 INSTALLED = Path(__file__).resolve().parent.parent
 MAX_BYTES = 100 * 2**20
 """Ray's dashboard takes no larger upload."""
@@ -33,7 +35,8 @@ def sources(working_dir: Path) -> tuple[Path, dict[str, Path]]:
 
 
 def _is_left_out(name: str) -> bool:
-    return any(part.startswith(".") or part == "__pycache__" for part in name.split("/"))
+    hidden = any(part.startswith(".") or part == "__pycache__" for part in name.split("/"))
+    return hidden or name.startswith(NOT_SHIPPED)
 
 
 def annotations(json_file: str, working_dir: Path) -> tuple[str, Path] | None:

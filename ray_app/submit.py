@@ -88,7 +88,7 @@ def check_job(command: tuple[str, ...], working_dir: Path) -> tuple[list[str], t
     verb, *arguments = command
     if verb != "generate":
         raise Refused(f"{verb}: can't be submitted; only generate can: proxyqueue submit -- generate …flags")
-    asked: Generate = parse("generate", Generate, arguments)
+    asked: Generate = parse("proxyqueue generate", Generate, arguments)
     asked.check_flags()
     if _is_relative(asked.output_base_path):
         raise Refused(

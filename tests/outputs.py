@@ -25,7 +25,8 @@ RECIPE: Recipe = resolve(Generate(model_path="tiny"))
 KILLS = """
 import json, os, shutil, signal, sys
 from ray_app import clean, compact, verify
-from ray_app.cli import VERBS, main, parse
+from ray_app.arguments import parse
+from ray_app.cli import VERBS, main
 
 def run(output, moment):
     arguments = [output if word == "OUTPUT" else word for word in words]
@@ -56,7 +57,7 @@ def call(arguments, moment, report):
     os._exit(code)
 
 made, folder, sent, *words = sys.argv[1:]
-parse(words[0], VERBS[words[0]][0], words[1:])  # what this imports is imported once
+parse(f"proxyqueue {words[0]}", VERBS[words[0]][0], words[1:])  # what this imports is imported once
 code, changes = run(shutil.copytree(made, f"{folder}/undisturbed"), None)
 codes = []
 for moment in range(int(changes)):

@@ -18,6 +18,7 @@ from actors.errors import ModelError
 from actors.generator import ImageGenerator, encode
 from actors.pipelines import FAMILIES, load
 from actors.recipe import Capture
+from actors.timing import Timing, timed
 
 STEPS = (1, 3, 6)
 LAST = (Capture(6),)
@@ -173,6 +174,32 @@ def test_rows_describe_their_images(recipe_for, models):
     assert rows[2]["sigma"] == 0
     assert rows[0]["denoise_seconds"] < rows[2]["denoise_seconds"]
     assert Image.open(io.BytesIO(rows[0]["image"])).format == "WEBP"
+
+
+def test_each_piece_of_work_is_timed_and_the_columns_are_of_the_same_timer(recipe_for, models):
+    generator = make(recipe_for, models, "sdxl_euler", [Capture(3), Capture(6)])
+    timings: list[Timing] = []
+    generator.on_timing = timings.append
+    began = time.time()
+    rows = draw(generator, PROMPTS[:2], [0, 1])
+    ended = time.time()
+    assert [timing.work for timing in timings] == [
+        *["text encoding"] * 2, "denoising", *["decoding"] * 2, *["encoding"] * 4,
+    ]  # fmt: skip
+    assert all(began <= timing.began <= ended for timing in timings)
+    assert 0 < sum(timing.seconds for timing in timings) <= ended - began
+    assert all(timing.cpu_seconds >= 0 for timing in timings)
+    decoded = [timing.seconds / 2 for timing in timings if timing.work == "decoding"]
+    assert [row["decode_seconds"] for row in rows] == [*decoded, *decoded]
+    assert [row["encode_seconds"] for row in rows] == [one.seconds for one in timings if one.work == "encoding"]
+
+
+def test_work_that_fails_is_timed_too():
+    timings: list[Timing] = []
+    with pytest.raises(ValueError, match="no latents"), timed("decoding", timings.append):
+        raise ValueError("no latents")
+    assert [timing.work for timing in timings] == ["decoding"]
+    assert timings[0].seconds > 0
 
 
 def test_denoise_seconds_of_a_batch_sum_up_to_what_it_took(recipe_for, models):

@@ -55,9 +55,9 @@ def test_commands_in_the_readme_parse():
     commands += re.findall(r"^(proxyqueue \w+ .*)$", "\n".join(blocks), flags=re.MULTILINE)
     for command in commands:
         _, verb, *arguments = shlex.split(command)
-        options = parse(verb, VERBS[verb][0], arguments)
+        options = parse(f"proxyqueue {verb}", VERBS[verb][0], arguments)
         if command := getattr(options, "command", ()):
-            parse(command[0], VERBS[command[0]][0], list(command[1:]))
+            parse(f"proxyqueue {command[0]}", VERBS[command[0]][0], list(command[1:]))
 
 
 @pytest.fixture(scope="module")

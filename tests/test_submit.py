@@ -333,6 +333,8 @@ def test_a_checkout_ships_its_own_sources_and_nothing_else(tmp_path):
     assert {name.split("/")[0] for name in files} == {"actors", "ray_app", "jobs", "pyproject.toml"}
     assert {"ray_app/mine.py", "ray_app/sample.json", "jobs/generate.py"} <= files.keys()
     assert not {"ray_app/__pycache__/x.pyc", "ray_app/.secret"} & files.keys()
+    assert (checkout / "jobs/benchmarks/speed.py").is_file()
+    assert not [name for name in files if name.startswith(("jobs/benchmarks", "jobs/training"))]
     packages = [tmp_path / f"{number}.zip" for number in range(2)]
     for package in packages:
         shipment.pack(files, package)

@@ -1,13 +1,16 @@
-"""What a benchmark draws: slots with as many duplicates as real annotations have, and an annotations file of them.
-Knows prompts; nothing of how they are drawn."""
+"""What a benchmark generates, and where: slots with as many duplicates as real annotations have, and a folder.
+Knows prompts; nothing of how images are made of them."""
 
+import contextlib
 import dataclasses
 import json
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+from jobs.benchmarks.options import Speed
 from ray_app import circo
-from ray_app.bench_options import Bench
-from ray_app.errors import Refused
+from ray_app.errors import Refused, one_line
 
 DUPLICATES = 0.05
 """Share of the slots that ask for the same as another: CIRCO's test set has 199 of 4,000."""
@@ -45,7 +48,7 @@ class Work:
         file.write_text(json.dumps(entries))
 
 
-def choose(options: Bench) -> Work:
+def choose(options: Speed) -> Work:
     """The slots that these options mean.
 
     Raises:
@@ -67,7 +70,28 @@ def made_up(count: int) -> list[str]:
     return prompts
 
 
-def _real(options: Bench, file: str) -> list[str]:
+@contextlib.contextmanager
+def working_folder(named: str | None) -> Iterator[tuple[Path, bool]]:
+    """A folder for what is generated, and whether it stays.
+
+    Raises:
+        Refused: the folder that `--work_dir` names is not empty, or can't be written.
+    """
+    if named is None:
+        with tempfile.TemporaryDirectory(prefix="proxyqueue_bench_") as folder:
+            yield Path(folder), False
+        return
+    folder = Path(named).expanduser().resolve()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise Refused(f"--work_dir {folder}: is not empty")
+    except OSError as error:
+        raise Refused(f"--work_dir {folder}: can't be written: {error.strerror or one_line(error)}") from error
+    yield folder, True
+
+
+def _real(options: Speed, file: str) -> list[str]:
     queries = circo.load(file, options.prompt_field, PROMPTS_A_QUERY).queries()
     prompts = [prompt for query in queries for prompt in query.prompts][: options.prompts]
     if len(prompts) < options.prompts:

@@ -1,70 +1,75 @@
-"""The verb `bench_scale`: what the queue costs when drawing costs nothing, and what millions of slots and rows cost.
-Knows what is measured after what, and in which process; how is in `bench_figures`."""
+"""`python -m jobs.benchmarks.scale`: what the queue costs when images cost nothing, and what millions of rows cost.
+Knows what is measured after what, and in which process; how is in `figures`."""
 
 import contextlib
 import dataclasses
-import multiprocessing
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from ray_app import bench_figures, bench_machine, bench_rows, runs
-from ray_app.bench import publish, working_folder
-from ray_app.bench_options import BenchScale
+from jobs.benchmarks import figures, rows
+from jobs.benchmarks.machine import describe
+from jobs.benchmarks.options import Scale
+from jobs.benchmarks.processes import fresh_processes
+from jobs.benchmarks.report import write_json
+from jobs.benchmarks.work import working_folder
+from ray_app import runs
+from ray_app.cli import run_module
 from ray_app.errors import OK, Refused
+from ray_app.files import check_place
 
 BLOCK = 4_096
 """Bytes by which a filesystem hands out space."""
 
 
-def bench_scale(options: BenchScale) -> int:
+def measure_scale(options: Scale) -> int:
     """Measure and report; the exit code.
 
     Raises:
         Refused: bad options, too little space for what is to be written.
     """
-    machine = bench_machine.describe()
+    check_place(Path(options.output), "--output")
+    machine = describe()
     with working_folder(options.work_dir) as (folder, _):
         _check_space(options, folder)
-        figures = []
+        measured = []
         for figure in _measure(options, folder):
-            figures.append(figure)
+            measured.append(figure)
             print(sentence(figure), file=sys.stderr, flush=True)
     report = {
         "machine": machine,
         "versions": runs.versions(),
         "command": sys.argv[1:],
         "options": dataclasses.asdict(options),
-        "figures": figures,
+        "figures": measured,
     }
-    publish(report, options.format, options.output, text)
+    print(text(report))
+    write_json(report, options.output)
     return OK
 
 
-def _measure(options: BenchScale, folder: Path) -> Iterator[dict[str, Any]]:
+def _measure(options: Scale, folder: Path) -> Iterator[dict[str, Any]]:
     """Each figure as it is measured; what a part has written is removed before the next."""
     if "images" in options.parts:
         for slots in options.slots:
             with _place(folder) as place:
-                yield _fresh(bench_figures.measure_images, place, slots, options)
+                yield _fresh(figures.measure_images, place, slots, options)
     if "plan" in options.parts:
         with _place(folder) as place:
-            _fresh(bench_rows.write_annotations, place / "prompts.json", options.plan_slots)
-            yield _fresh(bench_figures.measure_plan, place, options.plan_slots, options.steps())
+            _fresh(rows.write_annotations, place / "prompts.json", options.plan_slots)
+            yield _fresh(figures.measure_plan, place, options.plan_slots, options.steps())
     if "resume" in options.parts:
         with _place(folder) as place:
-            _fresh(bench_figures.half_done, place, options.resume_slots, options.rows_a_part)
-            yield _fresh(bench_figures.measure_plan, place, options.resume_slots, bench_figures.RESUME_STEPS)
+            _fresh(figures.half_done, place, options.resume_slots, options.rows_a_part)
+            yield _fresh(figures.measure_plan, place, options.resume_slots, figures.RESUME_STEPS)
     if "index" in options.parts:
         with _place(folder) as place:
-            _fresh(bench_figures.many_rows, place, options.rows, options.steps(), options.rows_a_part)
-            yield _fresh(bench_figures.measure_index, place, options.steps(), "as it was written")
-            yield _fresh(bench_figures.measure_compact, place)
-            yield _fresh(bench_figures.measure_index, place, options.steps(), "compact")
+            _fresh(figures.many_rows, place, options.rows, options.steps(), options.rows_a_part)
+            yield _fresh(figures.measure_index, place, options.steps(), "as it was written")
+            yield _fresh(figures.measure_compact, place)
+            yield _fresh(figures.measure_index, place, options.steps(), "compact")
 
 
 def sentence(figure: dict[str, Any]) -> str:
@@ -103,22 +108,9 @@ def text(report: dict[str, Any]) -> str:
 
 def _fresh(call: Callable[..., Any], *arguments: Any) -> Any:
     """The result of a function in a process of its own: its memory is only what it needs."""
-    try:
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            return pool.submit(_call, call, *arguments).result()
-    except BrokenProcessPool:
-        raise Refused(f"a measurement's process died ({call.__name__}; out of memory?); take smaller figures") from None
-
-
-def _call(call: Callable[..., Any], *arguments: Any) -> Any:
-    """In the other process: an error comes back as its words, since not every one of Ray's can travel."""
-    try:
-        return call(*arguments)
-    except Refused:
-        raise
-    except Exception as error:
-        last = (str(error).splitlines() or [""])[-1]  # of Ray's, the one that says what it was
-        raise Refused(f"{call.__name__}: {type(error).__name__}: {last[:300]}") from None
+    with fresh_processes(1) as processes:
+        (result,) = processes.call_in_each(call, [arguments])
+    return result
 
 
 @contextlib.contextmanager
@@ -131,7 +123,7 @@ def _place(folder: Path) -> Iterator[Path]:
         shutil.rmtree(place)
 
 
-def _check_space(options: BenchScale, folder: Path) -> None:
+def _check_space(options: Scale, folder: Path) -> None:
     image = -(-options.image_bytes // BLOCK) * BLOCK
     needed = {
         "images": max(options.slots, default=0) * len(options.steps()) * image,
@@ -142,3 +134,7 @@ def _check_space(options: BenchScale, folder: Path) -> None:
     free = shutil.disk_usage(folder).free
     if most > 0.9 * free:
         raise Refused(f"--work_dir {folder}: {most / 1e9:.0f} GB are needed there and {free / 1e9:.0f} GB are free")
+
+
+if __name__ == "__main__":
+    sys.exit(run_module("jobs.benchmarks.scale", Scale, measure_scale))

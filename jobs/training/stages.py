@@ -10,9 +10,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from jobs import captions
-from jobs.emoji import Emoji
-from jobs.fitting import fit
+from jobs.training import captions
+from jobs.training.emoji import Emoji
+from jobs.training.fitting import fit
 
 MARGIN = 6
 """Pixels by which the autoencoder's pictures are moved about, so that it learns more than these pictures."""

@@ -1,5 +1,5 @@
-"""`python -m jobs.train_tiny`: train the two tiny models that the package ships, from nothing, on this machine's CPUs.
-Knows the stages' order and sizes and where the result goes; what is learned is in tiny_stages."""
+"""`python -m jobs.training.train`: train the tiny models that the package ships, from nothing, on this machine's CPUs.
+Knows the stages' order and sizes and where the result goes; what is learned is in `stages`."""
 
 import dataclasses
 import json
@@ -8,20 +8,20 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
 import ray_app
 from actors import tiny
-from jobs import emoji
-from ray_app.errors import OK, REFUSED, Refused
+from jobs.training import emoji
+from ray_app.cli import run_module
+from ray_app.errors import OK
+from ray_app.options import Options
 
 SAMPLE = Path(ray_app.__file__).with_name("sample.json")
-README = Path(__file__).parent.parent / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 
 
 @dataclasses.dataclass(frozen=True)
-class Train:
-    """Train the tiny models on emoji and their names; the same command goes on where it was stopped.
+class Train(Options):
+    """Train the tiny models on emoji and their names; the same command resumes where it was stopped.
 
     Needs: apt-get install fonts-noto-color-emoji unicode-cldr-core && pip install 'proxyqueue[train]'
     """
@@ -50,8 +50,8 @@ class Train:
     """Names that are drawn to measure."""
 
 
-def main(options: Train) -> int:
-    """Train what is asked for; 0."""
+def train(options: Train) -> int:
+    """Train what is requested, or measure; the exit code."""
     import torch
 
     if options.threads:
@@ -67,27 +67,27 @@ def main(options: Train) -> int:
 def _train(options: Train, emojis: list[emoji.Emoji]) -> None:
     import torch
 
-    from jobs import captions, tiny_models, tiny_stages
+    from jobs.training import captions, models, stages
 
     folders = {model_type: Path(options.folder) / model_type for model_type in ("sdxl", "flux")}
     print(f"{len(emojis)} pictures; checkpoints in {options.folder}", flush=True)
-    pixels = tiny_stages.pixels_of(emojis)
+    pixels = stages.pixels_of(emojis)
     vocabulary = captions.words(emojis)
-    pipes = {kind: tiny_models.untrained(kind, vocabulary, options.seed) for kind in folders}
+    pipes = {kind: models.untrained(kind, vocabulary, options.seed) for kind in folders}
     sdxl, flux = pipes["sdxl"], pipes["flux"]
     # what one family has learned the other starts from: Flux's wider autoencoder learns faster, CLIP is SDXL's second
-    tiny_stages.train_vae(flux, pixels, options.vae_steps, 16, folders["flux"])
-    tiny_stages.fold(flux.vae, sdxl.vae, pixels)
-    tiny_stages.train_vae(sdxl, pixels, options.vae_steps // 18, 16, folders["sdxl"])
-    tiny_stages.train_clip_encoders(sdxl, emojis, pixels, options.encoder_steps, 128, folders["sdxl"])
-    tiny_stages.share_words(sdxl, flux)
-    tiny_stages.train_t5_encoder(flux, emojis, pixels, options.encoder_steps // 4, 128, folders["flux"])
+    stages.train_vae(flux, pixels, options.vae_steps, 16, folders["flux"])
+    stages.fold(flux.vae, sdxl.vae, pixels)
+    stages.train_vae(sdxl, pixels, options.vae_steps // 18, 16, folders["sdxl"])
+    stages.train_clip_encoders(sdxl, emojis, pixels, options.encoder_steps, 128, folders["sdxl"])
+    stages.share_words(sdxl, flux)
+    stages.train_t5_encoder(flux, emojis, pixels, options.encoder_steps // 4, 128, folders["flux"])
     for kind in options.model_type:
         pipe = pipes[kind]
-        latents = tiny_stages.latents_of(pipe.vae, pixels)
-        embeddings = tiny_stages.embeddings_of(pipe, emojis, options.seed)
-        train = {"sdxl": tiny_stages.train_unet, "flux": tiny_stages.train_transformer}[kind]
-        train(pipe, latents, embeddings, options.denoiser_steps, 32, folders[kind])
+        latents = stages.latents_of(pipe.vae, pixels)
+        embeddings = stages.embeddings_of(pipe, emojis, options.seed)
+        train_denoiser = {"sdxl": stages.train_unet, "flux": stages.train_transformer}[kind]
+        train_denoiser(pipe, latents, embeddings, options.denoiser_steps, 32, folders[kind])
         place = Path(options.output) / f"tiny_{kind}"
         shutil.rmtree(place, ignore_errors=True)
         pipe.to(torch.float16).save_pretrained(place)
@@ -96,16 +96,16 @@ def _train(options: Train, emojis: list[emoji.Emoji]) -> None:
 
 
 def _evaluate(options: Train, emojis: list[emoji.Emoji]) -> None:
-    from jobs import evaluate_tiny
+    from jobs.training import evaluate
 
-    shares: evaluate_tiny.Shares = {}
+    shares: evaluate.Shares = {}
     for model_type in options.model_type:
-        shares |= evaluate_tiny.shares_right(model_type, emojis, options.names, options.seed)
-    print(evaluate_tiny.table(shares))
+        shares |= evaluate.shares_right(model_type, emojis, options.names, options.seed)
+    print(evaluate.table(shares))
     if set(options.model_type) == {"sdxl", "flux"}:
-        evaluate_tiny.plot(shares, README.parent / ".github" / "steps.png")
-        evaluate_tiny.grid(README.parent / ".github" / "demo.png", _sample_prompts())
-        evaluate_tiny.write_table(README, evaluate_tiny.table(shares))
+        evaluate.plot(shares, README.parent / ".github" / "steps.png")
+        evaluate.grid(README.parent / ".github" / "demo.png", _sample_prompts())
+        evaluate.write_table(README, evaluate.table(shares))
 
 
 def _sample_prompts() -> list[str]:
@@ -114,8 +114,4 @@ def _sample_prompts() -> list[str]:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(tyro.cli(Train, use_underscores=True, config=(tyro.conf.FlagCreatePairsOff,))))
-    except Refused as refused:
-        print(f"train_tiny: {refused}", file=sys.stderr)
-        sys.exit(REFUSED)
+    sys.exit(run_module("jobs.training.train", Train, train, resumes=True))

@@ -1,4 +1,4 @@
-"""Images that cost nothing: a worker that hands out slices of random bytes, so that all that is left is the queue.
+"""Images that cost nothing: a worker that gives out slices of random bytes, so that only the queue is measured.
 Knows the columns that an image generator gives; no torch."""
 
 import os
@@ -17,8 +17,8 @@ BYTES = 2**22
 """Random bytes that all images are cut from, each elsewhere."""
 
 
-class FreeGenerator:
-    """Stands where `actors.generator.ImageGenerator` does.
+class SyntheticImages:
+    """Takes the place of `actors.generator.ImageGenerator`.
 
     Args:
         notes: a folder; the moment of the first batch is written to a file in it.
@@ -30,14 +30,14 @@ class FreeGenerator:
         self._bytes = os.urandom(BYTES + image_bytes)
 
     def draw(self, batch: dict[str, Sequence[Any]]) -> list[list[Capture]]:
-        """Each prompt's captures: there is nothing to draw."""
+        """Each prompt's captures: there is nothing to generate."""
         if self.notes:
             Path(self.notes, f"{os.getpid()}-{time.time_ns()}").write_text(str(time.time()))
             self.notes = ""
         return [[self.captures[number] for number in numbers] for numbers in batch["captures"]]
 
     def encode(self, drawn: list[list[Capture]]) -> dict[str, list[Any]]:
-        """One row an image asked for."""
+        """One row per requested image."""
         wanted = [(row, capture) for row, captures in enumerate(drawn) for capture in captures]
         same: dict[str, Any] = {field.name: 0.0 if pa.types.is_floating(field.type) else None for field in SCHEMA}
         same |= {"status": "ok", "prompt_truncated": False}
@@ -52,16 +52,16 @@ class FreeGenerator:
         }
 
 
-def free(image_bytes: int, notes: Path) -> type[Worker]:
-    """A worker that draws nothing."""
+def synthetic_worker(image_bytes: int, notes: Path) -> type[Worker]:
+    """A worker with `SyntheticImages` instead of a model."""
 
-    class FreeWorker(Worker):
-        """Made here so that it travels to the actors with its figures."""
+    class SyntheticWorker(Worker):
+        """Defined here so that it is sent to the actors together with its arguments."""
 
         def load(self, recipe: Recipe, captures: Sequence[Capture], threads: int | None) -> Any:
-            return FreeGenerator(recipe, captures, image_bytes, str(notes))
+            return SyntheticImages(recipe, captures, image_bytes, str(notes))
 
-    return FreeWorker
+    return SyntheticWorker
 
 
 def first(notes: Path) -> float:

@@ -1,5 +1,5 @@
-"""The models that `bench` measures with: diffusers' real classes, random seeded weights, built in memory.
-Knows sizes and how to build them; nothing of recipes. They draw mush, at the cost of pictures."""
+"""Models for measuring what generating costs: diffusers' real classes with random, seeded weights, built in memory.
+Knows sizes and how to build them; nothing of recipes. Their images show nothing, and cost what real ones cost."""
 
 import hashlib
 from typing import Any

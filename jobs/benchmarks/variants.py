@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import torch
 
 from actors import memory, pipelines
-from actors.recipe import Recipe
 
 LIMIT_DECODES = 2**21
 """Pixels that the bare model decodes at a time on a GPU: what 6.5 GB of activations hold."""
@@ -252,11 +251,6 @@ VARIANTS: dict[str, type[Separate] | type[CallbackScript] | type[Limit]] = {
     "fused_qkv": FusedQKV,
     "compiled": Compiled,
 }
-
-
-def load(recipe: Recipe) -> Any:
-    """The family that variants are made of."""
-    return pipelines.load(recipe)
 
 
 @contextlib.contextmanager

@@ -1,9 +1,13 @@
-"""A benchmark's report: ratios from seconds, and the table of a report.
+"""A benchmark's report: ratios from seconds, its tables, its JSON file.
 Knows figures; nothing of how they came about."""
 
+import json
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+from ray_app.files import whole_file
 
 WHAT = {
     "separate": "a run for each number of steps, batch 1, pictures saved",
@@ -81,6 +85,18 @@ def arrangement(found: dict[str, Any]) -> str:
     words = f"{processes} process{'es' if processes > 1 else ''} of {threads} thread{'s' if threads > 1 else ''}"
     tried = ", ".join(f"{trial['processes']}x{trial['threads']}: {trial['seconds']:.2f} s" for trial in found["tried"])
     return f"{words} (tried {tried})" if tried else words
+
+
+def write_json(report: dict[str, Any], output: str) -> None:
+    """Write everything that was measured to the file that `--output` names.
+
+    Raises:
+        Refused: it can't be written.
+    """
+    path = Path(output)
+    with whole_file(path, "--output") as staged:
+        staged.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"all figures      {path}")
 
 
 def _of_proxyqueue(found: dict[str, Any] | None) -> list[str]:

@@ -1,11 +1,11 @@
-"""The flags of the verbs that measure: bench, bench_scale.
+"""The flags of the two benchmarks, speed and scale.
 Knows names and defaults; nothing of how anything is measured."""
 
 import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
-from actors import bench_models, tiny
+from actors import random_weights, tiny
 from ray_app.arguments import Options
 from ray_app.errors import Refused
 from ray_app.flags import DEFAULT_STEPS
@@ -20,13 +20,13 @@ Part = Literal["images", "plan", "resume", "index"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Bench(Options):
+class Speed(Options):
     """Measure proxyqueue beside separate runs, the callback script and the bare model: same prompts, same hardware.
 
     All in one run, interleaved, in an order that rotates each round; ratios are medians of the rounds' own ratios.
     On CPUs nothing else should be running. Nothing is measured that is not drawn.
 
-    Example: proxyqueue bench --model mid --rounds 5 --output bench.json
+    Example: python -m jobs.benchmarks.speed --model mid --rounds 5
 
     Exit codes: 0 measured, 2 refused, 130 interrupted.
     """
@@ -69,10 +69,8 @@ class Bench(Options):
     """On CPUs, how the others draw: a 1-thread process a core, one process with all threads, or the faster of both."""
     work_dir: str | None = None
     """Where pictures and outputs go, a folder a round and variant; default a temporary folder, removed."""
-    format: Literal["text", "json"] = "text"
-    """text: tables; json: everything that was measured."""
-    output: str | None = None
-    """Write the JSON to this file too."""
+    output: str = "speed.json"
+    """File for everything that was measured, as JSON; the tables are printed."""
 
     def steps(self) -> list[int]:
         """The steps to save."""
@@ -100,18 +98,18 @@ class Bench(Options):
             raise Refused("--variants: name some of them, each once")
         if self.levers and ("limit" not in self.variants or len(set(self.levers)) < len(self.levers)):
             raise Refused("--levers: name each once, and limit in --variants: that is what they are compared with")
-        if self.model == bench_models.FULL and self.device == "cpu":
+        if self.model == random_weights.FULL and self.device == "cpu":
             raise Refused("--model full: is for GPUs; on CPUs take mid")
-        assert self.model in (tiny.NAME, *bench_models.NAMES)
+        assert self.model in (tiny.NAME, *random_weights.NAMES)
 
 
 @dataclasses.dataclass(frozen=True)
-class BenchScale(Options):
+class Scale(Options):
     """Measure what the queue itself costs: images that cost nothing, a million slots, five million rows.
 
     Each measurement runs in a fresh process. The defaults write some 40 GB to --work_dir.
 
-    Example: proxyqueue bench_scale --parts plan index --plan_slots 100000 --rows 500000
+    Example: python -m jobs.benchmarks.scale --parts plan index --plan_slots 100000 --rows 500000
 
     Exit codes: 0 measured, 2 refused, 130 interrupted.
     """
@@ -139,10 +137,8 @@ class BenchScale(Options):
     """Rows of each part before compact; a run commits as many, or every five seconds."""
     work_dir: str | None = None
     """Where all this is written; default a temporary folder. What is measured is removed there afterwards."""
-    format: Literal["text", "json"] = "text"
-    """text: a table; json: everything that was measured."""
-    output: str | None = None
-    """Write the JSON to this file too."""
+    output: str = "scale.json"
+    """File for everything that was measured, as JSON; the figures are printed."""
 
     def steps(self) -> list[int]:
         """The steps of each slot."""

@@ -1,16 +1,14 @@
-"""The verb `bench`: proxyqueue beside separate runs, the callback script and the bare model, interleaved.
-Knows what is timed from where to where; how each draws is elsewhere."""
+"""`python -m jobs.benchmarks.speed`: proxyqueue, separate runs, the callback script and the bare model, interleaved.
+Knows what is timed from where to where; how each of them generates is elsewhere."""
 
 import contextlib
 import dataclasses
 import gc
 import io
-import json
 import math
 import shutil
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,22 +18,16 @@ import numpy as np
 import pyarrow as pa
 
 from actors.recipe import Recipe
-from ray_app import (
-    bench_machine,
-    bench_report,
-    bench_work,
-    bench_worker,
-    cluster,
-    index,
-    layout,
-    likeness,
-    recipes,
-    runs,
-    schema,
-)
-from ray_app.bench_options import Bench
-from ray_app.bench_pool import Arrangement, Pool, arrangements, deal
-from ray_app.errors import OK, Refused, one_line
+from jobs.benchmarks import report as reports
+from jobs.benchmarks import timings
+from jobs.benchmarks.machine import GpuBusy, cores, describe
+from jobs.benchmarks.options import Speed
+from jobs.benchmarks.pool import Arrangement, Pool, arrangements, deal, started_pool
+from jobs.benchmarks.work import Work, choose, working_folder
+from ray_app import cluster, index, layout, likeness, recipes, runs, schema
+from ray_app.cli import run_module
+from ray_app.errors import OK, Refused
+from ray_app.files import check_place
 from ray_app.generate import generate
 from ray_app.options import Generate
 from ray_app.storage import open_output
@@ -46,22 +38,24 @@ WRITER_IMAGES = 200
 """Images that are written again, alone, to learn what writing one costs."""
 
 
-def bench(options: Bench) -> int:
+def measure_speed(options: Speed) -> int:
     """Measure and report; the exit code.
 
     Raises:
         Refused: bad options, a model that can't be loaded, no GPU where one is asked for, a variant that fails.
     """
-    machine = bench_machine.describe()  # first: its load is that of others
+    check_place(Path(options.output), "--output")
+    machine = describe()  # first: its load is that of others
     with working_folder(options.work_dir) as (folder, kept):
         report = measure(options, machine, folder, kept)
-    publish(report, options.format, options.output, bench_report.text)
+    print(reports.text(report))
+    reports.write_json(report, options.output)
     return OK
 
 
-def measure(options: Bench, machine: dict[str, Any], folder: Path, kept: bool) -> dict[str, Any]:
+def measure(options: Speed, machine: dict[str, Any], folder: Path, kept: bool) -> dict[str, Any]:
     """The report."""
-    work = bench_work.choose(options)
+    work = choose(options)
     annotations = folder / "prompts.json"
     work.write(annotations, Generate.prompt_field)
     asked = options.generate(annotations, folder)
@@ -79,7 +73,7 @@ def measure(options: Bench, machine: dict[str, Any], folder: Path, kept: bool) -
         names = (*options.variants, *options.levers)
         others = [name for name in names if name != "proxyqueue"]
         processes = max((arrangement.processes for arrangement in spread), default=1) if others else 0
-        pool = stack.enter_context(Pool(recipe, work.steps, processes))
+        pool = stack.enter_context(started_pool(recipe, work.steps, processes))
         rounds = _Rounds(work, recipe, asked, pool, folder, kept)
         for name in others:
             rounds.calibrate(name, spread)
@@ -104,21 +98,21 @@ def measure(options: Bench, machine: dict[str, Any], folder: Path, kept: bool) -
         },
         "variants": {
             name: {
-                "what": bench_report.WHAT[name],
+                "what": reports.WHAT[name],
                 "arrangement": rounds.arrangements[name],
-                **bench_report.rates(work.images, values),
+                **reports.rates(work.images, values),
             }
             for name, values in seconds.items()
         },
-        "ratios": bench_report.ratios(seconds, options.levers),
+        "ratios": reports.ratios(seconds, options.levers),
         "likeness": {name: rounds.likeness_to_limit(name) for name in options.levers},
         "proxyqueue": rounds.of_proxyqueue(ray_start) if "proxyqueue" in seconds else None,
     }
 
 
-def _candidates(options: Bench, recipe: Recipe) -> list[Arrangement]:
+def _candidates(options: Speed, recipe: Recipe) -> list[Arrangement]:
     """The arrangements to choose from."""
-    found = arrangements(bench_machine.cores(), recipe.device)
+    found = arrangements(cores(), recipe.device)
     if options.arrangement == "auto" or len(found) == 1:
         return found
     return [found[0] if options.arrangement == "processes" else found[1]]
@@ -127,7 +121,7 @@ def _candidates(options: Bench, recipe: Recipe) -> list[Arrangement]:
 class _Rounds:
     """Measures one variant at a time and keeps what was measured."""
 
-    def __init__(self, work: bench_work.Work, recipe: Recipe, asked: Generate, pool: Pool, folder: Path, kept: bool):
+    def __init__(self, work: Work, recipe: Recipe, asked: Generate, pool: Pool, folder: Path, kept: bool):
         self.work, self.recipe, self.asked, self.pool = work, recipe, asked, pool
         self.folder, self.kept = folder, kept
         self.seconds: dict[str, list[float]] = {}
@@ -175,7 +169,7 @@ class _Rounds:
             "shares_of_rounds": self._shares,
             "writer": {
                 "milliseconds_an_image": 1000 * writer,
-                "share_of_cores": writer * self.work.images / (seconds * bench_machine.cores()),
+                "share_of_cores": writer * self.work.images / (seconds * cores()),
             },
             "end_to_end": {
                 "ray_start_seconds": ray_start,  # once: Ray stays up over the rounds
@@ -198,16 +192,16 @@ class _Rounds:
     def _draw(self, name: str, arrangement: Arrangement, place: Path, most: int | None = None) -> float:
         slots = self.work.slots if name in ("separate", "callback") else self.work.different
         shares = deal(slots[:most], arrangement.processes, self._batch_size(name))
-        return self.pool.draw(name, shares, arrangement.threads, place)
+        return self.pool.generate(name, shares, arrangement.threads, place)
 
     def _proxyqueue(self, place: Path) -> float:
         """From the first denoise, or the encoding of its prompt, until the last part of the index is there."""
         notes, output = place / "notes", place / "out"
         notes.mkdir()
         began = time.time()
-        with bench_machine.GpuBusy() as gpu, contextlib.redirect_stdout(io.StringIO()):
+        with GpuBusy() as gpu, contextlib.redirect_stdout(io.StringIO()):
             code = generate(
-                dataclasses.replace(self.asked, output_base_path=str(output)), worker=bench_worker.noting(notes)
+                dataclasses.replace(self.asked, output_base_path=str(output)), worker=timings.timed_worker(notes)
             )
         ended = time.time()
         gc.collect()  # Ray Data's actors can outlive their run until then
@@ -215,18 +209,18 @@ class _Rounds:
         drawn = rows["status"].to_pylist().count("ok")
         if code or drawn != self.work.images:
             raise Refused(f"proxyqueue drew {drawn:,} of {self.work.images:,} images; try the same with generate")
-        actors = bench_worker.read(notes)
-        first = bench_worker.first(actors)
+        actors = timings.read(notes)
+        first = timings.first(actors)
         parts = (output / layout.index_folder(self.recipe.model_type)).iterdir()
         last = max(part.stat().st_mtime for part in parts)
-        threads = 1 if self.recipe.device == "cpu" else bench_machine.cores()
+        threads = 1 if self.recipe.device == "cpu" else cores()
         self.arrangements["proxyqueue"] = {"processes": len(actors), "threads": threads, "tried": []}
         self._end_to_end.append(ended - began)
-        self._shares.append(bench_worker.shares(actors, first, last))
+        self._shares.append(timings.shares(actors, first, last))
         if self.recipe.device == "cpu":
-            self._had_core.append(bench_worker.had_core(actors))
+            self._had_core.append(timings.had_core(actors))
         self._writer_seconds.append(_writer_seconds(rows, output, place / "again"))
-        warm = min(interval.ended for actor in actors for interval in actor if interval.work == "denoising")
+        warm = timings.first_end(actors, "denoising")
         if (busy := gpu.percent(warm, last)) is not None:
             self._gpu_busy.append(busy)
         return last - first
@@ -256,29 +250,5 @@ def _writer_seconds(rows: pa.Table, output: Path, again: Path) -> float:
     return (time.perf_counter() - began) / len(images)
 
 
-@contextlib.contextmanager
-def working_folder(named: str | None) -> Iterator[tuple[Path, bool]]:
-    """A folder for what is drawn, and whether it stays."""
-    if named is None:
-        with tempfile.TemporaryDirectory(prefix="proxyqueue_bench_") as folder:
-            yield Path(folder), False
-        return
-    folder = Path(named).expanduser().resolve()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise Refused(f"--work_dir {folder}: is not empty")
-    except OSError as error:
-        raise Refused(f"--work_dir {folder}: can't be written: {error.strerror or one_line(error)}") from error
-    yield folder, True
-
-
-def publish(report: dict[str, Any], style: str, output: str | None, text: Any) -> None:
-    """Print the report, and write it as JSON where that is asked for."""
-    whole = json.dumps(report, indent=1)
-    print(whole if style == "json" else text(report))
-    if output is not None:
-        try:
-            Path(output).write_text(whole + "\n")
-        except OSError as error:
-            raise Refused(f"--output {output}: can't be written: {error.strerror or one_line(error)}") from error
+if __name__ == "__main__":
+    sys.exit(run_module("jobs.benchmarks.speed", Speed, measure_speed))

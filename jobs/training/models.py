@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from jobs import captions
+from jobs.training import captions
 
 SIZE = 64
 """Height and width of the pictures, in pixels."""

@@ -14,8 +14,8 @@ from actors import pipelines, tiny
 from actors.capture import StepCapture
 from actors.generator import ImageGenerator
 from actors.recipe import Capture, Recipe, Snapshot
-from jobs import captions, tiny_stages
-from jobs.emoji import Emoji
+from jobs.training import captions, stages
+from jobs.training.emoji import Emoji
 from ray_app import recipes
 from ray_app.options import Generate
 
@@ -39,7 +39,7 @@ def shares_right(model_type: str, emojis: Sequence[Emoji], count: int = 200, see
     """
     recipe = recipes.resolve(Generate(model_type=model_type, model_path=tiny.NAME, batch_size=BATCH))  # pyright: ignore[reportArgumentType]
     family = pipelines.load(recipe)
-    known = tiny_stages.latents_of(family.pipe.vae, tiny_stages.pixels_of(emojis)).flatten(1)
+    known = stages.latents_of(family.pipe.vae, stages.pixels_of(emojis)).flatten(1)
     wanted = [Capture(step, snapshot) for snapshot in SNAPSHOTS for step in STEPS]
     right = dict.fromkeys(wanted, 0)
     places = names_drawn(emojis, count, seed)

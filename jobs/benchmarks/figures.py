@@ -12,8 +12,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from ray_app import bench_free, bench_rows, cluster, existing, index, layout, partition, runs
-from ray_app.bench_options import BenchScale
+from jobs.benchmarks import rows as made_rows
+from jobs.benchmarks import synthetic_images
+from jobs.benchmarks.options import Scale
+from ray_app import cluster, existing, index, layout, partition, runs
 from ray_app.compact import rewrite
 from ray_app.errors import Refused
 from ray_app.generate import generate, prepare
@@ -32,19 +34,19 @@ QUALIFY row_number() OVER (PARTITION BY model, query_id, prompt_index, image_ind
                            ORDER BY created_at DESC) = 1"""
 
 
-def measure_images(folder: Path, slots: int, options: BenchScale) -> dict[str, Any]:
+def measure_images(folder: Path, slots: int, options: Scale) -> dict[str, Any]:
     """Slots through Ray, the writer and the index, with a generator that costs nothing."""
     annotations, output, notes = folder / "prompts.json", folder / "out", folder / "notes"
     notes.mkdir()
-    bench_rows.write_annotations(annotations, slots)
+    made_rows.write_annotations(annotations, slots)
     flags = {"batch_size": options.batch_size, "num_workers": options.num_workers}
-    asked = bench_rows.asked(annotations, output, options.steps(), **flags)
+    asked = made_rows.asked(annotations, output, options.steps(), **flags)
     with cluster.connected("local"), _Memory() as memory, contextlib.redirect_stdout(io.StringIO()):
         began = time.time()
-        code = generate(asked, worker=bench_free.free(options.image_bytes, notes))
+        code = generate(asked, worker=synthetic_images.synthetic_worker(options.image_bytes, notes))
         ended = time.time()
     parts = list((output / layout.index_folder("sdxl")).iterdir())
-    first, last = bench_free.first(notes), max(part.stat().st_mtime for part in parts)
+    first, last = synthetic_images.first(notes), max(part.stat().st_mtime for part in parts)
     rows = index.read(open_output(str(output)), "sdxl", ["bytes", "status"])
     images = rows["status"].to_pylist().count("ok")
     if code or images != slots * len(options.steps()):
@@ -64,7 +66,7 @@ def measure_images(folder: Path, slots: int, options: BenchScale) -> dict[str, A
 
 def measure_plan(folder: Path, slots: int, steps: Sequence[int]) -> dict[str, Any]:
     """All that generate does before it draws, with what is there."""
-    options = bench_rows.asked(folder / "prompts.json", folder / "out", steps)
+    options = made_rows.asked(folder / "prompts.json", folder / "out", steps)
     before = _status_mb("VmRSS")
     began = time.perf_counter()
     job = prepare(options)
@@ -82,26 +84,26 @@ def measure_plan(folder: Path, slots: int, steps: Sequence[int]) -> dict[str, An
 
 def half_done(folder: Path, slots: int, rows_a_part: int) -> None:
     """An output that has a row and a file of one byte for half of its slots."""
-    bench_rows.write_annotations(folder / "prompts.json", slots)
-    options = bench_rows.asked(folder / "prompts.json", folder / "out", RESUME_STEPS)
-    done = bench_rows.slots_of(options).slice(0, slots // 2)
+    made_rows.write_annotations(folder / "prompts.json", slots)
+    options = made_rows.asked(folder / "prompts.json", folder / "out", RESUME_STEPS)
+    done = made_rows.slots_of(options).slice(0, slots // 2)
     with open_output(str(folder / "out")).writing(runs.new_id()) as writer:
-        bench_rows.fill(writer, options, done, rows_a_part, files=True)
+        made_rows.fill(writer, options, done, rows_a_part, files=True)
 
 
 def many_rows(folder: Path, rows: int, steps: Sequence[int], rows_a_part: int) -> None:
     """An index alone."""
-    bench_rows.write_annotations(folder / "prompts.json", max(1, rows // len(steps)))
-    options = bench_rows.asked(folder / "prompts.json", folder / "out", steps)
+    made_rows.write_annotations(folder / "prompts.json", max(1, rows // len(steps)))
+    options = made_rows.asked(folder / "prompts.json", folder / "out", steps)
     with open_output(str(folder / "out")).writing(runs.new_id()) as writer:
-        bench_rows.fill(writer, options, bench_rows.slots_of(options), rows_a_part, files=False)
+        made_rows.fill(writer, options, made_rows.slots_of(options), rows_a_part, files=False)
 
 
 def measure_index(folder: Path, steps: Sequence[int], state: str) -> dict[str, Any]:
     """What the plan reads of an index, a count by step, one query's rows."""
-    options = bench_rows.asked(folder / "prompts.json", folder / "out", steps)
+    options = made_rows.asked(folder / "prompts.json", folder / "out", steps)
     output = open_output(options.output_base_path)
-    slots = bench_rows.slots_of(options)
+    slots = made_rows.slots_of(options)
     before = _status_mb("VmRSS")
     began = time.perf_counter()
     existing.find(output, "sdxl", slots, options.captures(), options.img_per_prompt)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from jobs.emoji import Emoji
+from jobs.training.emoji import Emoji
 
 BEFORE = (
     "a photo of {}", "photo of {}", "a picture of {}", "a drawing of {}", "an image of {}", "a close-up of {}",
