@@ -37,6 +37,7 @@ from ray_app.bench_options import Bench
 from ray_app.bench_pool import Arrangement, Pool, arrangements, deal
 from ray_app.errors import OK, Refused, one_line
 from ray_app.generate import generate
+from ray_app.machine import versions
 from ray_app.options import Generate
 from ray_app.storage import open_storage
 from ray_app.worker import SCHEMA
@@ -91,7 +92,7 @@ def measure(options: Bench, machine: dict[str, Any], folder: Path, kept: bool) -
     seconds = {name: rounds.seconds[name] for name in names}
     return {
         "machine": machine,
-        "versions": runs.versions(),
+        "versions": versions(),
         "command": sys.argv[1:],
         "options": dataclasses.asdict(options),
         "recipe": dataclasses.asdict(recipe),

@@ -12,10 +12,11 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from ray_app import bench_figures, bench_machine, bench_rows, runs
+from ray_app import bench_figures, bench_machine, bench_rows
 from ray_app.bench import publish, working_folder
 from ray_app.bench_options import BenchScale
 from ray_app.errors import OK, Refused
+from ray_app.machine import versions
 
 BLOCK = 4_096
 """Bytes by which a filesystem hands out space."""
@@ -36,7 +37,7 @@ def bench_scale(options: BenchScale) -> int:
             print(sentence(figure), file=sys.stderr, flush=True)
     report = {
         "machine": machine,
-        "versions": runs.versions(),
+        "versions": versions(),
         "command": sys.argv[1:],
         "options": dataclasses.asdict(options),
         "figures": figures,
