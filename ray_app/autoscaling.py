@@ -1,19 +1,14 @@
-"""Autoscaling: what Ray's autoscaler could bring, read where it runs, and what to say while nothing has come yet.
+"""Autoscaling: which nodes Ray's autoscaler may add, read where it runs.
 Knows node types and processes of the head; nothing of actors or images."""
 
 import dataclasses
 import importlib
 import os
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ray_app.messages import LOG
+from ray_app.cluster import living_nodes, node_id
 
-HEAD = "node:__internal_head__"
-LONG_WAIT_SECONDS = 600.0
-"""Clouds bring a GPU within minutes; after this long somebody should look at what the autoscaler says."""
 KUBERNETES_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
@@ -25,34 +20,21 @@ class Autoscaler:
     max_nodes: int
     logs: str
 
-    def can_bring(self, gpus_per_actor: float) -> int:
-        """Most actors on its nodes."""
-        left, actors = self.max_nodes, 0
-        for gpus, most in sorted(self.types, reverse=True):
-            nodes = min(most, left)
-            left -= nodes
-            actors += nodes * int(gpus / gpus_per_actor)
-        return actors
-
-    def largest(self) -> float:
-        """GPUs of its largest node."""
-        return max((gpus for gpus, most in self.types if most), default=0.0)
-
 
 def find() -> Autoscaler | None:
-    """The cluster's autoscaler, if one runs. Asked of the head's node: Ray tells a driver nothing of its limits."""
+    """The cluster's autoscaler, None if none runs. The head's node tells: Ray tells a driver nothing of its limits."""
     import ray
     from ray._private.worker import global_worker
 
     node: Any = global_worker.node
-    head = next((node["NodeID"] for node in ray.nodes() if node["Alive"] and HEAD in node["Resources"]), None)
-    if head is None or head == ray.get_runtime_context().get_node_id():
-        return look(node.session_name)
-    there = ray.remote(num_cpus=0, max_retries=3)(look).options(label_selector={"ray.io/node-id": head})
-    return ray.get(there.remote(node.session_name))
+    head = next((node.node_id for node in living_nodes() if node.is_head), None)
+    if head is None or head == node_id():
+        return detect_on_head(node.session_name)
+    task = ray.remote(num_cpus=0, max_retries=3)(detect_on_head)
+    return ray.get(task.options(label_selector={"ray.io/node-id": head}).remote(node.session_name))
 
 
-def look(session: str) -> Autoscaler | None:
+def detect_on_head(session: str) -> Autoscaler | None:
     """On the head's node: the autoscaler of this Ray session. Every head has a monitor; one with a file scales."""
     psutil = importlib.import_module("psutil")  # Ray brings it along
     for process in psutil.process_iter(["cmdline"]):
@@ -95,33 +77,3 @@ def from_config(config: dict[str, Any], logs: str) -> Autoscaler:
     workers = (kind for name, kind in config["available_node_types"].items() if name != config.get("head_node_type"))
     types = ((float(kind.get("resources", {}).get("GPU", 0)), int(kind.get("max_workers", most))) for kind in workers)
     return Autoscaler(tuple((gpus, count) for gpus, count in types if gpus), most, logs)
-
-
-class Waiting:
-    """Says what a run waits for while no actor is up.
-
-    Args:
-        autoscaler: where its messages are.
-        wanted: actors.
-        workers_up: how many actors would fit on the nodes that are there.
-    """
-
-    def __init__(self, autoscaler: Autoscaler, wanted: int, workers_up: Callable[[], int]):
-        self.autoscaler, self.wanted, self._workers_up = autoscaler, wanted, workers_up
-        self._since = time.monotonic()
-        self._said = False
-
-    def __call__(self) -> str:
-        """Half a line; says once on stderr, after ten minutes without a worker, where to look."""
-        up = min(self._workers_up(), self.wanted)
-        for_what = "loading the model" if up else "waiting for the autoscaler"
-        if up:
-            self._since, self._said = time.monotonic(), False
-        elif not self._said and time.monotonic() - self._since >= LONG_WAIT_SECONDS:
-            self._said = True
-            minutes = LONG_WAIT_SECONDS / 60
-            LOG.warning(
-                f"no GPU worker came in {minutes:.0f} minutes: the autoscaler is dead or the cloud has"
-                f" none; it says why in {self.autoscaler.logs}; the run goes on waiting"
-            )
-        return f"{up} of {self.wanted} GPU workers up, {for_what}"

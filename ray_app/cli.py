@@ -8,7 +8,7 @@ from typing import Any
 from ray_app import __version__, streams
 from ray_app.arguments import parse
 from ray_app.ask_options import Convergence, Export, Gallery, Query, Status
-from ray_app.errors import INTERRUPTED, OK, REFUSED, Refused
+from ray_app.errors import INTERRUPTED, OK, REFUSED, InputRefused, Refused
 from ray_app.interrupts import Interrupts
 from ray_app.messages import LOG
 from ray_app.options import Demo, Generate, Preview
@@ -190,7 +190,7 @@ def _run(verb: str, arguments: list[str]) -> int:
         print(f"proxyqueue {__version__}")
         return OK
     if verb not in VERBS:
-        raise Refused(f"{verb}: no such verb; there are {', '.join(VERBS)}")
+        raise InputRefused(f"{verb}: no such verb; there are {', '.join(VERBS)}")
     options_class, call = VERBS[verb]
     return _call(f"proxyqueue {verb}", options_class, call, arguments)
 

@@ -1,7 +1,8 @@
-"""Ray: start or join it, and what it offers this run.
-Knows resources and actors; nothing of plans or images."""
+"""Ray: start or join it, its nodes that are up, and this run's place among them.
+Knows nodes and actors; how many actors a cluster can have is in `capacity`."""
 
 import contextlib
+import dataclasses
 import glob
 import logging
 import os
@@ -14,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from actors import memory
-from ray_app.autoscaling import HEAD, Autoscaler
-from ray_app.errors import Refused, one_line
+from ray_app.errors import ClusterRefused, one_line
 from ray_app.interrupts import handlers_kept
 
 LOCAL_IP = "127.0.0.1"
+HEAD = "node:__internal_head__"
+"""A resource that Ray gives to the head's node alone."""
 CONNECT_SECONDS = 10.0
 PROJECT = Path(__file__).resolve().parent.parent
 LEAST_MEMORY = 800e6
@@ -62,7 +64,7 @@ def connected(address: str | None) -> Iterator[None]:
             ray.init(address=address, **options, **quiet)
     except Exception as error:  # Ray raises many kinds
         why = f"{flag} {address}: {_not_joined(error)}" if address != "local" else _not_started(error)
-        raise Refused(why) from None
+        raise ClusterRefused(why) from None
     try:
         yield
     finally:
@@ -76,7 +78,7 @@ def _check_memory() -> None:
     from ray._common.utils import get_system_memory
 
     if (there := get_system_memory()) < LEAST_MEMORY:
-        raise Refused(
+        raise ClusterRefused(
             f"Ray can't be started here: this machine or container has {there / 1e6:,.0f} MB of memory; give it"
             f" {LEAST_MEMORY / 1e6:,.0f} MB at least"
         )
@@ -132,7 +134,7 @@ def _check_answers(address: str, flag: str = "--address") -> str | None:
         Refused: nothing answers there, or it is no address of a cluster.
     """
     if "://" in address:
-        raise Refused(
+        raise ClusterRefused(
             f"{flag} {address}: is no address that a driver can join; give HOST:PORT of the cluster (port 6379"
             " where nothing else was said), or send the run there with proxyqueue submit --address http://HEAD:8265"
         )
@@ -153,7 +155,7 @@ def _check_answers(address: str, flag: str = "--address") -> str | None:
     try:
         socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
-        raise Refused(f"{told}: no Ray cluster answers there: {one_line(error)}") from None
+        raise ClusterRefused(f"{told}: no Ray cluster answers there: {one_line(error)}") from None
     return host
 
 
@@ -196,61 +198,38 @@ def _silent_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
-def pool_size(
-    asked: tuple[int, int] | None, gpus_per_actor: float, tasks: int, autoscaler: Autoscaler | None = None
-) -> int:
-    """Actors to ask for: MAX, or all that can ever be there; never more than there are tasks.
+@dataclasses.dataclass(frozen=True)
+class LivingNode:
+    """A node that is up, and what it offers in all, taken or not. Memory in bytes, the object store's included."""
 
-    All are asked for at once, and those without a place wait for one: the run starts with the first that comes.
+    node_id: str
+    name: str
+    cpus: float
+    gpus: float
+    memory: float
+    is_head: bool
 
-    Args:
-        asked: MIN and MAX.
-        gpus_per_actor: 0 for actors that take a CPU each.
 
-    Raises:
-        Refused: an actor wants more GPUs than any node has or could have, or fewer than MIN could ever come.
-    """
+def living_nodes() -> list[LivingNode]:
+    """The nodes of the cluster that are up."""
     import ray
 
-    if not gpus_per_actor:
-        possible = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    else:
-        possible = actors_that_fit(gpus_per_actor)
-        if autoscaler:
-            brought = autoscaler.can_bring(gpus_per_actor)
-            possible = max(possible, brought + actors_that_fit(gpus_per_actor, head=True))
-        if possible == 0:
-            raise Refused(_no_gpu(gpus_per_actor, autoscaler))
-        if autoscaler and asked and asked[0] > possible:
-            raise Refused(
-                f"--num_workers {asked[0]}: the cluster and its autoscaler can have {possible} actors with"
-                f" {gpus_per_actor:g} GPUs each at most; ask for fewer, or raise max_workers there"
-            )
-    return max(1, min(asked[1] if asked else possible, tasks))
+    return [_living_node(node) for node in ray.nodes() if node["Alive"]]
 
 
-def _no_gpu(gpus_per_actor: float, autoscaler: Autoscaler | None) -> str:
-    import ray
-
-    there = max((node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
-    brings = ", and there is no autoscaler that could bring one"
-    if autoscaler:
-        brings = f", and its autoscaler can bring nodes with {autoscaler.largest():g}"
-    return (
-        f"--gpus_per_actor {gpus_per_actor:g}: the cluster offers nodes with {there:g} GPUs at most{brings};"
-        " join one with --address, try the run with --model_path tiny, or draw on CPUs with --device cpu"
+def _living_node(node: dict[str, Any]) -> LivingNode:
+    offers = node["Resources"]
+    return LivingNode(
+        node_id=node["NodeID"],
+        name=node["NodeManagerAddress"],
+        cpus=offers.get("CPU", 0.0),
+        gpus=offers.get("GPU", 0.0),
+        memory=offers.get("memory", 0.0) + offers.get("object_store_memory", 0.0),
+        is_head=HEAD in offers,
     )
 
 
-def actors_that_fit(gpus_per_actor: float, head: bool = False) -> int:
-    """How many actors the GPUs of each node (of the head alone) would hold."""
-    import ray
-
-    nodes = (node["Resources"] for node in ray.nodes() if node["Alive"])
-    return sum(int(node.get("GPU", 0.0) / gpus_per_actor) for node in nodes if not head or HEAD in node)
-
-
-def actors_up(class_name: str) -> int:
+def count_actors(class_name: str) -> int:
     """How many actors of this job whose class's name has `class_name` in it are alive."""
     import ray
     from ray._private.state import actors  # the public listing wants a dashboard, which a local Ray has not
@@ -260,13 +239,6 @@ def actors_up(class_name: str) -> int:
         actor["State"] == "ALIVE" and actor["JobID"] == job and class_name in actor["ActorClassName"]
         for actor in actors().values()
     )
-
-
-def nodes() -> int:
-    """How many nodes the cluster has now."""
-    import ray
-
-    return sum(node["Alive"] for node in ray.nodes())
 
 
 def quiet_data() -> Any:

@@ -1,5 +1,5 @@
 """The verb `doctor`: what a cluster offers, and each thing that would go wrong with a run there, with what to do.
-Knows what a run needs; how nodes are asked is in `survey`, what a model needs in `footprint`."""
+Knows what a run needs; nodes are probed in `survey`, models sized in `footprint`, actors counted in `capacity`."""
 
 import contextlib
 import dataclasses
@@ -8,7 +8,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from ray_app import autoscaling, cluster, footprint, survey, text_table
+from ray_app import autoscaling, cluster, footprint, machine, survey, text_table
+from ray_app.capacity import Capacity, Request
 from ray_app.errors import OK, PROBLEMS, Refused, one_line
 from ray_app.options import Generate
 from ray_app.storage import open_output
@@ -20,6 +21,7 @@ WHY = {
     "ray": "Ray itself will refuse it",
     "torch": "images would differ in low bits",
     "proxyqueue": "workers would fail",
+    "pillow": "image files would differ in their bytes",
 }
 """What a version that differs leads to, where it is more than a risk."""
 
@@ -35,16 +37,16 @@ def doctor(options: Doctor) -> int:
     folder = run.model() if os.path.isabs(run.model()) else None
     with cluster.connected(options.address), _probe(options) as probe:
         nodes = survey.survey(folder, probe)
-        autoscaler = autoscaling.find()
+        capacity = Capacity(nodes, autoscaling.find())
     problems = [
-        *answers(nodes),
-        *imports(nodes),
-        *versions(nodes),
-        *model(run, nodes, needs),
-        *output(options, nodes),
-        *pool(run, nodes, autoscaler),
+        *check_answers(nodes),
+        *check_imports(nodes),
+        *check_versions(nodes),
+        *check_model(run, nodes, needs),
+        *check_output(options, nodes),
+        *(finding.text for finding in capacity.check(Request(run.gpus(), run.worker_bounds()))),
     ]
-    print("\n".join([*_table(nodes), "", *_summary(run, nodes, autoscaler, weights, needs, counted), ""]))
+    print("\n".join([*_table(nodes), "", *_summary(run, capacity, weights, needs, counted), ""]))
     print("\n".join(f"problem          {problem}" for problem in problems) or "no problems", flush=True)
     return PROBLEMS if problems else OK
 
@@ -57,7 +59,7 @@ def _generate_options(options: Doctor) -> Generate:
     return run
 
 
-def answers(nodes: list[Node]) -> Iterator[str]:
+def check_answers(nodes: list[Node]) -> Iterator[str]:
     """Nodes that said nothing."""
     for node in nodes:
         if node.answer is None:
@@ -67,24 +69,24 @@ def answers(nodes: list[Node]) -> Iterator[str]:
             )
 
 
-def imports(nodes: list[Node]) -> Iterator[str]:
+def check_imports(nodes: list[Node]) -> Iterator[str]:
     """Nodes on which no actor could start."""
     for node in nodes:
         if node.answer and (why := node.answer["lacks"]):
             yield survey.cannot_start(node, why)
 
 
-def versions(nodes: list[Node]) -> Iterator[str]:
+def check_versions(nodes: list[Node]) -> Iterator[str]:
     """Versions that are not the driver's. Builds of the same torch for CPUs and for CUDA count as the same."""
-    ours = next((node.answer["versions"] for node in nodes if node.is_driver and node.answer), survey.versions())
+    ours = next((node.answer["versions"] for node in nodes if node.is_driver and node.answer), machine.versions())
     for node in nodes:
         theirs = (node.answer or {}).get("versions", ours)
         for name, version in ours.items():
-            if theirs[name] == "none" and node.answer and node.answer["lacks"]:
+            if theirs[name] == machine.MISSING and node.answer and node.answer["lacks"]:
                 continue  # told above
             if _release(name, theirs[name]) != _release(name, version):
                 why = f" ({WHY[name]})" if name in WHY else ""
-                what = "no" if theirs[name] == "none" else theirs[name]
+                what = "no" if theirs[name] == machine.MISSING else theirs[name]
                 install = f"install {name} {version} there"
                 yield f"node {node.name}: has {what} {name}, the driver's has {version}{why}; {install}"
 
@@ -93,7 +95,7 @@ def _release(name: str, version: str) -> str:
     return version.rpartition(".")[0] if name == "python" else version.partition("+")[0]
 
 
-def model(run: Generate, nodes: list[Node], needs: float) -> Iterator[str]:
+def check_model(run: Generate, nodes: list[Node], needs: float) -> Iterator[str]:
     """Nodes that the model is not on, or does not fit on."""
     cuda = run.target_device() == "cuda"
     for node in nodes:
@@ -128,7 +130,7 @@ def _smaller(run: Generate, share: float) -> str:
     return "use larger GPUs" + (", or --model_type sdxl" if run.model_type == "flux" else "")
 
 
-def output(options: Doctor, nodes: list[Node]) -> Iterator[str]:
+def check_output(options: Doctor, nodes: list[Node]) -> Iterator[str]:
     """An output that can't be written, or that is another folder elsewhere."""
     try:
         storage = open_output(options.output_base_path)
@@ -168,43 +170,6 @@ def _probe(options: Doctor) -> Iterator[str | None]:
         path.unlink(missing_ok=True)
 
 
-def pool(run: Generate, nodes: list[Node], autoscaler: autoscaling.Autoscaler | None) -> Iterator[str]:
-    """A pool that could never be as large as it is asked to be."""
-    asked = run.worker_bounds()
-    if not run.gpus():
-        room = sum(int(node.cpus) for node in nodes)
-        if asked and asked[1] > room:
-            yield f"--num_workers {run.num_workers}: an actor takes a CPU and there are {room}; ask for {room}"
-        return
-    most_of_a_node = max((node.gpus for node in nodes), default=0.0)
-    brought = autoscaler.largest() if autoscaler else 0.0
-    if max(most_of_a_node, brought) < run.gpus():
-        could = f", nor one that the autoscaler could bring ({brought:g})" if autoscaler else ""
-        yield (
-            f"--gpus_per_actor {run.gpus():g}: no node has so many GPUs ({most_of_a_node:g} at most){could};"
-            + (" lower it" if max(most_of_a_node, brought) else " add GPU nodes, or draw with --device cpu or tiny")
-        )
-        return
-    if run.gpus() > 1:
-        yield f"--gpus_per_actor {run.gpus():g}: a model is loaded on one GPU, the others stand idle; give 1"
-    room = _room(run, nodes, autoscaler)
-    if asked and asked[1] > room:
-        also = " with all that the autoscaler can bring" if autoscaler else ""
-        yield (
-            f"--num_workers {run.num_workers}: there is room for {room} actors{also}; ask for {room}, add nodes"
-            + (", or raise max_workers in the cluster's file" if autoscaler else "")
-        )
-
-
-def _room(run: Generate, nodes: list[Node], autoscaler: autoscaling.Autoscaler | None) -> int:
-    """Actors that fit when all nodes are up that can be."""
-    if not run.gpus():
-        return sum(int(node.cpus) for node in nodes)
-    here = sum(int(node.gpus / run.gpus()) for node in nodes)
-    brought = autoscaler.can_bring(run.gpus()) if autoscaler else 0
-    return max(here, brought)
-
-
 def _table(nodes: list[Node]) -> list[str]:
     """The nodes in aligned columns, with a head."""
     rows = [["node", "CPUs", "GPUs", "memory", "GPU memory", "python", "ray", "torch"]]
@@ -217,23 +182,17 @@ def _table(nodes: list[Node]) -> list[str]:
     return text_table.align(rows)
 
 
-def _summary(
-    run: Generate,
-    nodes: list[Node],
-    autoscaler: autoscaling.Autoscaler | None,
-    weights: float,
-    needs: float,
-    counted: bool,
-) -> list[str]:
-    room = _room(run, nodes, autoscaler)
+def _summary(run: Generate, capacity: Capacity, weights: float, needs: float, counted: bool) -> list[str]:
     where = "every node writes" if run.shared_filesystem else "the driver's node writes"
     if "://" in run.output_base_path:
         where = "object storage, tried from here; workers need credentials of their own"
     source = "of its files" if counted else "of the published model"
-    bring = f"can start {autoscaler.max_nodes} nodes" if autoscaler else "none"
+    autoscaler = capacity.autoscaler
+    can_add = f"can start {autoscaler.max_nodes} nodes" if autoscaler else "none"
+    device = "GPUs" if run.target_device() == "cuda" else "CPUs"
     return [
-        f"autoscaler       {bring}",
+        f"autoscaler       {can_add}",
         f"model            {run.model()}: {weights / GB:.1f} GB {source} as loaded, about {needs / GB:.1f} GB an actor",
         f"output           {run.output_base_path}: {where}",
-        f"actors           room for {room}, on {'GPUs' if run.target_device() == 'cuda' else 'CPUs'}",
+        f"actors           room for {capacity.actors_ever(run.gpus())}, on {device}",
     ]

@@ -19,7 +19,8 @@ import pyarrow.compute
 from actors.errors import ModelError, ModelNeedsMemory
 from actors.recipe import Recipe
 from ray_app import autoscaling, cluster, fetch, survey
-from ray_app.errors import OutputRefused, Refused, one_line
+from ray_app.capacity import Capacity, PoolWatch, Request
+from ray_app.errors import ClusterRefused, ModelRefused, OutputRefused, one_line
 from ray_app.index import IndexWriter
 from ray_app.interrupts import Interrupts
 from ray_app.ledger import start as start_ledger
@@ -100,13 +101,12 @@ class Driver:
         watchdog = Watchdog(ledger, self.options.denoise_timeout, self.recipe.model_path)
         gpus, batches = self.options.gpus(), list(self.plan.batches(self.recipe.batch_size))
         autoscaler = autoscaling.find() if gpus else None
-        actors = cluster.pool_size(self.options.worker_bounds(), gpus, len(batches), autoscaler)
+        capacity = Capacity(cluster.living_nodes(), autoscaler)
+        actors = capacity.choose_pool_size(Request(gpus, self.options.worker_bounds()), len(batches))
         fetch.everywhere(self.recipe, takes_gpus=gpus > 0, meanwhile=self.record.beat)
         results = _Results(self._dataset(batches, actors, ledger))
-        actors_up = functools.partial(cluster.actors_up, self.worker.__name__)
-        workers_up = functools.partial(cluster.actors_that_fit, gpus)
-        waiting = autoscaling.Waiting(autoscaler, actors, workers_up) if autoscaler else None
-        progress = Progress(self.plan.images_wanted, self.plan.images_there, actors_up, waiting)
+        pool = PoolWatch(actors, self._count_actors, self._count_places, autoscaler)
+        progress = Progress(self.plan.images_wanted, self.plan.images_there)
         with self.interrupts.deferred(), self.index, contextlib.closing(results.tables()) as tables:
             try:
                 for rows in tables:
@@ -117,10 +117,17 @@ class Driver:
                     self.index.commit_if_due()
                     self.record.beat(counts=dict(self.counts))
                     watchdog.tick()
-                    progress.tick()
+                    if progress.is_due():
+                        progress.show(pool.state())
             finally:
                 self.counts["replayed"] = watchdog.count_replays()
                 progress.close()
+
+    def _count_actors(self) -> int:
+        return cluster.count_actors(self.worker.__name__)
+
+    def _count_places(self) -> int:
+        return Capacity(cluster.living_nodes()).actors_now(self.options.gpus())
 
     def _take(self, rows: pa.Table, progress: Progress) -> None:
         unwritten = rows.filter(pc.equal(rows["status"], UNWRITTEN))
@@ -181,7 +188,7 @@ class Driver:
         )
         # no CPU for writers either, or on a laptop they would wait for the actors that wait for them
         anywhere = options.shared_filesystem or self.writer.output.everywhere
-        nodes = cluster.nodes() if anywhere else 1
+        nodes = len(cluster.living_nodes()) if anywhere else 1
         return drawn.map_batches(
             functools.partial(write_images, writer=self.writer, model_type=recipe.model_type, notice=_Noticing(ledger)),
             batch_size=None,
@@ -279,19 +286,19 @@ def _check_comes_up(ledger: Any) -> None:
     asked = ledger.finish.remote()
     ready, _ = ray.wait([asked], timeout=FIRST_SECONDS)
     if not ready:
-        raise Refused(f"no process of Ray's came up here within {FIRST_SECONDS:.0f} s; {cluster.last_words()}")
+        raise ClusterRefused(f"no process of Ray's came up here within {FIRST_SECONDS:.0f} s; {cluster.last_words()}")
     try:
         ray.get(asked)
     except RayError as error:
-        raise Refused(survey.why_no_actor() or f"no actor can start here: {_last_line(error)}") from None
+        raise ClusterRefused(survey.why_no_actor() or f"no actor can start here: {_last_line(error)}") from None
 
 
 def _explained(error: BaseException) -> BaseException:
     """A Refused where Ray's error is a model's, or of actors that could not start, else the error."""
     if told := MODEL_ERROR.findall(str(error)):
-        return Refused(one_line(Exception(told[-1])))
+        return ModelRefused(one_line(Exception(told[-1])))
     if NOT_CREATED in str(error):
-        return Refused(survey.why_no_actor() or f"actors can't start: {_last_line(error)}")
+        return ClusterRefused(survey.why_no_actor() or f"actors can't start: {_last_line(error)}")
     return error
 
 

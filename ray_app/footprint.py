@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from actors import tiny, weights
-from ray_app.errors import Refused
+from ray_app.errors import ModelRefused
 from ray_app.model import read_card
 
 PUBLISHED = {
@@ -61,7 +61,7 @@ def parameters(file: Path) -> int:
             header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
         shapes = [tensor["shape"] for name, tensor in header.items() if name != "__metadata__"]
     except (OSError, ValueError, KeyError, TypeError, MemoryError, OverflowError):
-        raise Refused(f"{file}: can't be read as safetensors; get it anew") from None
+        raise ModelRefused(f"{file}: can't be read as safetensors; get it anew") from None
     total = 0
     for shape in shapes:
         product = 1

@@ -12,7 +12,7 @@ import urllib.parse
 from collections.abc import Iterator
 from typing import Any
 
-from ray_app.errors import INTERRUPTED, OK, PROBLEMS, Refused, one_line
+from ray_app.errors import INTERRUPTED, OK, PROBLEMS, ClusterRefused, one_line
 from ray_app.messages import LOG
 
 HERE = "http://127.0.0.1:8265"
@@ -90,7 +90,9 @@ class JobServer:
                 lost_since = lost_since or time.monotonic()
                 if time.monotonic() > lost_since + LOST_SECONDS:
                     reason = self._masked(one_line(error, 200))
-                    raise Refused(f"{self.address}: the connection is lost, the job may go on ({reason})") from None
+                    raise ClusterRefused(
+                        f"{self.address}: the connection is lost, the job may go on ({reason})"
+                    ) from None
             if info.status.is_terminal() and (not broken or broken > BROKEN_TIMES):
                 return self._exit_code(info)
             time.sleep(POLL_SECONDS)
@@ -168,19 +170,19 @@ class JobServer:
             yield
         except ray.exceptions.AuthenticationError as error:
             what = "refuses this machine's token" if "failed" in str(error) else "wants a token"
-            raise Refused(
+            raise ClusterRefused(
                 f"--address {self.address}: {what}; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file with"
                 " the cluster's token (~/.ray/auth_token by default)"
             ) from None
         except (ConnectionError, requests.exceptions.RequestException) as error:
-            raise Refused(f"--address {self.address}: {self._masked(one_line(error, 200))}") from None
+            raise ClusterRefused(f"--address {self.address}: {self._masked(one_line(error, 200))}") from None
         except (RuntimeError, ValueError) as error:
             text = self._masked(one_line(error, 300))
             if job and "does not exist" in text:
                 text = f"no job {job} there; proxyqueue submit --list names them"
             elif "status code 404" in text or "Expecting value" in text:
                 text = f"no Ray dashboard: {text}"
-            raise Refused(f"--address {self.address}: {text}") from None
+            raise ClusterRefused(f"--address {self.address}: {text}") from None
 
 
 def _checked(address: str | None) -> str:
@@ -193,11 +195,11 @@ def _checked(address: str | None) -> str:
     except ValueError:
         host, port = None, 0
     if url.scheme not in ("http", "https") or not host:
-        raise Refused(f"--address {address}: not the address of a dashboard, http://HEAD:8265")
+        raise ClusterRefused(f"--address {address}: not the address of a dashboard, http://HEAD:8265")
     try:
         socket.create_connection((host, port), CONNECT_SECONDS).close()
     except OSError as error:
-        raise Refused(
+        raise ClusterRefused(
             f"--address {address}: no dashboard answers there: {one_line(error)};"
             " for a cluster of cluster.yaml run `ray dashboard cluster.yaml` beside"
         ) from None

@@ -2,29 +2,38 @@
 Counts on the driver; knows nothing of Ray."""
 
 import collections
+import dataclasses
 import sys
 import time
-from collections.abc import Callable
 
 LINE_SECONDS = 10.0
+BAR_SECONDS = 0.5
 RATE_SECONDS = 60.0
+
+
+@dataclasses.dataclass(frozen=True)
+class PoolState:
+    """A run's actors at a moment: how many are up, of how many that were requested.
+
+    `waiting_for` says what a run without an actor waits for, and for how long; None where nothing keeps it.
+    """
+
+    up: int
+    requested: int
+    waiting_for: str | None = None
 
 
 class Progress:
     """Shows images done of all, images/s of the last minute, time left, failures and actors up, on stderr.
 
     Args:
-        total: images wanted, those that were there at the start included.
-        done: images that were there at the start.
-        actors_up: asked whenever a line is shown.
-        waiting: for what, asked while no actor is up.
+        total: requested images, those that existed at the start included.
+        done: images that existed at the start.
     """
 
-    def __init__(self, total: int, done: int, actors_up: Callable[[], int], waiting: Callable[[], str] | None = None):
+    def __init__(self, total: int, done: int):
         self.total, self.done, self.failed = total, done, 0
         self._drawn = 0
-        self._actors_up, self._waiting = actors_up, waiting
-        self._none_since = time.monotonic() if waiting else 0.0
         self._seen: collections.deque[tuple[float, int]] = collections.deque()
         self._next_line = time.monotonic() + LINE_SECONDS
         self._bar = _Bar(total, done) if sys.stderr.isatty() else None
@@ -36,13 +45,19 @@ class Progress:
         self._drawn += ok + failed
         self._seen.append((time.monotonic(), self._drawn))
 
-    def tick(self) -> None:
-        """Show what is due; call it often."""
-        now = time.monotonic()
-        if now < self._next_line:
-            return
-        self._next_line = now + (0.5 if self._bar else LINE_SECONDS)
-        self._bar.show(self.done, self.describe()) if self._bar else print(self.describe(), file=sys.stderr, flush=True)
+    def is_due(self) -> bool:
+        """Whether the next line is to be shown; call it often."""
+        return time.monotonic() >= self._next_line
+
+    def show(self, pool: PoolState) -> None:
+        """Show a line now."""
+        line = self.describe(pool)
+        if self._bar:
+            self._next_line = time.monotonic() + BAR_SECONDS
+            self._bar.show(self.done, line)
+        else:
+            self._next_line = time.monotonic() + LINE_SECONDS
+            print(line, file=sys.stderr, flush=True)
 
     def images_per_second(self) -> float:
         """Over the last minute, or since the first image arrived."""
@@ -54,26 +69,22 @@ class Progress:
         seconds = now - self._seen[0][0]
         return (self._drawn - self._seen[0][1]) / seconds if seconds > 0 else 0.0
 
-    def describe(self) -> str:
+    def describe(self, pool: PoolState) -> str:
         """One line."""
-        up = self._actors_up()
-        if self._waiting and up:
-            self._none_since = time.monotonic()
         rate = self.images_per_second()
         left = self.total - self.done - self.failed
-        if not up and left and self._waiting:
-            drawn = f"{self.done:,} of {self.total:,} images, " if self._drawn else ""
-            return f"{drawn}{self._waiting()}, {time.monotonic() - self._none_since:.0f} s"
+        if pool.waiting_for and left:
+            generated = f"{self.done:,} of {self.total:,} images, " if self._drawn else ""
+            return f"{generated}{pool.waiting_for}"
         speed, eta = (f"{rate:.1f}", duration(left / rate)) if rate > 0 else ("?", "?")  # one batch tells no rate
         return (
             f"{self.done:,} of {self.total:,} images, {speed} images/s, {eta} left, {self.failed:,} failed,"
-            f" {up} actors up"
+            f" {pool.up} actors up"
         )
 
     def close(self) -> None:
         """Take the bar away."""
         if self._bar:
-            self._bar.show(self.done, self.describe())
             self._bar.close()
 
 

@@ -3,7 +3,6 @@ Knows what a run leaves behind for people and for the next run; nothing of how i
 
 import contextlib
 import datetime
-import importlib.metadata
 import json
 import math
 import os
@@ -15,12 +14,12 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from ray_app import __version__, layout, process
+from ray_app import layout, process
 from ray_app.errors import OutputRefused, Refused, write_failure
+from ray_app.machine import versions
 from ray_app.messages import LOG
 from ray_app.storage import Output, Writer
 
-PACKAGES = ("ray", "torch", "diffusers", "transformers", "pillow", "numpy", "pyarrow")
 BEAT_SECONDS = 10.0
 DEAD_SECONDS = 120.0
 """A record that has not changed for so long is a dead run's, by the clock of the filesystem that it lies on."""
@@ -37,12 +36,6 @@ def new_id() -> str:
     """A run's id: the time, so that a listing is in order, and chance, so that two drivers never share one."""
     now = datetime.datetime.now(datetime.UTC)
     return f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides pixels and behaviour."""
-    installed = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"proxyqueue": __version__, "python": platform.python_version(), **installed}
 
 
 class Record:

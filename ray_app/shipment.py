@@ -5,7 +5,7 @@ import os
 import zipfile
 from pathlib import Path
 
-from ray_app.errors import Refused, one_line
+from ray_app.errors import InputRefused, one_line
 
 PACKAGES = ("actors", "ray_app", "jobs")
 NOT_SHIPPED = ("jobs/benchmarks/", "jobs/training/")
@@ -53,7 +53,7 @@ def annotations(json_file: str, working_dir: Path) -> tuple[str, Path] | None:
     if not path.is_file():
         if os.path.isabs(json_file):
             return None
-        raise Refused(
+        raise InputRefused(
             f"--json_file {json_file}: no such file in {working_dir} (--working_dir);"
             " name one here, which is shipped, or an absolute path of the cluster"
         )
@@ -74,12 +74,12 @@ def pack(files: dict[str, Path], package: Path) -> int:
             try:
                 archive.writestr(entry, path.read_bytes())
             except OSError as error:
-                raise Refused(f"{path}: can't be shipped: {one_line(error)}") from None
+                raise InputRefused(f"{path}: can't be shipped: {one_line(error)}") from None
         sizes = sorted(((entry.compress_size, entry.filename) for entry in archive.infolist()), reverse=True)
     size = package.stat().st_size
     if size > MAX_BYTES:
         biggest = ", ".join(f"{name} ({_megabytes(bytes_)})" for bytes_, name in sizes[:NAMED])
-        raise Refused(
+        raise InputRefused(
             f"the job's files are {_megabytes(size)} zipped, and Ray takes {_megabytes(MAX_BYTES)}; the biggest are"
             f" {biggest}: put annotations where the cluster reads them, and other files out of the sources' folders"
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 from actors import tiny
 from ray_app import circo, runs, shipment, text_table
 from ray_app.arguments import parse
-from ray_app.errors import INTERRUPTED, OK, Refused
+from ray_app.errors import INTERRUPTED, OK, InputRefused
 from ray_app.job_server import STOP_SECONDS, JobServer
 from ray_app.options import Generate
 from ray_app.submit_options import Submit
@@ -59,7 +59,7 @@ def _is_secret(name: str, value: str) -> bool:
 def _submit(options: Submit, environment: dict[str, str], secrets: frozenset[str]) -> int:
     working_dir = Path(os.path.abspath(os.path.expanduser(options.working_dir)))
     if not working_dir.is_dir():
-        raise Refused(f"--working_dir {options.working_dir}: no such folder")
+        raise InputRefused(f"--working_dir {options.working_dir}: no such folder")
     arguments, annotated = check_job(options.command, working_dir)
     root, files = shipment.sources(working_dir)
     files |= dict([annotated]) if annotated else {}
@@ -87,17 +87,17 @@ def check_job(command: tuple[str, ...], working_dir: Path) -> tuple[list[str], t
     """
     verb, *arguments = command
     if verb != "generate":
-        raise Refused(f"{verb}: can't be submitted; only generate can: proxyqueue submit -- generate …flags")
+        raise InputRefused(f"{verb}: can't be submitted; only generate can: proxyqueue submit -- generate …flags")
     asked: Generate = parse("proxyqueue generate", Generate, arguments)
     asked.check_flags()
     if _is_relative(asked.output_base_path):
-        raise Refused(
+        raise InputRefused(
             f"--output_base_path {asked.output_base_path}: would be lost with the job's own folder;"
             " name an absolute path on the cluster, or s3://bucket/prefix"
         )
     model = asked.model()
     if model != tiny.NAME and _is_relative(model) and (model.startswith(".") or (working_dir / model).exists()):
-        raise Refused(f"{model}: models are not shipped; name a hub id, or an absolute path that every node has")
+        raise InputRefused(f"{model}: models are not shipped; name a hub id, or an absolute path that every node has")
     annotated = shipment.annotations(asked.json_file, working_dir)
     if annotated:
         found = circo.load(str(annotated[1]), asked.prompt_field, asked.num_prompts, asked.strict)

@@ -6,7 +6,7 @@ import dataclasses
 import tyro
 
 from ray_app.arguments import Options
-from ray_app.errors import Refused
+from ray_app.errors import InputRefused
 from ray_app.flags import ClusterFlags, FamilyFlags, ModelFlags, ModelType, OutputFlags
 from ray_app.options import PoolFlags
 
@@ -44,9 +44,9 @@ class Submit(Options):
         asked = {"attach": self.attach, "stop": self.stop, "list": self.list, "detach": self.detach}
         named = [f"--{name}" for name, value in asked.items() if value]
         if len(named) > 1 or (self.command and named not in ([], ["--detach"])):
-            raise Refused(f"{' '.join(named)}{' -- …' if self.command else ''}: take one of them")
+            raise InputRefused(f"{' '.join(named)}{' -- …' if self.command else ''}: take one of them")
         if not self.command and named in ([], ["--detach"]):
-            raise Refused("no job is named; write it behind --: proxyqueue submit -- generate …flags")
+            raise InputRefused("no job is named; write it behind --: proxyqueue submit -- generate …flags")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,16 +1,18 @@
 """What each node of a cluster is: asked of the node itself, by a task that needs nothing of this project there.
 Knows Ray tasks, versions and a probe file; nothing of what is wrong with what it finds."""
 
+import contextlib
 import dataclasses
 import importlib
-import importlib.metadata
 import os
-import platform
-import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
-PACKAGES = ("ray", "torch", "diffusers", "transformers", "pyarrow")
+from ray_app import machine
+from ray_app.cluster import LivingNode, living_nodes, node_id
+from ray_app.machine import query_gpus, versions
+
 IMPORTED = ("ray_app.worker", "actors.generator")
 """What an actor imports, with all that these do."""
 ANSWER_SECONDS = 120.0
@@ -18,14 +20,9 @@ ANSWER_SECONDS = 120.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Node:
-    """One node. Sizes in bytes; `answer` is what `look` found there, None if the node did not answer."""
+class Node(LivingNode):
+    """A node, and what it says of itself: `answer` is what `probe_node` found there, None if it did not answer."""
 
-    node_id: str
-    name: str
-    cpus: float
-    gpus: float
-    memory: float
     is_driver: bool
     answer: dict[str, Any] | None
 
@@ -42,22 +39,35 @@ def survey(folder: str | None = None, probe: str | None = None) -> list[Node]:
         probe: a file that is looked for, and beside which a file is written and removed.
     """
     import ray
+
+    driver_node = node_id()
+    nodes = sorted(living_nodes(), key=lambda node: node.node_id != driver_node)
+    with _sent_by_value():
+        task = ray.remote(num_cpus=0, max_retries=0)(probe_node)
+        references = [
+            task.options(label_selector={"ray.io/node-id": node.node_id}).remote(folder, probe) for node in nodes
+        ]
+        answered, _ = ray.wait(references, num_returns=len(references), timeout=ANSWER_SECONDS)
+    surveyed = []
+    for node, reference in zip(nodes, references, strict=True):
+        answer = _answer(reference) if reference in answered else None
+        surveyed.append(Node(**vars(node), is_driver=node.node_id == driver_node, answer=answer))
+    return surveyed
+
+
+@contextlib.contextmanager
+def _sent_by_value() -> Iterator[None]:
+    """Send functions of these modules with their code: a node without the project could not import them to say so."""
     from ray import cloudpickle
 
-    here = ray.get_runtime_context().get_node_id()
-    alive = sorted((node for node in ray.nodes() if node["Alive"]), key=lambda node: node["NodeID"] != here)
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # or a node without the project could not say so
+    modules = (machine, sys.modules[__name__])
+    for module in modules:
+        cloudpickle.register_pickle_by_value(module)
     try:
-        task = ray.remote(num_cpus=0, max_retries=0)(look)
-        asked = [
-            task.options(label_selector={"ray.io/node-id": node["NodeID"]}).remote(folder, probe) for node in alive
-        ]
-        answered, _ = ray.wait(asked, num_returns=len(asked), timeout=ANSWER_SECONDS)
+        yield
     finally:
-        cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
-    return [
-        _node(node, here, _answer(one) if one in answered else None) for node, one in zip(alive, asked, strict=True)
-    ]
+        for module in modules:
+            cloudpickle.unregister_pickle_by_value(module)
 
 
 def why_no_actor() -> str | None:
@@ -86,14 +96,7 @@ def _answer(reference: Any) -> dict[str, Any] | None:
         return None
 
 
-def _node(node: dict[str, Any], here: str, answer: dict[str, Any] | None) -> Node:
-    has = node["Resources"]
-    memory = has.get("memory", 0.0) + has.get("object_store_memory", 0.0)
-    name, is_driver = node["NodeManagerAddress"], node["NodeID"] == here
-    return Node(node["NodeID"], name, has.get("CPU", 0.0), has.get("GPU", 0.0), memory, is_driver, answer)
-
-
-def look(folder: str | None, probe: str | None) -> dict[str, Any]:
+def probe_node(folder: str | None, probe: str | None) -> dict[str, Any]:
     """On a node: versions, why actors can't start, GPUs as (name, bytes), whether the folder is there, the probe."""
     return {
         "lacks": lacks(),
@@ -114,26 +117,11 @@ def lacks() -> str | None:
     return None
 
 
-def versions() -> dict[str, str]:
-    """Of what must be the same on every node; "none" for what is not installed."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "none"
-    project = sys.modules.get("ray_app")
-    found["proxyqueue"] = getattr(project, "__version__", "none")  # installed or not, it is what runs
-    return found
-
-
 def _gpus() -> list[tuple[str, int]]:
-    """As the driver's own tool says: torch would take seconds and memory, and sees none in a task without a GPU."""
-    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    """Name and bytes of each GPU; nothing where nvidia-smi does not list them with their memory."""
     try:
-        lines = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.splitlines()
-        return [(name.strip(), int(size) * 2**20) for name, size in (line.rsplit(",", 1) for line in lines)]
-    except (OSError, ValueError, subprocess.SubprocessError):
+        return [(name, int(mebibytes) * 2**20) for name, mebibytes in query_gpus("name", "memory.total")]
+    except ValueError:
         return []
 
 

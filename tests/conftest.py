@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from actors.recipe import Recipe
-from ray_app import cluster, index, recipes, runs
+from ray_app import cluster, index, machine, recipes
 from ray_app.options import Generate
 from ray_app.storage import open_output
 from ray_app.worker import Worker
@@ -35,7 +35,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.g
 
 
 def pytest_report_header() -> str:
-    return ", ".join(f"{name} {version}" for name, version in runs.versions().items())
+    return ", ".join(f"{name} {version}" for name, version in machine.versions().items())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from ray_app import doctor, footprint, survey
-from ray_app.autoscaling import Autoscaler
 from ray_app.cli import main
 from ray_app.errors import Refused
 from ray_app.options import Generate
@@ -60,8 +59,9 @@ def test_each_problem_is_a_line_and_the_exit_code_is_1(ray_local, tmp_path, caps
     assert code == 1
     assert problems == [
         f"problem          --output_base_path {tmp_path}/file/out: can't be written: {tmp_path}/file is a file",
-        "problem          --gpus_per_actor 1: no node has so many GPUs (0 at most); add GPU nodes, or draw with"
-        " --device cpu or tiny",
+        "problem          --gpus_per_actor 1: the largest node has 0 GPUs, and no autoscaler can add a larger one;"
+        " connect to a cluster with GPUs (--address), or generate on CPUs with --device cpu or --model_path tiny"
+        " (without --gpus_per_actor)",
     ]
 
 
@@ -72,25 +72,26 @@ def test_flags_that_generate_refuses_are_refused(capsys):
 
 def test_versions_that_differ_are_named_with_what_to_do(node):
     assert node.answer
-    assert found(doctor.versions([node])) == []
+    assert found(doctor.check_versions([node])) == []
     theirs = {**node.answer["versions"], "torch": "2.12.0", "diffusers": "none", "python": "3.10.2"}
     other = dataclasses.replace(node, name="w1", is_driver=False, answer={**node.answer, "versions": theirs})
     ours = node.answer["versions"]
-    assert found(doctor.versions([node, other])) == [
+    assert found(doctor.check_versions([node, other])) == [
         f"node w1: has 3.10.2 python, the driver's has {ours['python']}; install python {ours['python']} there",
         f"node w1: has 2.12.0 torch, the driver's has {ours['torch']} (images would differ in low bits); install torch"
         f" {ours['torch']} there",
         f"node w1: has no diffusers, the driver's has {ours['diffusers']}; install diffusers {ours['diffusers']} there",
     ]
     cuda = {**ours, "torch": ours["torch"].partition("+")[0] + "+cu128", "python": ours["python"] + "0"}
-    assert found(doctor.versions([node, dataclasses.replace(other, answer={**node.answer, "versions": cuda})])) == []
+    same = dataclasses.replace(other, answer={**node.answer, "versions": cuda})
+    assert found(doctor.check_versions([node, same])) == []
 
 
 def test_a_node_that_does_not_answer(node):
     silent = dataclasses.replace(node, name="w1", answer=None)
-    (line,) = doctor.answers([node, silent])
+    (line,) = doctor.check_answers([node, silent])
     assert line.startswith("node w1: gave no answer within 120 s")
-    assert found(doctor.versions([node, silent])) == []
+    assert found(doctor.check_versions([node, silent])) == []
 
 
 @pytest.mark.parametrize(
@@ -109,14 +110,14 @@ def test_whether_the_model_fits_a_gpu(flags, gigabytes, problem, node):
     asked = run(**flags)
     _, needs, _ = footprint.needed(asked.model_type, asked.model(), "cuda")
     expected = [f"node w1: {problem}"] if problem else []
-    assert found(doctor.model(asked, [node, gpu_node(node, gigabytes)], needs)) == expected
+    assert found(doctor.check_model(asked, [node, gpu_node(node, gigabytes)], needs)) == expected
 
 
 def test_whether_the_model_fits_the_memory_of_a_machine_without_gpus(node):
     asked = run(model_type="flux", device="cpu", num_workers="4")
     _, needs, _ = footprint.needed("flux", asked.model(), "cpu")
     large = dataclasses.replace(node, name="w1", cpus=8.0, memory=150e9)
-    assert found(doctor.model(asked, [large], needs)) == [
+    assert found(doctor.check_model(asked, [large], needs)) == [
         "node w1: has 150 GB of memory free and 4 actors with black-forest-labs/FLUX.1-schnell need about 274 GB;"
         " --num_workers 2"
     ]
@@ -139,36 +140,10 @@ def test_a_models_size_is_read_from_its_own_files(models, tmp_path):
 
 def test_a_model_folder_that_a_node_lacks(node, tmp_path):
     asked = run(model_path=str(tmp_path), device="cpu")
-    lacking = dataclasses.replace(node, name="w1", answer=survey.look(str(tmp_path / "none"), None))
-    assert found(doctor.model(asked, [lacking], 1.0)) == [
+    lacking = dataclasses.replace(node, name="w1", answer=survey.probe_node(str(tmp_path / "none"), None))
+    assert found(doctor.check_model(asked, [lacking], 1.0)) == [
         f"node w1: has no {tmp_path}; copy it there, or give --model_path a hub id"
     ]
-
-
-@pytest.mark.parametrize(
-    ("flags", "brought", "problem"),
-    [
-        ({"num_workers": "1:2"}, None, None),
-        ({"num_workers": "3"}, None, "--num_workers 3: there is room for 2 actors; ask for 2, add nodes"),
-        ({"num_workers": "1:3"}, 3, None),
-        ({"num_workers": "1:9"}, 3, "--num_workers 1:9: there is room for 3 actors with all that the autoscaler can"
-         " bring; ask for 3, add nodes, or raise max_workers in the cluster's file"),
-        ({"gpus_per_actor": 4.0}, None, "--gpus_per_actor 4: no node has so many GPUs (2 at most); lower it"),
-        ({"gpus_per_actor": 2.0}, None, "--gpus_per_actor 2: a model is loaded on one GPU, the others stand idle; give"
-         " 1"),
-        ({"device": "cpu", "num_workers": "999"}, None, "--num_workers 999: an actor takes a CPU and there are CPUS;"
-         " ask for CPUS"),
-    ],
-)  # fmt: skip
-def test_a_pool_that_can_not_be_as_large_as_asked(flags, brought, problem, node):
-    nodes = [gpu_node(node, 48, gpus=2)]
-    autoscaler = Autoscaler(((1.0, brought),), 8, "monitor.log") if brought else None
-    expected = [problem.replace("CPUS", f"{node.cpus:g}")] if problem else []
-    assert found(doctor.pool(run(**flags), nodes, autoscaler)) == expected
-
-
-def test_an_autoscaler_that_brings_the_first_gpu_is_enough(node):
-    assert found(doctor.pool(run(), [node], Autoscaler(((1.0, 3),), 8, ""))) == []
 
 
 @pytest.mark.slow
@@ -196,7 +171,7 @@ def test_two_nodes_of_which_one_has_another_version_and_another_output(tmp_path)
     assert [line.split(": ", 1)[1][:40] for line in lines] == [
         "has 0.1 diffusers, the driver's has 0.42",
         f"{output} is not the same folder there"[:40],
-        "an actor takes a CPU and there are 3; as",
+        "each actor reserves one CPU, and the clu",
     ]
     assert "unknown" in shared.stdout  # the memory of a GPU that is none
     assert "is not the same folder" not in alone.stdout

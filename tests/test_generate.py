@@ -413,7 +413,10 @@ def test_staging_that_a_late_writer_makes_again_is_removed_too(tmp_path):
 
 
 def test_no_gpu_is_refused_at_once_with_what_to_do(tmp_path, models):
-    with pytest.raises(Refused, match=r"the cluster offers nodes with 0 GPUs at most, .*; join one with --address"):
+    with pytest.raises(
+        Refused,
+        match=r"--gpus_per_actor 1: the largest node has 0 GPUs, .*; connect to a cluster with GPUs \(--address\)",
+    ):
         generate(options(tmp_path, model_path=models["sdxl_euler"]))
 
 

@@ -1,11 +1,13 @@
 """What a node says of itself: GPUs as nvidia-smi lists them, and time enough to answer."""
 
 import os
+import platform
 import time
 
 import pytest
 
-from ray_app import survey
+import ray_app
+from ray_app import machine, survey
 
 
 @pytest.fixture
@@ -23,7 +25,7 @@ def nvidia_smi(tmp_path, monkeypatch):
 
 def test_memory_of_gpus_is_told_in_mebibytes_by_nvidia_smi(nvidia_smi):
     nvidia_smi("NVIDIA H100 80GB HBM3, 81559\nNVIDIA T4, with a comma, 15360\n")
-    assert survey.look(None, None)["gpus"] == [
+    assert survey.probe_node(None, None)["gpus"] == [
         ("NVIDIA H100 80GB HBM3", 85_520_809_984),
         ("NVIDIA T4, with a comma", 16_106_127_360),
     ]
@@ -32,7 +34,17 @@ def test_memory_of_gpus_is_told_in_mebibytes_by_nvidia_smi(nvidia_smi):
 @pytest.mark.parametrize("printed", ["", "No devices were found\n", "a GPU, [N/A]\n"])
 def test_gpus_that_are_not_listed_with_their_memory_are_unknown(nvidia_smi, printed):
     nvidia_smi(printed)
-    assert survey.look(None, None)["gpus"] == []
+    assert survey.probe_node(None, None)["gpus"] == []
+
+
+def test_a_package_that_is_not_installed_has_no_version(monkeypatch):
+    monkeypatch.setattr(machine, "PACKAGES", ("ray", "no-such-package"))
+    assert machine.versions() == {
+        "proxyqueue": ray_app.__version__,
+        "python": platform.python_version(),
+        "ray": "2.60.0",
+        "no-such-package": "none",
+    }
 
 
 def test_a_node_has_two_minutes_to_answer(ray_local, monkeypatch):

@@ -17,7 +17,7 @@ from jobs.benchmarks import synthetic_images
 from jobs.benchmarks.options import Scale
 from ray_app import cluster, existing, index, layout, partition, runs
 from ray_app.compact import rewrite
-from ray_app.errors import Refused
+from ray_app.errors import InputRefused
 from ray_app.generate import generate, prepare
 from ray_app.storage import open_output
 
@@ -50,7 +50,9 @@ def measure_images(folder: Path, slots: int, options: Scale) -> dict[str, Any]:
     rows = index.read(open_output(str(output)), "sdxl", ["bytes", "status"])
     images = rows["status"].to_pylist().count("ok")
     if code or images != slots * len(options.steps()):
-        raise Refused(f"{images:,} of {slots * len(options.steps()):,} images were written; try again with --slots 100")
+        raise InputRefused(
+            f"{images:,} of {slots * len(options.steps()):,} images were written; try again with --slots 100"
+        )
     return {
         "figure": "images",
         "slots": slots,

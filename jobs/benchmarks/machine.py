@@ -4,11 +4,12 @@ Knows where a machine says so; nothing of what is measured."""
 import os
 import platform
 import statistics
-import subprocess
 import threading
 import time
 from pathlib import Path
 from typing import Any
+
+from ray_app.machine import query_gpus
 
 SAMPLE_SECONDS = 0.2
 
@@ -32,8 +33,8 @@ def describe() -> dict[str, Any]:
 
 def gpu_name() -> str | None:
     """The first CUDA GPU's name, None without one."""
-    found = _nvidia_smi("name")
-    return found[0] if found else None
+    gpus = query_gpus("name")
+    return gpus[0][0] if gpus else None
 
 
 class GpuBusy:
@@ -61,18 +62,8 @@ class GpuBusy:
 
     def _sample(self) -> None:
         while not self._over.wait(SAMPLE_SECONDS):
-            for busy in _nvidia_smi("utilization.gpu")[:1]:
+            for (busy,) in query_gpus("utilization.gpu")[:1]:
                 self._samples.append((time.time(), float(busy)))
-
-
-def _nvidia_smi(field: str) -> list[str]:
-    """A field of each GPU; none where the program is missing or fails."""
-    command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits"]
-    try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [line.strip() for line in said.splitlines() if line.strip()]
 
 
 def _cpu() -> str:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from actors import random_weights, tiny
 from ray_app.arguments import Options
-from ray_app.errors import Refused
+from ray_app.errors import InputRefused
 from ray_app.flags import DEFAULT_STEPS
 from ray_app.options import Generate, parse_steps
 
@@ -95,11 +95,11 @@ class Speed(Options):
         super().check_flags()
         _at_least(self, rounds=1, prompts=1)
         if not self.variants or len(set(self.variants)) < len(self.variants):
-            raise Refused("--variants: name some of them, each once")
+            raise InputRefused("--variants: name some of them, each once")
         if self.levers and ("limit" not in self.variants or len(set(self.levers)) < len(self.levers)):
-            raise Refused("--levers: name each once, and limit in --variants: that is what they are compared with")
+            raise InputRefused("--levers: name each once, and limit in --variants: that is what they are compared with")
         if self.model == random_weights.FULL and self.device == "cpu":
-            raise Refused("--model full: is for GPUs; on CPUs take mid")
+            raise InputRefused("--model full: is for GPUs; on CPUs take mid")
         assert self.model in (tiny.NAME, *random_weights.NAMES)
 
 
@@ -150,13 +150,13 @@ class Scale(Options):
         least = {"image_bytes": 1, "batch_size": 1, "plan_slots": 1, "resume_slots": 2, "rows": 1, "rows_a_part": 1}
         _at_least(self, **least)
         if not self.parts or len(set(self.parts)) < len(self.parts):
-            raise Refused("--parts: name some of them, each once")
+            raise InputRefused("--parts: name some of them, each once")
         if any(slots < 1 for slots in self.slots):
-            raise Refused(f"--slots {min(self.slots)}: must be at least 1")
+            raise InputRefused(f"--slots {min(self.slots)}: must be at least 1")
         self.steps()
 
 
 def _at_least(options: Any, **least: int) -> None:
     for name, low in least.items():
         if getattr(options, name) < low:
-            raise Refused(f"--{name} {getattr(options, name)}: must be at least {low}")
+            raise InputRefused(f"--{name} {getattr(options, name)}: must be at least {low}")

@@ -13,7 +13,7 @@ from multiprocessing.synchronize import Barrier
 from threading import BrokenBarrierError
 from typing import Any
 
-from ray_app.errors import Refused
+from ray_app.errors import InputRefused, Refused
 from ray_app.interrupts import uninterrupted
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -45,7 +45,7 @@ class FreshProcesses:
             except BrokenBarrierError:
                 continue  # another process has failed, and its future says why
             except BrokenProcessPool:
-                raise Refused(
+                raise InputRefused(
                     f"{call.__name__}: a process has died (out of memory?); take a smaller model or smaller numbers"
                 ) from None
         return results
@@ -112,4 +112,4 @@ def _failing_together(call: Callable[..., Any], *arguments: Any) -> Any:
     except Exception as error:  # one of Ray's or torch's may not be fit to be sent to another process
         _barrier.abort()
         cause = (str(error).splitlines() or [""])[-1]  # of Ray's lines the last one has it
-        raise Refused(f"{call.__name__}: {type(error).__name__}: {cause[:300]}") from None
+        raise InputRefused(f"{call.__name__}: {type(error).__name__}: {cause[:300]}") from None

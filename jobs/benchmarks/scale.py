@@ -15,10 +15,10 @@ from jobs.benchmarks.options import Scale
 from jobs.benchmarks.processes import fresh_processes
 from jobs.benchmarks.report import write_json
 from jobs.benchmarks.work import working_folder
-from ray_app import runs
 from ray_app.cli import run_module
-from ray_app.errors import OK, Refused
+from ray_app.errors import OK, InputRefused
 from ray_app.files import check_place
+from ray_app.machine import versions
 
 BLOCK = 4_096
 """Bytes by which a filesystem hands out space."""
@@ -40,7 +40,7 @@ def measure_scale(options: Scale) -> int:
             print(sentence(figure), file=sys.stderr, flush=True)
     report = {
         "machine": machine,
-        "versions": runs.versions(),
+        "versions": versions(),
         "command": sys.argv[1:],
         "options": dataclasses.asdict(options),
         "figures": measured,
@@ -133,7 +133,9 @@ def _check_space(options: Scale, folder: Path) -> None:
     most = max((needed.get(part, 0) for part in options.parts), default=0)
     free = shutil.disk_usage(folder).free
     if most > 0.9 * free:
-        raise Refused(f"--work_dir {folder}: {most / 1e9:.0f} GB are needed there and {free / 1e9:.0f} GB are free")
+        raise InputRefused(
+            f"--work_dir {folder}: {most / 1e9:.0f} GB are needed there and {free / 1e9:.0f} GB are free"
+        )
 
 
 if __name__ == "__main__":

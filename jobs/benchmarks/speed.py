@@ -26,9 +26,10 @@ from jobs.benchmarks.pool import Arrangement, Pool, arrangements, deal, started_
 from jobs.benchmarks.work import Work, choose, working_folder
 from ray_app import cluster, index, layout, likeness, recipes, runs, schema
 from ray_app.cli import run_module
-from ray_app.errors import OK, Refused
+from ray_app.errors import OK, InputRefused
 from ray_app.files import check_place
 from ray_app.generate import generate
+from ray_app.machine import versions
 from ray_app.options import Generate
 from ray_app.storage import open_output
 from ray_app.worker import SCHEMA
@@ -62,7 +63,7 @@ def measure(options: Speed, machine: dict[str, Any], folder: Path, kept: bool) -
     asked.check_flags()
     recipe = recipes.resolve(asked)
     if recipe.device == "cuda" and not machine["gpu"]:
-        raise Refused("--device cuda: this machine has no GPU; on CPUs take --model mid or tiny")
+        raise InputRefused("--device cuda: this machine has no GPU; on CPUs take --model mid or tiny")
     spread = _candidates(options, recipe)
     with contextlib.ExitStack() as stack:
         ray_start = 0.0
@@ -85,7 +86,7 @@ def measure(options: Speed, machine: dict[str, Any], folder: Path, kept: bool) -
     seconds = {name: rounds.seconds[name] for name in names}
     return {
         "machine": machine,
-        "versions": runs.versions(),
+        "versions": versions(),
         "command": sys.argv[1:],
         "options": dataclasses.asdict(options),
         "recipe": dataclasses.asdict(recipe),
@@ -208,7 +209,7 @@ class _Rounds:
         rows = index.read(open_output(str(output)), self.recipe.model_type, schema.SCHEMA.names)
         drawn = rows["status"].to_pylist().count("ok")
         if code or drawn != self.work.images:
-            raise Refused(f"proxyqueue drew {drawn:,} of {self.work.images:,} images; try the same with generate")
+            raise InputRefused(f"proxyqueue drew {drawn:,} of {self.work.images:,} images; try the same with generate")
         actors = timings.read(notes)
         first = timings.first(actors)
         parts = (output / layout.index_folder(self.recipe.model_type)).iterdir()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jobs.benchmarks.options import Speed
 from ray_app import circo
-from ray_app.errors import Refused, one_line
+from ray_app.errors import InputRefused, one_line
 
 DUPLICATES = 0.05
 """Share of the slots that ask for the same as another: CIRCO's test set has 199 of 4,000."""
@@ -85,9 +85,9 @@ def working_folder(named: str | None) -> Iterator[tuple[Path, bool]]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
-            raise Refused(f"--work_dir {folder}: is not empty")
+            raise InputRefused(f"--work_dir {folder}: is not empty")
     except OSError as error:
-        raise Refused(f"--work_dir {folder}: can't be written: {error.strerror or one_line(error)}") from error
+        raise InputRefused(f"--work_dir {folder}: can't be written: {error.strerror or one_line(error)}") from error
     yield folder, True
 
 
@@ -95,5 +95,5 @@ def _real(options: Speed, file: str) -> list[str]:
     queries = circo.load(file, options.prompt_field, PROMPTS_A_QUERY).queries()
     prompts = [prompt for query in queries for prompt in query.prompts][: options.prompts]
     if len(prompts) < options.prompts:
-        raise Refused(f"--prompts {options.prompts}: {file} has {len(prompts)} of them")
+        raise InputRefused(f"--prompts {options.prompts}: {file} has {len(prompts)} of them")
     return prompts

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from ray_app.errors import Refused
+from ray_app.errors import InputRefused
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 """The edition with PNG pictures inside (CBDT tables). SIL Open Font License 1.1."""
@@ -50,14 +50,14 @@ def read(size: int = 64, font: Path = FONT, names: Path = NAMES) -> list[Emoji]:
     """
     for file in (font, names):
         if not file.is_file():
-            raise Refused(f"{file}: not there; the training data comes with: {INSTALL}")
+            raise InputRefused(f"{file}: not there; the training data comes with: {INSTALL}")
     try:
         from fontTools.ttLib import TTFont
     except ImportError:
-        raise Refused(f"fontTools is not installed; the training data comes with: {INSTALL}") from None
+        raise InputRefused(f"fontTools is not installed; the training data comes with: {INSTALL}") from None
     with TTFont(font) as opened:
         if "CBDT" not in opened:
-            raise Refused(f"{font}: holds no PNG pictures; take Debian's: {INSTALL}")
+            raise InputRefused(f"{font}: holds no PNG pictures; take Debian's: {INSTALL}")
         glyphs = opened.getBestCmap() or {}
         strike = opened["CBDT"].strikeData[0]
         words = _words(names)

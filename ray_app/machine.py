@@ -1,0 +1,45 @@
+"""What this machine is: versions of what runs here, and its GPUs as nvidia-smi lists them.
+Knows the standard library alone: `survey` sends these functions to nodes on which the project may not be installed."""
+
+import importlib.metadata
+import platform
+import subprocess
+import sys
+
+PACKAGES = ("ray", "torch", "diffusers", "transformers", "pillow", "numpy", "pyarrow")
+MISSING = "none"
+"""Stands for the version of a package that is not installed."""
+NVIDIA_SMI_SECONDS = 30.0
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides pixels and behaviour; MISSING for a package that is not installed."""
+    project = sys.modules.get("ray_app")  # what runs here, whether it is installed or only shipped with a job
+    found = {"proxyqueue": getattr(project, "__version__", MISSING), "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = MISSING
+    return found
+
+
+def query_gpus(*fields: str) -> list[list[str]]:
+    """The fields of each GPU as nvidia-smi prints them; nothing where the program is missing or fails.
+
+    torch could tell the same, but takes seconds and memory, and sees no GPU in a Ray task that reserves none.
+
+    Args:
+        fields: of `nvidia-smi --help-query-gpu`; only the first one may have commas in its value.
+    """
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+    try:
+        printed = subprocess.run(command, capture_output=True, text=True, timeout=NVIDIA_SMI_SECONDS, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    gpus = []
+    for line in printed.splitlines():
+        values = [value.strip() for value in line.rsplit(",", len(fields) - 1)]
+        if len(values) == len(fields) and values[0]:
+            gpus.append(values)
+    return gpus
