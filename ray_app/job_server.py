@@ -17,6 +17,8 @@ from ray_app.messages import LOG
 
 HERE = "http://127.0.0.1:8265"
 CONNECT_SECONDS = 10.0
+MAX_BYTES = 100 * 2**20
+"""Ray's dashboard takes no larger upload, and Ray does not compress them."""
 STOP_SECONDS = 60
 """Time that a stopped job has to end by itself; Ray's own default of 3 would cut it off in the middle of a batch."""
 START_SECONDS = 60.0
@@ -50,13 +52,12 @@ class JobServer:
         from ray.job_submission import JobSubmissionClient
 
         for name in ("ray", "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # what goes wrong is raised
         with self._explained():
             self._client = JobSubmissionClient(self.address)
 
-    def submit(self, job: str, entrypoint: str, package: str, environment: dict[str, str]) -> None:
-        """Upload a zip as the job's folder, and start a job of that id in it."""
-        runtime_env = {"working_dir": package, "env_vars": environment}
+    def submit(self, job: str, entrypoint: str, runtime_env: dict[str, Any]) -> None:
+        """Upload what the cluster lacks of the job's files, and start a job of that id with them."""
         deadline = time.monotonic() + START_SECONDS
         with self._explained():
             while True:
@@ -180,6 +181,11 @@ class JobServer:
             text = self._masked(one_line(error, 300))
             if job and "does not exist" in text:
                 text = f"no job {job} there; proxyqueue submit --list names them"
+            elif "status code 413" in text:
+                text = (
+                    f"the annotations or a package's folder exceed Ray's limit of {MAX_BYTES / 2**20:.0f} MiB for"
+                    " an upload; put annotations where the cluster reads them, other files out of the packages' folders"
+                )
             elif "status code 404" in text or "Expecting value" in text:
                 text = f"no Ray dashboard: {text}"
             raise ClusterRefused(f"--address {self.address}: {text}") from None

@@ -3,6 +3,7 @@ Knows what a job of this project needs; how it is shipped and run is in `shipmen
 
 import os
 import shlex
+import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -60,27 +61,30 @@ def _submit(options: Submit, environment: dict[str, str], secrets: frozenset[str
     working_dir = Path(os.path.abspath(os.path.expanduser(options.working_dir)))
     if not working_dir.is_dir():
         raise InputRefused(f"--working_dir {options.working_dir}: no such folder")
-    arguments, annotated = check_job(options.command, working_dir)
-    root, files = shipment.sources(working_dir)
-    files |= dict([annotated]) if annotated else {}
+    arguments, annotations = check_job(options.command, working_dir)
+    packages = shipment.find_packages(working_dir)
     job = f"proxyqueue-{runs.new_id()}"
     with tempfile.TemporaryDirectory() as folder:
-        package = Path(folder) / "job.zip"
-        size = shipment.pack(files, package)
+        shipped = f"the sources in {packages[0].parent}"
+        if annotations:
+            name = shipment.name_in_job(annotations)
+            shutil.copyfile(annotations, Path(folder) / name)
+            shipped += f", and {name}"
         server = JobServer(options.address, secrets)
         print(f"job              {job}")
-        print(f"ships            {shipment.describe(root, files, size, annotated and annotated[0])}")
+        print(f"ships            {shipped}")
         print(f"passes on        {', '.join(environment) or 'no variables'}", flush=True)
-        environment |= {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
-        server.submit(job, shlex.join(["python", "-m", "jobs.generate", *arguments]), str(package), environment)
+        variables = {**environment, "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
+        runtime_env = {**shipment.runtime_env(packages, Path(folder)), "env_vars": variables}
+        server.submit(job, shlex.join(["python", "-m", "jobs.generate", *arguments]), runtime_env)
     if options.detach:
         print(_how_to_go_on(server, job))
         return OK
     return _follow(server, job)
 
 
-def check_job(command: tuple[str, ...], working_dir: Path) -> tuple[list[str], tuple[str, Path] | None]:
-    """The arguments that the job's generate gets, and the annotations to ship (name there, path here), if any.
+def check_job(command: tuple[str, ...], working_dir: Path) -> tuple[list[str], Path | None]:
+    """The arguments that the job's generate gets, and the annotations to ship, if any.
 
     Raises:
         Refused: what generate would refuse of the flags and the annotations, and paths that the job would not find.
@@ -88,23 +92,24 @@ def check_job(command: tuple[str, ...], working_dir: Path) -> tuple[list[str], t
     verb, *arguments = command
     if verb != "generate":
         raise InputRefused(f"{verb}: can't be submitted; only generate can: proxyqueue submit -- generate …flags")
-    asked: Generate = parse("proxyqueue generate", Generate, arguments)
-    asked.check_flags()
-    if _is_relative(asked.output_base_path):
+    requested: Generate = parse("proxyqueue generate", Generate, arguments)
+    requested.check_flags()
+    if _is_relative(requested.output_base_path):
         raise InputRefused(
-            f"--output_base_path {asked.output_base_path}: would be lost with the job's own folder;"
+            f"--output_base_path {requested.output_base_path}: would be lost with the job's own folder;"
             " name an absolute path on the cluster, or s3://bucket/prefix"
         )
-    model = asked.model()
+    model = requested.model()
     if model != tiny.NAME and _is_relative(model) and (model.startswith(".") or (working_dir / model).exists()):
         raise InputRefused(f"{model}: models are not shipped; name a hub id, or an absolute path that every node has")
-    annotated = shipment.annotations(asked.json_file, working_dir)
-    if annotated:
-        found = circo.load(str(annotated[1]), asked.prompt_field, asked.num_prompts, asked.strict)
-        found.queries(asked.query_ids, asked.limit, asked.idx, asked.gpu_num)
-        if Path(annotated[0]) != Path(asked.json_file):
-            arguments += ["--json_file", annotated[0]]  # the last one counts
-    return arguments, annotated
+    annotations = shipment.find_annotations(requested.json_file, working_dir)
+    if annotations:
+        loaded = circo.load(str(annotations), requested.prompt_field, requested.num_prompts, requested.strict)
+        loaded.queries(requested.query_ids, requested.limit, requested.idx, requested.gpu_num)
+        name = shipment.name_in_job(annotations)
+        if Path(name) != Path(requested.json_file):
+            arguments += ["--json_file", name]  # the last one counts
+    return arguments, annotations
 
 
 def _is_relative(path: str) -> bool:

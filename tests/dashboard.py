@@ -21,6 +21,8 @@ class Dashboard:
         self.address = ""
         self.jobs: dict[str, JobDetails] = {}
         self.packages: dict[str, bytes] = {}
+        self.uploads = 0
+        self.max_bytes = 2**30
         self.submitted: list[dict] = []
         self.log: list[str] = []
         self.end = {"status": JobStatus.SUCCEEDED, "driver_exit_code": 0}
@@ -50,7 +52,11 @@ class Dashboard:
         return web.Response(status=200 if request.match_info["name"] in self.packages else 404)
 
     async def _put_package(self, request: web.Request) -> web.Response:
-        self.packages[request.match_info["name"]] = await request.read()
+        data = await request.read()
+        if len(data) > self.max_bytes:
+            raise web.HTTPRequestEntityTooLarge(max_size=self.max_bytes, actual_size=len(data))
+        self.packages[request.match_info["name"]] = data
+        self.uploads += 1
         return web.Response()
 
     async def _submit(self, request: web.Request) -> web.Response:

@@ -1,6 +1,8 @@
 """Jobs submitted over HTTP: what is refused, what is sent and shown, and, to a real cluster, the way a user does."""
 
 import io
+import itertools
+import json
 import logging
 import os
 import re
@@ -17,10 +19,10 @@ from ray.job_submission import JobStatus
 
 from ray_app import job_server, shipment
 from ray_app.cli import main
-from ray_app.errors import Refused
+from ray_app.shipment import PACKAGES
 from ray_app.submit import check_job, passed_on
 from tests.clusters import Cluster, Tunnel, auth, cluster, pids
-from tests.conftest import ROOT, SAMPLE, check_index_is_true, read_tree, run_cli, start_cli
+from tests.conftest import ROOT, SAMPLE, check_index_is_true, obeying_permissions, read_tree, run_cli, start_cli
 from tests.dashboard import Dashboard, dashboard
 from tests.processes import environments, wait_for
 
@@ -54,6 +56,23 @@ def generate(output: Path, *flags: str) -> list[str]:
     return ["--", "generate", *TINY, "--output_base_path", str(output), *flags]
 
 
+def copy_packages(checkout: Path) -> Path:
+    """A checkout of the project's packages."""
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, checkout / package, ignore=shutil.ignore_patterns("__pycache__"))
+    return checkout
+
+
+def list_files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def names_shipped(board: Dashboard, uri: str) -> list[str]:
+    """The files of one upload."""
+    with zipfile.ZipFile(io.BytesIO(board.packages[uri.removeprefix("gcs://")])) as archive:
+        return sorted(archive.namelist())
+
+
 @pytest.fixture
 def board(here, monkeypatch) -> Iterator[Dashboard]:
     """A dashboard for a shell that has the token, in the folder with the annotations."""
@@ -80,14 +99,14 @@ def test_what_a_job_is_sent_and_what_is_shown_of_it(board, here, capsys):
     flags = [*TINY, "--output_base_path", "/mnt/out", "--json_file", str(here / "elsewhere" / "deeper.json")]
     assert main(["submit", "--", "generate", *flags]) == 3
     (sent,) = board.submitted
-    assert sent["entrypoint"] == f"python -m jobs.generate {' '.join(flags)} --json_file elsewhere/deeper.json"
+    assert sent["entrypoint"] == f"python -m jobs.generate {' '.join(flags)} --json_file deeper.json"
     assert sent["runtime_env"]["env_vars"] == {"HF_TOKEN": SECRET, "RAY_JOB_STOP_WAIT_TIME_S": "60"}
-    (package,) = board.packages.values()
-    with zipfile.ZipFile(io.BytesIO(package)) as archive:
-        assert {"jobs/generate.py", "ray_app/cli.py", "elsewhere/deeper.json"} <= set(archive.namelist())
+    assert names_shipped(board, sent["runtime_env"]["working_dir"]) == ["deeper.json"]
+    modules = [names_shipped(board, uri) for uri in sent["runtime_env"]["py_modules"]]
+    assert {"actors/generator.py", "jobs/generate.py", "ray_app/cli.py"} <= set(itertools.chain(*modules))
     out, err = capsys.readouterr()
     assert re.fullmatch(
-        rf"job +{sent['submission_id']}\nships +\d+ files, .* and elsewhere/deeper.json\n"
+        rf"job +{sent['submission_id']}\nships +the sources in .*, and deeper.json\n"
         r"passes on +HF_TOKEN\nthe token is \*\*\*\n24 images\n",
         out,
     )
@@ -169,7 +188,7 @@ def test_a_job_is_checked_shipped_and_followed_and_its_exit_code_is_the_commands
     (here / "test1.json").rename(elsewhere)
     done = submit(jobs, here, *generate(tmp_path / "out", "--dry_run", "--json_file", str(elsewhere)))
     assert (done.returncode, done.stderr) == (0, "")
-    assert re.search(r"^job +proxyqueue-\S+\nships +\d+ files, .* and elsewhere/deeper.json\n", done.stdout)
+    assert re.search(r"^job +proxyqueue-\S+\nships +the sources in .*, and deeper.json\n", done.stdout)
     assert "passes on        HF_TOKEN\n" in done.stdout
     assert "images           60 wanted, 0 there, 60 to draw" in done.stdout
     refused = submit(
@@ -318,67 +337,90 @@ def test_what_is_refused_before_anything_is_sent(command, here, monkeypatch, cap
     assert capsys.readouterr() == ("", f"proxyqueue: {REFUSED[command].replace('HERE', str(here))}\n")
 
 
-def test_a_checkout_ships_its_own_sources_and_nothing_else(tmp_path):
-    checkout = tmp_path / "checkout"
-    for package in shipment.PACKAGES:
-        shutil.copytree(ROOT / package, checkout / package)
+def test_a_checkout_ships_its_own_packages_and_nothing_else_and_once(board, here, tmp_path):
+    checkout = copy_packages(tmp_path / "checkout")
+    (checkout / "ray_app" / "changed.py").write_text("changed = True")
+    sources = [name for name in list_files(checkout) if not name.startswith(("jobs/benchmarks/", "jobs/training/"))]
+    assert (checkout / "jobs/benchmarks/speed.py").is_file()
     for clutter in (".git/config", ".venv/lib/x.py", "output/index/part.parquet", "weights/unet.safetensors",
                     "ray_app/__pycache__/x.pyc", "ray_app/.secret", "tests/test_x.py"):  # fmt: skip
         (checkout / clutter).parent.mkdir(parents=True, exist_ok=True)
         (checkout / clutter).write_text("x")
-    (checkout / "pyproject.toml").write_text("")
-    (checkout / "ray_app" / "mine.py").write_text("changed = True")
-    root, files = shipment.sources(checkout)
-    assert root == checkout
-    assert {name.split("/")[0] for name in files} == {"actors", "ray_app", "jobs", "pyproject.toml"}
-    assert {"ray_app/mine.py", "ray_app/sample.json", "jobs/generate.py"} <= files.keys()
-    assert not {"ray_app/__pycache__/x.pyc", "ray_app/.secret"} & files.keys()
-    assert (checkout / "jobs/benchmarks/speed.py").is_file()
-    assert not [name for name in files if name.startswith(("jobs/benchmarks", "jobs/training"))]
-    packages = [tmp_path / f"{number}.zip" for number in range(2)]
-    for package in packages:
-        shipment.pack(files, package)
-    assert packages[0].read_bytes() == packages[1].read_bytes()  # Ray sends equal bytes once
-    with zipfile.ZipFile(packages[0]) as archive:
-        assert sorted(archive.namelist()) == sorted(files)
-        assert archive.read("ray_app/mine.py") == b"changed = True"
+    command = ["submit", "--detach", "--working_dir", str(checkout), "--", "generate", *TINY]
+    command += ["--output_base_path", "/mnt/out", "--json_file", str(here / "test1.json")]
+    assert main(command) == 0
+    uploaded = dict(board.packages)
+    (here / "test1.json").touch()
+    (checkout / "ray_app" / "changed.py").touch()
+    assert main(command) == 0
+    assert board.uploads == len(uploaded) == 4
+    first, second = (sent["runtime_env"] for sent in board.submitted)
+    assert first == second
+    assert names_shipped(board, first["working_dir"]) == ["test1.json"]
+    shipped = itertools.chain.from_iterable(names_shipped(board, uri) for uri in first["py_modules"])
+    assert sorted(shipped) == sources
 
 
-def test_a_folder_without_sources_ships_the_installed_ones(here):
-    root, files = shipment.sources(here)
-    assert root == ROOT
-    assert "jobs/generate.py" in files
-    assert "test1.json" not in files
+def test_a_folder_without_packages_ships_the_installed_ones(here):
+    assert shipment.find_packages(here) == [ROOT / package for package in PACKAGES]
 
 
-def test_more_than_ray_takes_is_refused_with_the_biggest_files(tmp_path, monkeypatch):
+def test_more_than_ray_takes_is_refused_with_what_to_do(board, capsys):
     from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
 
-    assert shipment.MAX_BYTES == DASHBOARD_CLIENT_MAX_SIZE
-    monkeypatch.setattr(shipment, "MAX_BYTES", 2**20)
-    (tmp_path / "weights").write_bytes(os.urandom(2 * 2**20))
-    files = {"actors/weights.safetensors": tmp_path / "weights", "ray_app/cli.py": ROOT / "ray_app" / "cli.py"}
-    with pytest.raises(
-        Refused, match=r"2\.0 MiB zipped, and Ray takes 1\.0 MiB; .* actors/weights.safetensors \(2\.0 MiB"
-    ):
-        shipment.pack(files, tmp_path / "job.zip")
+    assert job_server.MAX_BYTES == DASHBOARD_CLIENT_MAX_SIZE
+    board.max_bytes = 2**10
+    assert main(["submit", "--", "generate", *TINY, "--output_base_path", "/mnt/out"]) == 2
+    assert capsys.readouterr().err == (
+        f"proxyqueue: --address {board.address}: the annotations or a package's folder exceed Ray's limit of 100 MiB"
+        " for an upload; put annotations where the cluster reads them, other files out of the packages' folders\n"
+    )
+    assert not board.submitted
+
+
+def test_a_file_that_can_not_be_read_is_named(board, here, tmp_path):
+    checkout = copy_packages(tmp_path / "checkout")
+    locked = checkout / "ray_app" / "locked.py"
+    locked.touch(mode=0o000)
+    command = [*obeying_permissions(), sys.executable, "-m", "ray_app", "submit", "--working_dir", str(checkout), "--"]
+    command += ["generate", *TINY, "--output_base_path", "/mnt/out", "--json_file", str(here / "test1.json")]
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, f"proxyqueue: {locked}: Permission denied\n")
+
+
+@pytest.mark.slow
+def test_the_shipped_packages_are_those_that_run_and_annotations_may_be_the_clusters(jobs, here, tmp_path):
+    checkout = copy_packages(tmp_path / "checkout")
+    (checkout / "ray_app" / "__init__.py").write_text('__version__ = "9.9.9"\n')
+    flags = ["--json_file", str(here / "test1.json"), "--limit", "1", "--num_workers", "1"]
+    done = submit(jobs, checkout, *generate(tmp_path / "out", *flags))
+    assert done.returncode == 0, done.stdout + done.stderr
+    (record,) = (tmp_path / "out" / "runs").iterdir()
+    assert json.loads(record.read_text())["versions"]["proxyqueue"] == "9.9.9"
+    elsewhere = submit(jobs, checkout, *generate(tmp_path / "out", "--json_file", "/not/on/this/machine.json"))
+    assert elsewhere.returncode == 2, elsewhere.stdout + elsewhere.stderr
+    assert "proxyqueue: /not/on/this/machine.json: " in elsewhere.stdout
 
 
 @pytest.mark.parametrize(
     ("given", "shipped", "added"),
     [
-        ("./test1.json", "test1.json", []),
-        ("HERE/test1.json", "test1.json", ["--json_file", "test1.json"]),
-        ("../outside.json", "outside.json", ["--json_file", "outside.json"]),
+        ("./test1.json", "HERE/test1.json", []),
+        ("HERE/test1.json", "HERE/test1.json", ["--json_file", "test1.json"]),
+        ("../outside.json", "HERE/../outside.json", ["--json_file", "outside.json"]),
+        (".hidden/.test2.json", "HERE/.hidden/.test2.json", ["--json_file", "test2.json"]),
         ("/not/on/this/machine.json", None, []),
     ],
 )
 def test_where_annotations_come_from(given, shipped, added, here):
+    (here / ".hidden").mkdir()
+    shutil.copy(SAMPLE, here / ".hidden" / ".test2.json")
     shutil.copy(SAMPLE, here.parent / "outside.json")
     flags = ["--json_file", given.replace("HERE", str(here)), "--output_base_path", "/o", "--model_path", "tiny"]
-    arguments, annotated = check_job(("generate", *flags), here)
+    arguments, annotations = check_job(("generate", *flags), here)
     assert arguments == [*flags, *added]
-    assert (annotated and annotated[0]) == shipped
+    expected = shipped and Path(os.path.abspath(shipped.replace("HERE", str(here))))
+    assert annotations == expected
 
 
 def test_variables_that_name_this_machines_files_stay_here():
