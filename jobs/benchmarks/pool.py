@@ -46,7 +46,7 @@ class Pool:
         Raises:
             Refused: a process can't load it, or has died.
         """
-        self._processes.call_in_each(_load, [(self.recipe,)] * self._processes.count)
+        self._processes.call_in_each(load_model, [(self.recipe,)] * self._processes.count)
 
     def generate(self, variant: str, shares: Sequence[Sequence[Slot]], threads: int, folder: Path) -> float:
         """Seconds from a common start, after all have warmed up, until the last process has generated its share.
@@ -56,7 +56,7 @@ class Pool:
         """
         idle: list[list[Slot]] = [[]] * (self._processes.count - len(shares))
         calls = [(self.recipe, self.steps, variant, share, threads, folder) for share in [*shares, *idle]]
-        spans = self._processes.call_in_each(_generate, calls)
+        spans = self._processes.call_in_each(generate_share, calls)
         return max(ended for _, ended in spans) - min(began for began, _ in spans)
 
 
@@ -81,12 +81,12 @@ def deal(slots: Sequence[Slot], processes: int, batch_size: int = 1) -> list[lis
     return shares
 
 
-def _load(recipe: Recipe) -> None:
+def load_model(recipe: Recipe) -> None:
     _family(recipe)
     wait_for_the_others()
 
 
-def _generate(
+def generate_share(
     recipe: Recipe, steps: list[int], name: str, share: list[Slot], threads: int, folder: Path
 ) -> tuple[float, float]:
     """When the share was begun and ended, on a clock that all processes of the machine share."""

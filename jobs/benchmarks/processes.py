@@ -18,6 +18,8 @@ from ray_app.interrupts import uninterrupted
 
 SPAWN = multiprocessing.get_context("spawn")
 """A forked process would inherit torch's threads in part."""
+KEPT = 250
+"""Characters of a long error message's beginning, and of its end, that are told."""
 
 
 class FreshProcesses:
@@ -111,5 +113,10 @@ def _failing_together(call: Callable[..., Any], *arguments: Any) -> Any:
         raise
     except Exception as error:  # one of Ray's or torch's may not be fit to be sent to another process
         _barrier.abort()
-        cause = (str(error).splitlines() or [""])[-1]  # of Ray's lines the last one has it
-        raise InputRefused(f"{call.__name__}: {type(error).__name__}: {cause[:300]}") from None
+        raise InputRefused(f"{call.__name__}: {type(error).__name__}: {_shortened(str(error))}") from None
+
+
+def _shortened(message: str) -> str:
+    """On one line, with beginning and end: torch tells the cause in the first of many lines, Ray in the last."""
+    line = " ".join(message.split())
+    return line if len(line) <= 2 * KEPT else f"{line[:KEPT]} … {line[-KEPT:]}"

@@ -3,9 +3,10 @@ Knows pipelines and pictures in a folder; nothing of Ray, of an index, or of wha
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -16,6 +17,8 @@ LIMIT_DECODES = 2**21
 
 Slot = tuple[int, str, int]
 """A slot's number, prompt and seed."""
+Lever = Callable[[Any], contextlib.AbstractContextManager[Any]]
+"""Changes one thing of a loaded family inside a `with`, and puts it back."""
 
 
 class Variant:
@@ -123,14 +126,23 @@ class Limit(Variant):
     """What no way to draw can be faster than: the pipeline's loop over full batches, and the decodes. No pictures.
 
     Prompts are encoded before, latents are copied at the wanted steps, decoded after the loop, and stay on the device.
+
+    Args:
+        lever: what to change of the model while it is measured.
+        batch_size: another one than the recipe's.
     """
 
-    changes: ClassVar[dict[str, Any]] = {}
-    """Of the recipe, by field."""
-
-    def __init__(self, family: Any, steps: Sequence[int], folder: Path):
+    def __init__(
+        self,
+        family: Any,
+        steps: Sequence[int],
+        folder: Path,
+        lever: Lever = contextlib.nullcontext,
+        batch_size: int | None = None,
+    ):
         super().__init__(family, steps, folder)
-        self.recipe = dataclasses.replace(self.recipe, **self.changes)
+        self.recipe = dataclasses.replace(self.recipe, batch_size=batch_size or self.recipe.batch_size)
+        self._lever = lever
         self.latents: dict[int, torch.Tensor] = {}
         """Of the last batch, by step."""
         self._pixels: dict[int, torch.Tensor] = {}
@@ -141,7 +153,8 @@ class Limit(Variant):
     def ready(self, slots: Sequence[Slot]) -> Iterator[None]:
         with vae_in(self.pipe, self.recipe.vae_dtype):
             self._embeddings = {prompt: self.family.encode(prompt) for _, prompt, _ in slots}
-            yield
+            with self._lever(self.family):
+                yield
             self._embeddings = {}
 
     def draw(self, slots: Sequence[Slot]) -> None:
@@ -181,78 +194,6 @@ class Limit(Variant):
             self._pixels[step] = torch.cat([self.family.decode(part) for part in latents.split(chunk)])
 
 
-class OneByOne(Limit):
-    """Without batches."""
-
-    changes: ClassVar[dict[str, Any]] = {"batch_size": 1}
-
-
-class VaeBfloat16(Limit):
-    """With a VAE of half the bytes."""
-
-    changes: ClassVar[dict[str, Any]] = {"vae_dtype": "bfloat16"}
-
-
-class UsualMalloc(Limit):
-    """With memory of large tensors going back to the system, as the C library does unasked."""
-
-    @contextlib.contextmanager
-    def ready(self, slots: Sequence[Slot]) -> Iterator[None]:
-        with super().ready(slots):
-            memory.use(memory.USUAL)
-            yield
-            memory.keep_freed()
-
-
-class ChannelsLast(Limit):
-    """With the weights of convolutions, and so their inputs, in the order that some kernels like better."""
-
-    @contextlib.contextmanager
-    def ready(self, slots: Sequence[Slot]) -> Iterator[None]:
-        with super().ready(slots):
-            for part in (self.family.denoiser, self.pipe.vae):
-                part.to(memory_format=torch.channels_last)
-            yield
-            for part in (self.family.denoiser, self.pipe.vae):
-                part.to(memory_format=torch.contiguous_format)
-
-
-class FusedQKV(Limit):
-    """With one matrix for queries, keys and values where there were three."""
-
-    @contextlib.contextmanager
-    def ready(self, slots: Sequence[Slot]) -> Iterator[None]:
-        with super().ready(slots):
-            self.family.denoiser.fuse_qkv_projections()
-            yield
-            self.family.denoiser.unfuse_qkv_projections()
-
-
-class Compiled(Limit):
-    """With the denoiser's repeated blocks compiled; what compiling costs is not counted."""
-
-    @contextlib.contextmanager
-    def ready(self, slots: Sequence[Slot]) -> Iterator[None]:
-        with super().ready(slots):
-            self.family.denoiser.compile_repeated_blocks()
-            yield
-            for module in self.family.denoiser.modules():
-                module._compiled_call_impl = None  # what compiling in place has set
-
-
-VARIANTS: dict[str, type[Separate] | type[CallbackScript] | type[Limit]] = {
-    "separate": Separate,
-    "callback": CallbackScript,
-    "limit": Limit,
-    "batch_of_one": OneByOne,
-    "usual_malloc": UsualMalloc,
-    "vae_bfloat16": VaeBfloat16,
-    "channels_last": ChannelsLast,
-    "fused_qkv": FusedQKV,
-    "compiled": Compiled,
-}
-
-
 @contextlib.contextmanager
 def vae_in(pipe: Any, dtype: str) -> Iterator[None]:
     """The VAE in another dtype, and back with the weights it had: casting back would leave them rounded."""
@@ -265,3 +206,59 @@ def vae_in(pipe: Any, dtype: str) -> Iterator[None]:
     yield
     pipe.vae.to(before)
     pipe.vae.load_state_dict(exact)
+
+
+@contextlib.contextmanager
+def usual_malloc(family: Any) -> Iterator[None]:
+    """Memory of large tensors goes back to the system, which is the C library's default."""
+    memory.use(memory.USUAL)
+    yield
+    memory.keep_freed()
+
+
+@contextlib.contextmanager
+def vae_bfloat16(family: Any) -> Iterator[None]:
+    """A VAE of half the bytes."""
+    with vae_in(family.pipe, "bfloat16"):
+        yield
+
+
+@contextlib.contextmanager
+def channels_last(family: Any) -> Iterator[None]:
+    """The weights of convolutions, and so their inputs, in the order for which some kernels are faster."""
+    parts = (family.denoiser, family.pipe.vae)
+    for part in parts:
+        part.to(memory_format=torch.channels_last)
+    yield
+    for part in parts:
+        part.to(memory_format=torch.contiguous_format)
+
+
+@contextlib.contextmanager
+def fused_qkv(family: Any) -> Iterator[None]:
+    """One matrix for queries, keys and values instead of three."""
+    family.denoiser.fuse_qkv_projections()
+    yield
+    family.denoiser.unfuse_qkv_projections()
+
+
+@contextlib.contextmanager
+def compiled(family: Any) -> Iterator[None]:
+    """The denoiser's repeated blocks are compiled, in the warm-up, so the time that compiling takes is not counted."""
+    family.denoiser.compile_repeated_blocks()
+    yield
+    for module in family.denoiser.modules():
+        module._compiled_call_impl = None  # set by compiling in place
+
+
+VARIANTS: dict[str, Callable[[Any, Sequence[int], Path], Variant]] = {
+    "separate": Separate,
+    "callback": CallbackScript,
+    "limit": Limit,
+    "batch_of_one": functools.partial(Limit, batch_size=1),
+    "usual_malloc": functools.partial(Limit, lever=usual_malloc),
+    "vae_bfloat16": functools.partial(Limit, lever=vae_bfloat16),
+    "channels_last": functools.partial(Limit, lever=channels_last),
+    "fused_qkv": functools.partial(Limit, lever=fused_qkv),
+    "compiled": functools.partial(Limit, lever=compiled),
+}

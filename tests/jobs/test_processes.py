@@ -27,7 +27,7 @@ def began_at(seconds_to_prepare: float) -> tuple[int, float]:
 
 def fail_or_wait(fails: bool) -> None:
     if fails:
-        raise ValueError("a first line\nno such thing")
+        raise ValueError("the cause\n" + 100 * "a frame\n" + "no such thing")
     wait_for_the_others()
 
 
@@ -50,7 +50,7 @@ def test_they_begin_at_the_same_instant_each_in_its_own_process():
 
 def test_a_failure_in_one_is_told_and_the_others_do_not_wait_for_it():
     with (
-        pytest.raises(Refused, match=r"^fail_or_wait: ValueError: no such thing$"),
+        pytest.raises(Refused, match=r"^fail_or_wait: ValueError: the cause a frame .{300,500} a frame no such thing$"),
         fresh_processes(3) as processes,
     ):
         processes.call_in_each(fail_or_wait, [(False,), (True,), (False,)])
