@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.synchronize import Barrier
 from threading import BrokenBarrierError
@@ -18,6 +18,7 @@ from ray_app.interrupts import uninterrupted
 
 SPAWN = multiprocessing.get_context("spawn")
 """A forked process would inherit torch's threads in part."""
+POLL_SECONDS = 0.5
 KEPT = 250
 """Characters of a long error message's beginning, and of its end, that are told."""
 
@@ -39,18 +40,28 @@ class FreshProcesses:
         """
         assert len(arguments) == self.count
         with uninterrupted(), _no_ctrl_c_for_new_processes():
-            futures = [self._executor.submit(_failing_together, call, *values) for values in arguments]
+            pending = {self._executor.submit(_failing_together, call, *values) for values in arguments}
+            processes = multiprocessing.active_children()
         results = []
-        for future in as_completed(futures):
-            try:
-                results.append(future.result())
-            except BrokenBarrierError:
-                continue  # another process has failed, and its future says why
-            except BrokenProcessPool:
-                raise InputRefused(
-                    f"{call.__name__}: a process has died (out of memory?); take a smaller model or smaller numbers"
-                ) from None
+        while pending:
+            done, pending = wait(pending, POLL_SECONDS, FIRST_COMPLETED)
+            for future in done:
+                try:
+                    results.append(future.result())
+                except BrokenBarrierError:
+                    continue  # another process has failed, and its future says why
+                except BrokenProcessPool:
+                    raise _death(call) from None
+            # the executor itself overlooks the death of a process that started while it was about to wait
+            if pending and any(process.exitcode is not None for process in processes):
+                raise _death(call)
         return results
+
+
+def _death(call: Callable[..., Any]) -> InputRefused:
+    return InputRefused(
+        f"{call.__name__}: a process has died (out of memory?); take a smaller model or smaller numbers"
+    )
 
 
 @contextlib.contextmanager
