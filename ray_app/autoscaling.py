@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_app.cluster import living_nodes, node_id
+from ray_app.ray_workarounds import kubernetes_producer, session_name
 
 KUBERNETES_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
@@ -24,14 +25,13 @@ class Autoscaler:
 def find() -> Autoscaler | None:
     """The cluster's autoscaler, None if none runs. The head's node tells: Ray tells a driver nothing of its limits."""
     import ray
-    from ray._private.worker import global_worker
 
-    node: Any = global_worker.node
+    session = session_name()
     head = next((node.node_id for node in living_nodes() if node.is_head), None)
     if head is None or head == node_id():
-        return detect_on_head(node.session_name)
+        return detect_on_head(session)
     task = ray.remote(num_cpus=0, max_retries=3)(detect_on_head)
-    return ray.get(task.options(label_selector={"ray.io/node-id": head}).remote(node.session_name))
+    return ray.get(task.options(label_selector={"ray.io/node-id": head}).remote(session))
 
 
 def detect_on_head(session: str) -> Autoscaler | None:
@@ -58,11 +58,9 @@ def _from_file(path: str, logs: str) -> Autoscaler:
 
 def _from_kubernetes(name: str) -> Autoscaler | None:
     """KubeRay's runs beside the head, in a container of its own, and scales by the RayCluster that it is told of."""
-    from ray.autoscaler._private.kuberay.autoscaling_config import AutoscalingConfigProducer
-
     logs = f"its container: kubectl logs -l ray.io/cluster={name},ray.io/node-type=head -c autoscaler"
     try:
-        producer = AutoscalingConfigProducer(name, (KUBERNETES_ACCOUNT / "namespace").read_text().strip())
+        producer = kubernetes_producer(name, (KUBERNETES_ACCOUNT / "namespace").read_text().strip())
         cluster = producer.kubernetes_api_client.get(f"rayclusters/{name}")
         if not cluster["spec"].get("enableInTreeAutoscaling"):
             return None

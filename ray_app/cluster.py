@@ -3,18 +3,16 @@ Knows nodes and actors; how many actors a cluster can have is in `capacity`."""
 
 import contextlib
 import dataclasses
-import glob
 import logging
 import os
 import secrets
 import socket
-import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from actors import memory
+from ray_app import ray_workarounds
 from ray_app.errors import ClusterRefused, one_line
 from ray_app.interrupts import handlers_kept
 
@@ -22,7 +20,7 @@ LOCAL_IP = "127.0.0.1"
 HEAD = "node:__internal_head__"
 """A resource that Ray gives to the head's node alone."""
 CONNECT_SECONDS = 10.0
-PROJECT = Path(__file__).resolve().parent.parent
+QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 LEAST_MEMORY = 800e6
 """Bytes that a driver, Ray's own processes and one worker of a tiny model take together, about."""
 IDLE_SECONDS = 600
@@ -37,54 +35,82 @@ def connected(address: str | None) -> Iterator[None]:
     Raises:
         Refused: no cluster answers there.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # else a thread that outlives an interrupted run starts Ray anew
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else its C++ side writes warnings into the progress
-    memory.share_heaps()  # before Ray's threads are there
-    import ray
-    import ray._private.worker
+    memory.share_heaps()  # before Ray starts its threads
+    with contextlib.ExitStack() as undone:
+        undone.enter_context(ray_workarounds.environment(RAY_USAGE_STATS_ENABLED="0"))
+        undone.enter_context(ray_workarounds.no_automatic_start())
+        undone.enter_context(ray_workarounds.quiet_backend())
+        import ray
 
-    if ray.is_initialized():  # somebody else's, who also ends it
+        if ray.is_initialized():  # by a caller, who also shuts it down
+            yield
+            return
+        undone.enter_context(ray_workarounds.quiet_node_messages())
+        undone.callback(ray.shutdown)
+        undone.callback(ray_workarounds.stop_data)
+        flag = "--address" if address else "RAY_ADDRESS"
+        address = address or os.environ.get("RAY_ADDRESS") or "local"
+        if address == "local":
+            undone.enter_context(_token())
+            _start()
+        else:
+            _join(address, flag)
         yield
-        return
-    ray._private.worker.print_to_stdstream = lambda *_, **__: None  # warnings of raylets, into the plan on stdout
-    flag = "--address" if address else "RAY_ADDRESS"
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    options: dict[str, Any] = {}
-    if address == "local":
-        patient = {"idle_worker_killing_time_threshold_ms": IDLE_SECONDS * 1000}
-        options = {"include_dashboard": False, "_system_config": patient}
-        _check_memory()
-        _give_token()
-    elif _check_answers(address, flag) == LOCAL_IP:  # or Ray would look for it at this machine's other address
-        options = {"_node_ip_address": LOCAL_IP}
+
+
+def _start() -> None:
+    """Start Ray on this machine alone.
+
+    Raises:
+        Refused: why that is not possible.
+    """
+    import ray
+
+    _check_memory()
+    settings = {"idle_worker_killing_time_threshold_ms": IDLE_SECONDS * 1000}
     try:
-        with _silent_stderr(), _in_project(), handlers_kept():  # Ray takes SIGTERM for itself
-            ray.init(address=address, **options, **quiet)
+        with _undisturbed():
+            ray.init(address="local", include_dashboard=False, _system_config=settings, **QUIET)
     except Exception as error:  # Ray raises many kinds
-        why = f"{flag} {address}: {_not_joined(error)}" if address != "local" else _not_started(error)
-        raise ClusterRefused(why) from None
+        raise ClusterRefused(_explain_start(error)) from None
+
+
+def _join(address: str, flag: str) -> None:
+    """Join a running cluster.
+
+    Raises:
+        Refused: nothing answers there, or the cluster refuses.
+    """
+    import ray
+
+    options: dict[str, Any] = {}
+    if _check_answers(address, flag) == LOCAL_IP:  # or Ray would look for it at this machine's other address
+        options["_node_ip_address"] = LOCAL_IP
     try:
+        with _undisturbed():
+            ray.init(address=address, **options, **QUIET)
+    except Exception as error:  # Ray raises many kinds
+        raise ClusterRefused(f"{flag} {address}: {_explain_join(error)}") from None
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """While Ray starts: no line on stderr, workers import from the project, and SIGTERM stays the command's."""
+    # Ray installs a handler of its own for SIGTERM, see https://github.com/ray-project/ray/issues/17745
+    with ray_workarounds.silent_stderr(), ray_workarounds.in_project_folder(), handlers_kept():
         yield
-    finally:
-        if "ray.data" in sys.modules:
-            stop_data()
-        ray.shutdown()
 
 
 def _check_memory() -> None:
     """Raise Refused where the system would end Ray, or this process, a moment after the start."""
-    from ray._common.utils import get_system_memory
-
-    if (there := get_system_memory()) < LEAST_MEMORY:
+    if (size := ray_workarounds.find_system_memory()) < LEAST_MEMORY:
         raise ClusterRefused(
-            f"Ray can't be started here: this machine or container has {there / 1e6:,.0f} MB of memory; give it"
+            f"Ray can't be started here: this machine or container has {size / 1e6:,.0f} MB of memory; give it"
             f" {LEAST_MEMORY / 1e6:,.0f} MB at least"
         )
 
 
-def _not_started(error: Exception) -> str:
+def _explain_start(error: Exception) -> str:
     """Why Ray could not be started on this machine, and what to do."""
     why, mend = one_line(error, 200), "look into Ray's logs, session_latest/logs in /tmp/ray or RAY_TMPDIR"
     if "AF_UNIX" in why:
@@ -96,7 +122,7 @@ def _not_started(error: Exception) -> str:
     return f"Ray can't be started here: {why}; {mend}"
 
 
-def _not_joined(error: Exception) -> str:
+def _explain_join(error: Exception) -> str:
     """Why a cluster could not be joined; what all of Ray's own messages leave out is a token."""
     why = one_line(error, 300)
     if "Version mismatch" in why:
@@ -104,9 +130,11 @@ def _not_joined(error: Exception) -> str:
     return f"no Ray cluster answers there: {why[:200]}; if it wants a token, set RAY_AUTH_MODE=token"
 
 
-def _give_token() -> None:
+@contextlib.contextmanager
+def _token() -> Iterator[None]:
     """A token for a Ray of this machine alone, where Ray could not keep one in HOME."""
     if os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
+        yield
         return
     try:
         folder = Path.home() / ".ray"
@@ -114,17 +142,11 @@ def _give_token() -> None:
         can_be_kept = os.access(folder, os.W_OK) or (folder / "auth_token").is_file()
     except (OSError, RuntimeError):  # no home at all
         can_be_kept = False
-    if not can_be_kept:
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(16)
-
-
-def stop_data() -> None:
-    """End what Ray Data still runs in this process: a thread that uses Ray while it shuts down ends the process."""
-    from ray.data._internal.execution.streaming_executor import StreamingExecutor
-
-    for thread in threading.enumerate():
-        if isinstance(thread, StreamingExecutor):
-            thread.shutdown(force=True)
+    if can_be_kept:
+        yield
+        return
+    with ray_workarounds.environment(RAY_AUTH_TOKEN=secrets.token_hex(16)):
+        yield
 
 
 def _check_answers(address: str, flag: str = "--address") -> str | None:
@@ -140,14 +162,11 @@ def _check_answers(address: str, flag: str = "--address") -> str | None:
         )
     told = f"{flag} {address}"
     if address == "auto":
-        from ray._common.utils import get_ray_address_file
-        from ray._private.services import get_ray_address_from_environment
-
-        try:
-            address = get_ray_address_from_environment("auto", None)
-        except ConnectionError:  # none was found: Ray says so at once
+        found_address, file = ray_workarounds.find_address()
+        if found_address is None:  # Ray says so at once
             return None
-        told += f" ({address}, as {get_ray_address_file(None)} says; remove the file if that cluster is gone)"
+        address = found_address
+        told += f" ({address}, as {file} says; remove the file if that cluster is gone)"
     host, _, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not host or not port.isdecimal():
@@ -157,45 +176,6 @@ def _check_answers(address: str, flag: str = "--address") -> str | None:
     except (OSError, OverflowError) as error:
         raise ClusterRefused(f"{told}: no Ray cluster answers there: {one_line(error)}") from None
     return host
-
-
-def last_words() -> str:
-    """What the processes that Ray started on this node last said, for a message."""
-    from ray._private.worker import _global_node
-
-    folder = _global_node.get_logs_dir_path() if _global_node else ""
-    said = []
-    for log in sorted(glob.glob(f"{glob.escape(folder)}/worker-*.err"), key=os.path.getmtime):
-        with open(log, errors="replace") as opened:
-            said += [line.strip() for line in opened if line.strip() and not line.startswith(":")]
-    return f"the last one said: {said[-1][:300]}" if said else f"none of them said why; Ray's logs are in {folder}"
-
-
-@contextlib.contextmanager
-def _in_project() -> Iterator[None]:
-    """Ray lets workers import from the folder that the driver joins it in: the project, not what lies around there."""
-    before = os.open(".", os.O_RDONLY)  # by descriptor: Ray may replace a submitted job's folder meanwhile
-    try:
-        with contextlib.suppress(OSError):
-            os.chdir(PROJECT)
-        yield
-    finally:
-        os.fchdir(before)
-        os.close(before)
-
-
-@contextlib.contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Ray's C++ side announces its log level there, past Python's logging. What goes wrong is raised."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,24 +212,12 @@ def _living_node(node: dict[str, Any]) -> LivingNode:
 def count_actors(class_name: str) -> int:
     """How many actors of this job whose class's name has `class_name` in it are alive."""
     import ray
-    from ray._private.state import actors  # the public listing wants a dashboard, which a local Ray has not
 
     job = ray.get_runtime_context().get_job_id()
     return sum(
         actor["State"] == "ALIVE" and actor["JobID"] == job and class_name in actor["ActorClassName"]
-        for actor in actors().values()
+        for actor in ray_workarounds.list_actors()
     )
-
-
-def quiet_data() -> Any:
-    """Ray Data's context of this driver, without bars and log: what it would log is raised too."""
-    from ray.data import DataContext
-
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    return context
 
 
 def placed(anywhere: bool) -> dict[str, Any]:

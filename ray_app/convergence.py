@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute
 
-from ray_app import cluster, convergence_plot, index, layout, likeness, runs, text_table
+from ray_app import cluster, convergence_plot, index, layout, likeness, ray_workarounds, runs, text_table
 from ray_app.ask_options import Convergence
 from ray_app.errors import OK, PROBLEMS, OutputRefused
 from ray_app.progress import Checked
@@ -126,7 +126,7 @@ def _measured(output: Output, compared: pa.Table, shared: bool) -> pa.Table:
     """The table of all pairs, measured by tasks of some pairs each; images stay in the tasks."""
     import ray.data
 
-    cluster.quiet_data()
+    ray_workarounds.quiet_data()
     starts = range(0, compared.num_rows, PAIRS_A_TASK)
     tasks = ray.data.from_arrow([compared.slice(start, PAIRS_A_TASK) for start in starts])
     measured = tasks.map_batches(

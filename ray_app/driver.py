@@ -5,7 +5,6 @@ import collections
 import contextlib
 import functools
 import gc
-import os
 import queue
 import re
 import threading
@@ -18,7 +17,7 @@ import pyarrow.compute
 
 from actors.errors import ModelError, ModelNeedsMemory
 from actors.recipe import Recipe
-from ray_app import autoscaling, cluster, fetch, survey
+from ray_app import autoscaling, cluster, fetch, ray_workarounds, survey
 from ray_app.capacity import Capacity, PoolWatch, Request
 from ray_app.errors import ClusterRefused, ModelRefused, OutputRefused, one_line
 from ray_app.index import IndexWriter
@@ -163,15 +162,15 @@ class Driver:
 
     def _dataset(self, batches: list[pa.Table], actors: int, ledger: Any) -> Any:
         """One block a batch: a task that a killed actor leaves is replayed whole and gives the same rows again."""
+        data = ray_workarounds.import_data()
         _configure()
-        import ray.data
         from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
         recipe, options = self.recipe, self.options
         # a GPU actor asks for no CPU: nodes have fewer CPUs than such actors would want, and it needs one only briefly
         resources: dict[str, Any] = {"num_gpus": options.gpus(), "num_cpus": 0} if options.gpus() else {"num_cpus": 1}
         overlapped = recipe.device in OVERLAPPED
-        drawn = ray.data.from_arrow(batches).map_batches(
+        drawn = data.from_arrow(batches).map_batches(
             self.worker,
             fn_constructor_args=(ledger, recipe, self.plan.captures, 1 if recipe.device == "cpu" else None),
             batch_size=recipe.batch_size,  # as the blocks are; Ray Data wants it said where actors take GPUs
@@ -200,11 +199,7 @@ class Driver:
 
 
 def _configure() -> None:
-    # Ray Data would also ask the autoscaler for nodes, and go on asking at the tail for those that idle: the actors
-    # that have no place are asking enough. It reads these when it is imported
-    for name in ("CPU", "GPU", "MEMORY", "OBJECT_STORE_MEMORY"):
-        os.environ.setdefault(f"RAY_DATA_DEFAULT_CLUSTER_SCALING_UP_{name}_UTIL_THRESHOLD", "1e9")
-    context = cluster.quiet_data()
+    context = ray_workarounds.quiet_data()
     # a GPU may take hours to come, and a model to load; a batch that hangs is ended anyway
     context.execution_no_progress_timeout_s = -1
     context.max_consecutive_actor_init_deaths = INIT_DEATHS
@@ -253,7 +248,7 @@ class _Results:
         """End Ray Data, however far it is, and with it the thread that waits for it."""
         deadline = time.monotonic() + STOP_SECONDS
         while self._fetcher.is_alive() and time.monotonic() < deadline:
-            cluster.stop_data()
+            ray_workarounds.stop_data()
             self._fetcher.join(POLL_SECONDS)
 
     def _fetch(self) -> None:
@@ -286,7 +281,9 @@ def _check_comes_up(ledger: Any) -> None:
     asked = ledger.finish.remote()
     ready, _ = ray.wait([asked], timeout=FIRST_SECONDS)
     if not ready:
-        raise ClusterRefused(f"no process of Ray's came up here within {FIRST_SECONDS:.0f} s; {cluster.last_words()}")
+        raise ClusterRefused(
+            f"no process of Ray's came up here within {FIRST_SECONDS:.0f} s; {ray_workarounds.last_words()}"
+        )
     try:
         ray.get(asked)
     except RayError as error:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ray_app import cluster, layout
+from ray_app import cluster, layout, ray_workarounds
 from ray_app.ask_options import Export
 from ray_app.errors import OK
 from ray_app.export import new_folder
@@ -57,7 +57,7 @@ def _write(output: Output, shards: list[pa.Table], folder: str, shared: bool) ->
         def get_filename_for_block(self, block: Any, write_uuid: str, task_index: int, block_index: int) -> str:
             return f"shard-{task_index:06d}.tar"
 
-    cluster.quiet_data()
+    ray_workarounds.quiet_data()
     where = cluster.placed(shared)
     images = ray.data.from_arrow(shards).map_batches(
         functools.partial(_read, output=output), batch_size=None, batch_format="pyarrow", **where
