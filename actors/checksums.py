@@ -34,7 +34,7 @@ def of(files: Sequence[Path], tell: Tell = lambda done, total: None) -> list[str
             elif (entry := kept.get(str(real))) and entry[0] == _state(real):
                 known[file] = entry[1]
         unread = {file: _state(file) for file in files if file not in known}
-        for file, checksum in zip(unread, _read(list(unread), tell), strict=True):
+        for file, checksum in zip(unread, _hash_files(list(unread), tell), strict=True):
             known[file] = checksum
             if file.stat().st_size >= KEPT_FROM:
                 kept[str(file.resolve())] = [unread[file], checksum]
@@ -55,7 +55,7 @@ def _state(file: Path) -> list[int]:
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
 
 
-def _read(files: list[Path], tell: Tell) -> list[str]:
+def _hash_files(files: list[Path], tell: Tell) -> list[str]:
     total, done = sum(file.stat().st_size for file in files), 0
 
     def digest(file: Path) -> str:

@@ -76,7 +76,7 @@ class ImageGenerator:
         try:
             self.family = pipelines.load(recipe)
         except Exception as error:
-            kind = ModelNeedsMemory if memory.is_short(error) else ModelError
+            kind = ModelNeedsMemory if memory.is_out_of_memory(error) else ModelError
             raise kind(f"{recipe.model_path}: can't be loaded as {recipe.model_type}: {_reason(error)}") from error
         self._embeddings: OrderedDict[str, pipelines.Embeddings] = OrderedDict()
         for steps in sorted({recipe.total_steps(capture) for capture in self.captures}):
@@ -134,11 +134,11 @@ class ImageGenerator:
             return self._draw(requests)
         except Exception as error:
             # not the error itself: its frames would hold the batch's tensors while it is drawn again
-            no_memory = memory.is_short(error)
+            no_memory = memory.is_out_of_memory(error)
             name = "OutOfMemory" if no_memory else type(error).__name__
             failure = Failure(name, " ".join(str(error).split())[:500])
         if no_memory:
-            memory.give_back(self.recipe.device)
+            memory.release_free_memory(self.recipe.device)
             if self.batch_size > 1:
                 self.batch_size //= 2
                 return self._draw_all(requests)
@@ -243,8 +243,8 @@ class ImageGenerator:
             for _ in range(2):
                 pipelines.denoise(self.family, [self._embed("")] * self.batch_size, [0] * self.batch_size, steps, stop)
         except Exception as error:
-            if memory.is_short(error):
-                memory.give_back(self.recipe.device)
+            if memory.is_out_of_memory(error):
+                memory.release_free_memory(self.recipe.device)
                 return
             raise ModelError(f"{self.recipe.model_path}: {steps} steps with {name}: {_reason(error)}") from error
         first, second = latents

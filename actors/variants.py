@@ -200,7 +200,7 @@ class UsualMalloc(Limit):
     @contextlib.contextmanager
     def ready(self, slots: Sequence[Slot]) -> Iterator[None]:
         with super().ready(slots):
-            memory.use(memory.USUAL)
+            memory.set_mallopt(memory.GLIBC_DEFAULTS)
             yield
             memory.keep_freed()
 

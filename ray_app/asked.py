@@ -14,7 +14,7 @@ Captures = Iterable[tuple[str, int]]
 
 
 @dataclasses.dataclass
-class Asked:
+class RequestedImages:
     """Of each query its first `prompts` prompts, `images` of each, at these captures (snapshot, step).
 
     The three arrays go together, by ascending query id.
@@ -51,7 +51,7 @@ def record(slots: pa.Table, captures: Captures) -> dict[str, Any]:
     return {"queries": ranges, "captures": sorted(map(list, asked.captures))}
 
 
-def of_slots(slots: pa.Table, captures: Captures) -> Asked:
+def of_slots(slots: pa.Table, captures: Captures) -> RequestedImages:
     """What a table of `circo.slots` asks for."""
     counted = (
         slots.group_by("query_id").aggregate([("prompt_index", "max"), ("image_index", "max")]).sort_by("query_id")
@@ -59,10 +59,10 @@ def of_slots(slots: pa.Table, captures: Captures) -> Asked:
     query_ids, prompts, images = (
         np.asarray(counted[name]).astype(np.int64) for name in ("query_id", "prompt_index_max", "image_index_max")
     )
-    return Asked(query_ids, prompts + 1, images + 1, set(captures))
+    return RequestedImages(query_ids, prompts + 1, images + 1, set(captures))
 
 
-def of_records(records: Sequence[dict[str, Any]]) -> Asked:
+def of_records(records: Sequence[dict[str, Any]]) -> RequestedImages:
     """What these runs were asked for together: of each query the most prompts and images, and every capture.
 
     Records that don't say, or not in our words, ask for nothing.
@@ -80,7 +80,7 @@ def of_records(records: Sequence[dict[str, Any]]) -> Asked:
     most = np.zeros((2, len(query_ids)), np.int64)
     np.maximum.at(most[0], place, rows[:, 1])
     np.maximum.at(most[1], place, rows[:, 2])
-    return Asked(query_ids, most[0], most[1], captures)
+    return RequestedImages(query_ids, most[0], most[1], captures)
 
 
 def _expand(first: int, last: int, prompts: int, images: int) -> np.ndarray:

@@ -78,7 +78,7 @@ def load(path: str, prompt_field: str, num_prompts: int, strict: bool = False) -
     warnings: list[str] = []
     ids: set[int] = set()
     references: set[str] = set()
-    for position, entry in enumerate(_read(path)):
+    for position, entry in enumerate(_read_entries(path)):
         try:
             query = _query(path, position, entry, prompt_field, num_prompts, ids, references)
         except _Unusable as problem:
@@ -103,7 +103,7 @@ def captions(path: str) -> dict[int, tuple[str, str]]:
         Refused: a file that can't be read as a list of objects.
     """
     found = {}
-    for entry in _read(path):
+    for entry in _read_entries(path):
         query_id = str(entry.get("id"))
         if query_id.isdecimal() and len(query_id) < 20:
             caption, concept = (entry.get(name) for name in ("relative_caption", "shared_concept"))
@@ -158,11 +158,11 @@ class _Unusable(Exception):
     """One query can't be used; the message names file, query and field."""
 
 
-def _read(path: str) -> list[dict[str, Any]]:
+def _read_entries(path: str) -> list[dict[str, Any]]:
     if not path.strip():
         raise InputRefused(f"--json_file {path!r}: not the name of a file", flag="json_file")
     try:
-        data = remote.read(path) if remote.is_remote(path) else Path(os.path.expanduser(path)).read_bytes()
+        data = remote.read_file(path) if remote.is_remote(path) else Path(os.path.expanduser(path)).read_bytes()
         entries = json.loads(data.decode("utf-8-sig"))
     except FileNotFoundError:
         raise InputRefused(f"{path}: no such file; name the annotations with --json_file", path=path) from None
@@ -174,12 +174,12 @@ def _read(path: str) -> list[dict[str, Any]]:
     except (ValueError, RecursionError) as error:
         raise InputRefused(f"{path}: not JSON{_why_no_json(error)}", path=path) from None
     if not isinstance(entries, list):
-        raise InputRefused(f"{path}: {_kind(entries)}, not a list of queries", path=path)
+        raise InputRefused(f"{path}: {_json_type(entries)}, not a list of queries", path=path)
     if not entries:
         raise InputRefused(f"{path}: an empty list; there is no query to draw", path=path)
     for position, entry in enumerate(entries):
         if not isinstance(entry, dict):
-            raise InputRefused(f"{path}: entry {position} is {_kind(entry)}, not an object", path=path)
+            raise InputRefused(f"{path}: entry {position} is {_json_type(entry)}, not an object", path=path)
     return entries
 
 
@@ -198,8 +198,8 @@ def _query(
     if reference is None:
         raise _Unusable(f"{where}: no 'reference_img_id'")
     if isinstance(reference, bool) or not isinstance(reference, int | str):
-        raise _Unusable(f"{where}: 'reference_img_id' is {_kind(reference)}, not a whole number or string")
-    reference = _text(reference)
+        raise _Unusable(f"{where}: 'reference_img_id' is {_json_type(reference)}, not a whole number or string")
+    reference = _as_text(reference)
     if why := layout.why_not_plain(reference):
         raise InputRefused(
             f"{where}: 'reference_img_id' {reference[:80]!r} {why}; it must be a plain name", field="reference_img_id"
@@ -218,9 +218,9 @@ def _query_id(path: str, position: int, entry: dict[str, Any], ids: set[int]) ->
             raise InputRefused(f"{where}: 'id' {value[:80]!r} {why}; it must be a whole number", field="id")
         value = int(value) if value.isdecimal() and len(value) < 20 else value
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise _Unusable(f"{where}: 'id' is {_kind(value)}, not a whole number from 0 to 2^63-1")
+        raise _Unusable(f"{where}: 'id' is {_json_type(value)}, not a whole number from 0 to 2^63-1")
     if isinstance(value, str) or not 0 <= value <= INT64_MAX:
-        raise _Unusable(f"{where}: 'id' {_text(value)[:80]!r} is not a whole number from 0 to 2^63-1")
+        raise _Unusable(f"{where}: 'id' {_as_text(value)[:80]!r} is not a whole number from 0 to 2^63-1")
     if value in ids:
         raise _Unusable(f"{where}: 'id' {value} stands twice in the file")
     return value
@@ -234,13 +234,13 @@ def _why_no_json(error: ValueError | RecursionError) -> str:
     return f" that can be read: {str(error).split(';')[0]}"  # a number of thousands of digits
 
 
-def _kind(value: Any) -> str:
+def _json_type(value: Any) -> str:
     """What JSON calls it."""
     names = {bool: "true or false", int: "a number", float: "a number", str: "a string", list: "a list"}
     return "null" if value is None else names.get(type(value), "an object")
 
 
-def _text(value: int | str) -> str:
+def _as_text(value: int | str) -> str:
     """A number or string as text; `str` alone refuses whole numbers of thousands of digits."""
     return hex(value) if isinstance(value, int) and abs(value) > 10**100 else str(value)
 
@@ -250,13 +250,13 @@ def _prompts(where: str, entry: dict[str, Any], field: str, num_prompts: int) ->
     if prompts is None:
         raise _Unusable(f"{where}: no '{field}'; name the prompts' field with --prompt_field")
     if not isinstance(prompts, list):
-        raise _Unusable(f"{where}: '{field}' is {_kind(prompts)}, not a list of prompts")
+        raise _Unusable(f"{where}: '{field}' is {_json_type(prompts)}, not a list of prompts")
     if not prompts:
         raise _Unusable(f"{where}: '{field}' is empty")
     wanted = prompts[:num_prompts]
     for index, prompt in enumerate(wanted):
         if not isinstance(prompt, str):
-            raise _Unusable(f"{where}: '{field}'[{index}] is {_kind(prompt)}, not a string")
+            raise _Unusable(f"{where}: '{field}'[{index}] is {_json_type(prompt)}, not a string")
         try:
             prompt.encode()
         except UnicodeEncodeError:

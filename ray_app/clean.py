@@ -56,7 +56,7 @@ def clean(options: Clean) -> int:
         raise OutputRefused(f"--output_base_path {output.url}: no such folder", flag="output_base_path")
     going_on = [] if options.force else runs.going_on(output)
     if going_on:
-        record = output.at(layout.run_file(going_on[0]["run_id"]))
+        record = output.display_path(layout.run_file(going_on[0]["run_id"]))
         raise OutputRefused(f"{record}: this run is going on; wait for its end, stop it, or --force")
     folders = [_scan_folder(output, folder, options) for folder in _folders(output, options)]
     rows = _count_rows(output, options)
@@ -151,7 +151,7 @@ def _count_rows_of(output: Output, model_type: str, options: Clean) -> int:
     for name, reason in found.damaged.items():
         if not options.all:
             raise OutputRefused(
-                f"{output.at(name)}: not a readable part of the index: {reason};"
+                f"{output.display_path(name)}: not a readable part of the index: {reason};"
                 " `proxyqueue verify --repair` sets it aside"
             )
     return int(_matching(options, rows).sum())

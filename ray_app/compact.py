@@ -52,13 +52,13 @@ def compact(options: Compact) -> int:
     model_types = layout.model_types(options.model_type)
     model_types = [name for name in model_types if output.list_names(layout.index_folder(name), "*.parquet")]
     if not model_types:
-        raise OutputRefused(f"{output.at(layout.INDEX)}: no part of an index there; set --output_base_path")
+        raise OutputRefused(f"{output.display_path(layout.INDEX)}: no part of an index there; set --output_base_path")
     output.check_writable()
     with output.writing(runs.new_id()) as writer:
         for model_type in model_types:
             done = rewrite(writer, model_type)
             for name, reason in done.damaged.items():
-                LOG.warning(f"{output.at(name)}: left alone, can't be read: {reason}")
+                LOG.warning(f"{output.display_path(name)}: left alone, can't be read: {reason}")
             print(
                 f"{model_type:<16} {done.rows_before:,} rows in {done.parts_before:,} parts are now"
                 f" {done.rows:,} in {done.parts:,}",
@@ -81,13 +81,13 @@ def rewrite(writer: Writer, model_type: str, drop: Drop | None = None) -> Rewrit
         return Rewritten(0, 0, 0, 0, 0, {})
     with output.locked(layout.index_folder(model_type)):
         sequence = itertools.count()
-        old, rows = _read(output, model_type)
+        old, rows = _open_partition(output, model_type)
         parts_before, rows_before = len(old.names), rows.num_rows
         newest, dropped = _newest(rows, drop)
         if dropped.any() and len(newest) < rows_before:
             # old parts go one by one: a dropped key's older row must not be the last that is left of it
             _replace(writer, model_type, old, newest, sequence)
-            old, rows = _read(output, model_type)
+            old, rows = _open_partition(output, model_type)
             newest, dropped = _newest(rows, drop)
         kept, parts_now = newest[~dropped], len(old.names)
         if dropped.any() or (drop is None and not _is_compact(len(old.names), newest, rows.num_rows)):
@@ -96,7 +96,7 @@ def rewrite(writer: Writer, model_type: str, drop: Drop | None = None) -> Rewrit
 
 
 @retry_if_compacted
-def _read(output: Output, model_type: str) -> tuple[Partition, pa.Table]:
+def _open_partition(output: Output, model_type: str) -> tuple[Partition, pa.Table]:
     """The partition, and `COLUMNS` of its rows."""
     partition = Partition.open(output, model_type)
     return partition, partition.read(COLUMNS)
@@ -122,7 +122,7 @@ def _replace(writer: Writer, model_type: str, old: Partition, kept: np.ndarray, 
     try:
         for start in range(0, len(kept), ROWS_A_PART):
             new.append(layout.index_part(model_type, writer.run_id, next(sequence)))
-            writer.write_with(new[-1], functools.partial(_write, old, kept[start : start + ROWS_A_PART], schema))
+            writer.write_with(new[-1], functools.partial(_write_part, old, kept[start : start + ROWS_A_PART], schema))
             output.sync(new[-1])
             pa.default_memory_pool().release_unused()  # a part's worth of rows, more than once
         output.sync(layout.index_folder(model_type))  # or a power cut could take the new parts when the old are gone
@@ -134,6 +134,6 @@ def _replace(writer: Writer, model_type: str, old: Partition, kept: np.ndarray, 
     return len(new)
 
 
-def _write(old: Partition, numbers: np.ndarray, schema: pa.Schema, sink: Sink) -> None:
+def _write_part(old: Partition, numbers: np.ndarray, schema: pa.Schema, sink: Sink) -> None:
     table = old.take(numbers, schema)
     pq.write_table(table, sink, compression="zstd", row_group_size=ROWS_A_GROUP, write_page_checksum=True)

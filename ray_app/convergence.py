@@ -71,7 +71,7 @@ def convergence(options: Convergence) -> int:
     compared = pa.concat_tables([pairs(shown.rows(model_type), model_type) for model_type in shown.models])
     if not compared.num_rows:
         raise OutputRefused(
-            f"{output.at(layout.INDEX)}: no slot has two steps' images of one denoise; nothing to compare"
+            f"{output.display_path(layout.INDEX)}: no slot has two steps' images of one denoise; nothing to compare"
         )
     with cluster.connected(options.address):
         table = _measured(output, compared, options.shared_filesystem)
@@ -79,9 +79,9 @@ def convergence(options: Convergence) -> int:
     with output.writing(runs.new_id()) as writer:
         writer.write(layout.CONVERGENCE_TABLE, index.to_parquet(table))
         writer.write(layout.CONVERGENCE_PLOT, convergence_plot.png(lines))
-    print("\n".join(_text(lines)))
-    print(f"table            {output.at(layout.CONVERGENCE_TABLE)}")
-    print(f"plot             {output.at(layout.CONVERGENCE_PLOT)}")
+    print("\n".join(_format_table(lines)))
+    print(f"table            {output.display_path(layout.CONVERGENCE_TABLE)}")
+    print(f"plot             {output.display_path(layout.CONVERGENCE_PLOT)}")
     return _tell_problems(table)
 
 
@@ -133,7 +133,7 @@ def _measured(output: Output, compared: pa.Table, shared: bool) -> pa.Table:
         functools.partial(_measure, output=output),
         batch_size=None,
         batch_format="pyarrow",
-        **cluster.placed(shared or output.everywhere),
+        **cluster.placed(shared or output.reachable_from_all_nodes),
     )
     blocks: Any = measured.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     progress, done = Checked(compared.num_rows, "compared"), []
@@ -168,7 +168,7 @@ def _compare_each(rows: list[dict[str, Any]], output: Output) -> Iterator[dict[s
             yield {"psnr": None, "ssim": None, "problem": f"{path}: {reason or type(error).__name__}"}
 
 
-def _text(lines: list[Line]) -> list[str]:
+def _format_table(lines: list[Line]) -> list[str]:
     """The table for people: medians, and what the middle half of the slots has."""
     table = [["model", "snapshot", "step", "images", "PSNR", "half within", "SSIM", "half within"]]
     for line in lines:

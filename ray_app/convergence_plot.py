@@ -23,7 +23,7 @@ def png(lines: Sequence["Line"]) -> bytes:
     steps = sorted({line.step for line in lines})
     for axes, (measure, label) in zip(figure.subplots(1, 2), MEASURES.items(), strict=True):
         for (model, snapshot), group in itertools.groupby(lines, lambda line: (line.model, line.snapshot)):
-            _draw(axes, list(group), measure, COLOURS[model], STYLES[snapshot], f"{model} {snapshot}")
+            _plot_measure(axes, list(group), measure, COLOURS[model], STYLES[snapshot], f"{model} {snapshot}")
         axes.set_xscale("log", base=2)
         axes.set_xticks(steps, [str(step) for step in steps])
         axes.minorticks_off()
@@ -39,7 +39,7 @@ def png(lines: Sequence["Line"]) -> bytes:
     return buffer.getvalue()
 
 
-def _draw(axes: Any, group: list["Line"], measure: str, colour: str, style: str, label: str) -> None:
+def _plot_measure(axes: Any, group: list["Line"], measure: str, colour: str, style: str, label: str) -> None:
     steps = [line.step for line in group]
     low, median, high = (
         [value if math.isfinite(value) else math.nan for value in values]

@@ -19,9 +19,9 @@ def export(output: Output, options: Export) -> int:
     written = 0
     with output.writing(runs.new_id()) as writer:
         for model_type in layout.model_types(options.model_type):
-            rows = index.read(output, model_type, SCHEMA.names)
+            rows = index.read_rows(output, model_type, SCHEMA.names)
             rows = rows.take(pa.array(index.newest(rows)))
-            rows = rows.filter(pa.array(existing.are_there(output, model_type, rows)))
+            rows = rows.filter(pa.array(existing.mask_rows_with_files(output, model_type, rows)))
             steps, snapshots = np.asarray(rows["step"]), np.asarray(rows["snapshot"].to_pylist(), dtype=object)
             for folder in output.step_folders(model_type):
                 if options.steps and folder.step not in options.steps:
@@ -32,10 +32,10 @@ def export(output: Output, options: Export) -> int:
                 if mine.num_rows:
                     name = f"{folder.name}/{layout.METADATA}"
                     writer.write(name, index.to_parquet(_metadata(mine, folder)))
-                    print(f"{output.at(name)}: {mine.num_rows:,} images")
+                    print(f"{output.display_path(name)}: {mine.num_rows:,} images")
                     written += 1
     if not written:
-        raise OutputRefused(f"{output.at(layout.INDEX)}: no such image in it; set --output_base_path")
+        raise OutputRefused(f"{output.display_path(layout.INDEX)}: no such image in it; set --output_base_path")
     return OK
 
 

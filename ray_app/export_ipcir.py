@@ -33,7 +33,7 @@ def export(output: Output, options: Export) -> int:
         for snapshot, step in shown.captures:
             rows = _rows(shown, model_type, snapshot, step)
             if rows:
-                problems += _report(output, layout.step_folder(model_type, snapshot, step), rows)
+                problems += _report_folder(output, layout.step_folder(model_type, snapshot, step), rows)
                 second |= {query: row["reference_img_id"] for query, row in _not_first(rows).items()}
     lines = (
         f"query {query}: retrieval scripts find another query's images under its reference {reference}"
@@ -59,11 +59,11 @@ def _not_first(rows: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
     return {row["query_id"]: row for row in rows if row["path"].split("/")[1] != layout.COMBINED}
 
 
-def _report(output: Output, folder: str, rows: list[dict[str, Any]]) -> int:
+def _report_folder(output: Output, folder: str, rows: list[dict[str, Any]]) -> int:
     """Say what scripts read of a step's folder, and each problem; how many there are."""
     names = sorted(
         name.removeprefix(f"{layout.COMBINED}/")
-        for name in output.sizes(folder)
+        for name in output.file_sizes(folder)
         if name.startswith(f"{layout.COMBINED}/")
     )
     mine = [row for row in rows if row["path"].split("/")[1] == layout.COMBINED]
@@ -113,7 +113,7 @@ def _write_trees(output: Output, shown: Trajectories, path: str) -> None:
                     tree = folder / f"query{number}" / layout.step_folder(model_type, snapshot, step) / layout.COMBINED
                     tree.mkdir(parents=True, exist_ok=True)
                     for row in chosen:
-                        _place(output, row["path"], tree / row["path"].rsplit("/", 1)[1])
+                        _link_or_copy(output, row["path"], tree / row["path"].rsplit("/", 1)[1])
                         written += 1
     print(f"{path}: {written:,} images" + ("" if written else ", since no two queries share a reference"))
 
@@ -131,7 +131,7 @@ def _trees(rows: list[dict[str, Any]]) -> Iterator[tuple[int, list[dict[str, Any
         yield number, [row for row in rows if row["query_id"] in chosen and row["status"] == IS_OK]
 
 
-def _place(output: Output, path: str, target: Path) -> None:
+def _link_or_copy(output: Output, path: str, target: Path) -> None:
     """The very same file where it can be linked: an image is never changed, only replaced. Else a copy."""
     if not remote.is_remote(output.url):
         with contextlib.suppress(OSError):

@@ -46,7 +46,7 @@ def export(output: Output, options: Export) -> int:
         while first := list(itertools.islice(slots, 1)):
             shard = itertools.chain(first, itertools.islice(slots, options.shard_images - 1))
             path = folder / f"trajectories-{files:05d}.parquet"
-            rows += _write(path, schema, _groups(output, shown.captures, shard, pool))
+            rows += _write_shard(path, schema, _groups(output, shown.captures, shard, pool))
             files += 1
     print(f"{options.export_path}: {rows:,} slots, {len(shown.captures)} images each, in {files:,} files")
     return OK
@@ -84,7 +84,7 @@ def _row(output: Output, captures: list[Capture], one: Trajectory) -> dict[str, 
     return row
 
 
-def _write(path: Path, schema: pa.Schema, groups: Iterator[list[dict[str, Any]]]) -> int:
+def _write_shard(path: Path, schema: pa.Schema, groups: Iterator[list[dict[str, Any]]]) -> int:
     rows = 0
     with pq.ParquetWriter(path, schema, compression="none") as writer:  # images are compressed already
         for group in groups:

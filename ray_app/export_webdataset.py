@@ -33,7 +33,7 @@ def export(output: Output, options: Export) -> int:
     starts = range(0, samples.num_rows, options.shard_images)
     shards = [samples.slice(start, options.shard_images) for start in starts]
     with new_folder(str(options.export_path)) as folder, cluster.connected(options.address):
-        _write(output, shards, str(folder), options.shared_filesystem)
+        _write_shards(output, shards, str(folder), options.shared_filesystem)
     print(f"{options.export_path}: {samples.num_rows:,} images in {len(shards):,} shards")
     return OK
 
@@ -44,7 +44,7 @@ def key(row: dict[str, Any]) -> str:
     return f"{row['model']}_{slot}_{row['snapshot']}_step{row['step']:05d}"
 
 
-def _write(output: Output, shards: list[pa.Table], folder: str, shared: bool) -> None:
+def _write_shards(output: Output, shards: list[pa.Table], folder: str, shared: bool) -> None:
     import ray.data
     from ray.data.datasource import FilenameProvider
 
@@ -60,12 +60,12 @@ def _write(output: Output, shards: list[pa.Table], folder: str, shared: bool) ->
     cluster.quiet_data()
     where = cluster.placed(shared)
     images = ray.data.from_arrow(shards).map_batches(
-        functools.partial(_read, output=output), batch_size=None, batch_format="pyarrow", **where
+        functools.partial(_read_samples, output=output), batch_size=None, batch_format="pyarrow", **where
     )
     images.write_webdataset(folder, encoder=None, filename_provider=Numbered(), ray_remote_args=where)
 
 
-def _read(rows: pa.Table, output: Output) -> pa.Table:
+def _read_samples(rows: pa.Table, output: Output) -> pa.Table:
     """A shard's samples: name, image, row."""
     listed = rows.to_pylist()
     extension = listed[0]["path"].rsplit(".", 1)[1]

@@ -103,7 +103,7 @@ class _Pages:
         known: list[tuple[int, int, str]] = []
         for number, chunk in enumerate(self.chunks, 1):
             sections = [self._section(query_id) for query_id in chunk]
-            known += [(section.query_id, number, _text(section)) for section in sections]
+            known += [(section.query_id, number, _filter_text(section)) for section in sections]
             page = template.render(sections=sections, number=number, **self._constants())
             self._replace(layout.gallery_page(number), page)
         for name in ASSETS:
@@ -184,14 +184,14 @@ class _Pages:
             picture = pictures.small(self.output.read(row["path"]), self.options.thumbnails)
         except OSError as error:  # the page goes on without it
             self.unreadable[row["path"]] = one_line(error)
-            LOG.warning(f"{self.output.at(row['path'])}: can't be shown: {one_line(error)}")
+            LOG.warning(f"{self.output.display_path(row['path'])}: can't be shown: {one_line(error)}")
             return False
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, pictures.to_jpeg(picture))
+        _write_file(path, pictures.to_jpeg(picture))
         return True
 
     def _replace(self, name: str, text: str) -> None:
-        _write(self.folder / name, text.encode())
+        _write_file(self.folder / name, text.encode())
 
     def _remove_other_pages(self) -> None:
         """Those of an earlier gallery that had more."""
@@ -216,7 +216,7 @@ def _captions(options: Gallery, output: Output) -> Captions:
     return {}
 
 
-def _text(section: _Section) -> str:
+def _filter_text(section: _Section) -> str:
     """What the filter looks at, in small letters."""
     words = [f"query {section.query_id}", section.reference, section.caption, section.concept]
     for slot in section.slots:
@@ -237,7 +237,7 @@ def _is_current(path: Path, longest: int, drawn: float) -> bool:
         return False
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write_file(path: Path, data: bytes) -> None:
     """Whole or not at all."""
     with whole_file(path) as staged:
         staged.write_bytes(data)

@@ -16,7 +16,7 @@ from ray_app import row_formats, views
 from ray_app.ask_options import Query
 from ray_app.errors import OK, InputRefused, one_line
 from ray_app.files import check_place, whole_file
-from ray_app.partition import LISTINGS
+from ray_app.partition import MAX_READ_ATTEMPTS
 from ray_app.schema import COLUMNS
 from ray_app.storage import Output, open_output
 
@@ -72,7 +72,7 @@ def query(options: Query) -> int:
 
 def answer(output: Output, sql: str, write: Write) -> None:
     """Run one SELECT and hand its rows on, batch by batch. Without the parts that turn out to be damaged."""
-    for _ in range(LISTINGS):
+    for _ in range(MAX_READ_ATTEMPTS):
         try:
             with views.connected(output) as connection:
                 _interruptible(connection, lambda connection=connection: _run(connection, sql, write))
@@ -84,7 +84,7 @@ def answer(output: Output, sql: str, write: Write) -> None:
             if _is_of_a_file(error) and views.find_damaged(output):
                 continue
             raise InputRefused(_explained(error, sql)) from None
-    raise InputRefused(f"{output.at('index')}: its parts come and go; try again")
+    raise InputRefused(f"{output.display_path('index')}: its parts come and go; try again")
 
 
 def schema() -> str:
@@ -136,7 +136,7 @@ def _run(connection: duckdb.DuckDBPyConnection, sql: str, write: Write) -> None:
 def _writer(options: Query) -> Write:
     """What takes the answer: the terminal, or a file that is there whole or not at all."""
     if options.output is None:
-        return lambda schema, batches: _write(sys.stdout, options.format or "table", schema, batches)
+        return lambda schema, batches: _write_rows(sys.stdout, options.format or "table", schema, batches)
     path = Path(options.output).expanduser().absolute()
     kind = options.format or {".csv": "csv", ".json": "json", ".parquet": "parquet"}.get(path.suffix, "table")
     check_place(path, "--output")
@@ -147,12 +147,12 @@ def _writer(options: Query) -> Write:
                 row_formats.write_parquet(str(staged), schema, batches)
                 return
             with open(staged, "w", encoding="utf-8", newline="") as file:
-                _write(file, kind, schema, batches)
+                _write_rows(file, kind, schema, batches)
 
     return write
 
 
-def _write(file: TextIO, kind: str, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
+def _write_rows(file: TextIO, kind: str, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
     if kind == "table":
         most = row_formats.TABLE_ROWS if file is sys.stdout else None
         row_formats.write_table(file, schema, batches, most)

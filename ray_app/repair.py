@@ -33,7 +33,7 @@ def repair(writer: Writer, models: Iterable[Model], problems: list[Problem]) -> 
         bad = [problem.row for problem in mine if problem.is_.drops_row]
         if bad:
             rows = model.all_rows.select([*KEY, "created_at"]).take(pa.array(bad))
-            done["rows dropped"] += rewrite(writer, model.model_type, _Exactly(rows)).dropped
+            done["rows dropped"] += rewrite(writer, model.model_type, MatchesRows(rows)).dropped
     done["files set aside"] += _set_aside(output, files)
     done["leftovers removed"] += _remove_leftovers(output, problems)
     return {what: count for what, count in done.items() if count}
@@ -45,7 +45,7 @@ def to_redraw(problems: list[Problem]) -> dict[str, int]:
     return dict(sorted(collections.Counter(folders).items()))
 
 
-class _Exactly:
+class MatchesRows:
     """A `compact.Drop` of these very rows: one that was drawn anew meanwhile is younger, and stays."""
 
     def __init__(self, rows: pa.Table):

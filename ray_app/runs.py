@@ -114,10 +114,10 @@ class Record:
 
     def _write(self, **changes: Any) -> None:
         self._record |= changes
-        _write(self.writer, self._record)
+        _write_record(self.writer, self._record)
 
 
-def work(model_type: str, query_ids: Iterable[int], captures: Iterable[tuple[str, int]]) -> dict[str, Any]:
+def claimed_images(model_type: str, query_ids: Iterable[int], captures: Iterable[tuple[str, int]]) -> dict[str, Any]:
     """What a run draws, short enough for its record: query ids as [first, last] ranges of consecutive ones."""
     ranges: list[list[int]] = []
     for query_id in sorted(set(query_ids)):
@@ -128,7 +128,7 @@ def work(model_type: str, query_ids: Iterable[int], captures: Iterable[tuple[str
     return {"model_type": model_type, "query_ids": ranges, "captures": sorted(map(list, captures))}
 
 
-def check_alone(writer: Writer, mine: dict[str, Any]) -> None:
+def check_no_overlapping_run(writer: Writer, mine: dict[str, Any]) -> None:
     """Raise Refused if an older run that is going on draws some of the same; call it after one's own record is written.
 
     Of two that begin at once, both see each other, and the older goes on.
@@ -143,7 +143,7 @@ def check_alone(writer: Writer, mine: dict[str, Any]) -> None:
         same_images = shared is not None and any(capture in theirs["captures"] for capture in mine["captures"])
         if same_images and (process.is_running(record) or _changes(writer, record)):
             raise OutputRefused(
-                f"{output.at(layout.run_file(record['run_id']))}: this run is going on (process {record['pid']} on"
+                f"{output.display_path(layout.run_file(record['run_id']))}: this run is going on (process {record['pid']} on"
                 f" {record['host']}) and draws query {shared} too; wait for it, take other --idx or --query_ids,"
                 " or say --force"
             )
@@ -153,7 +153,7 @@ def _changes(writer: Writer, record: dict[str, Any]) -> bool:
     """Watch a run's record, whose process can't be seen from here, until it changes or has had its time."""
     output, name = writer.output, layout.run_file(record["run_id"])
     LOG.warning(
-        f"{output.at(name)}: looking for {WATCH_SECONDS:g} s whether this run still goes on"
+        f"{output.display_path(name)}: looking for {WATCH_SECONDS:g} s whether this run still goes on"
         f" (process {record['pid']} on {record['host']})"
     )
     before, until = output.read(name), time.monotonic() + WATCH_SECONDS
@@ -165,7 +165,7 @@ def _changes(writer: Writer, record: dict[str, Any]) -> bool:
             return False
         if now != before:
             return json.loads(now).get("state") == RUNNING
-    _write(writer, {**record, "state": DIED})
+    _write_record(writer, {**record, "state": DIED})
     return False
 
 
@@ -175,7 +175,7 @@ def mark_dead_runs(writer: Writer) -> list[str]:
     records = {str(record.get("run_id")): record for record in read_all(output)}
     dead = [run_id for run_id, record in records.items() if record.get("state") == RUNNING and not is_alive(record)]
     for run_id in dead:
-        _write(writer, {**records[run_id], "state": DIED})
+        _write_record(writer, {**records[run_id], "state": DIED})
     living = {run_id for run_id, record in records.items() if is_alive(record)} | {writer.run_id}
     for run_id in output.folders(layout.STAGING):
         # one without a record may be of a run that begins just now, or of a compaction
@@ -223,7 +223,7 @@ def _overlap(mine: list[list[int]], theirs: list[list[int]]) -> int | None:
     return None
 
 
-def _write(writer: Writer, record: dict[str, Any]) -> None:
+def _write_record(writer: Writer, record: dict[str, Any]) -> None:
     record = {name: value for name, value in record.items() if name != SILENT}
     text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
     writer.write(layout.run_file(str(record["run_id"])), text.encode())

@@ -15,7 +15,7 @@ import pyarrow.compute
 
 from ray_app import asked, circo, existing, index, layout, runs, text_table
 from ray_app.ask_options import Status
-from ray_app.asked import Asked
+from ray_app.asked import RequestedImages
 from ray_app.errors import INTERRUPTED, OK, OutputRefused
 from ray_app.progress import duration
 from ray_app.schema import KEY
@@ -58,7 +58,7 @@ def status(options: Status) -> int:
     slots = _slots(options)
     try:
         while True:
-            _show(look(output, options, slots), options)
+            _show(collect_status(output, options, slots), options)
             if not options.watch:
                 return OK
             time.sleep(options.seconds)
@@ -68,7 +68,7 @@ def status(options: Status) -> int:
         raise
 
 
-def look(output: Output, options: Status, slots: pa.Table | None = None) -> dict[str, Any]:
+def collect_status(output: Output, options: Status, slots: pa.Table | None = None) -> dict[str, Any]:
     """All that `status` says, as JSON has it."""
     records = runs.read_all(output)
     alive = {record["run_id"] for record in records if runs.is_alive(record)}
@@ -81,11 +81,11 @@ def look(output: Output, options: Status, slots: pa.Table | None = None) -> dict
             continue
         there = np.asarray(pc.equal(rows["status"], "ok"))
         if not options.index_only:
-            there = existing.are_there(output, model_type, rows)
-        lines += _lines(model_type, rows, there, _asked(options, slots, mine, rows))
+            there = existing.mask_rows_with_files(output, model_type, rows)
+        lines += _count_by_step(model_type, rows, there, _requested_images(options, slots, mine, rows))
         running = [record for record in mine if record["run_id"] in alive]
         if running:
-            going_on.append(_pace(model_type, rows, there, running))
+            going_on.append(_measure_pace(model_type, rows, there, running))
     if not lines and not records:
         raise OutputRefused(
             f"--output_base_path {output.url}: holds no index and no run's record", flag="output_base_path"
@@ -93,7 +93,7 @@ def look(output: Output, options: Status, slots: pa.Table | None = None) -> dict
     return {
         "output": output.url,
         "images": [dataclasses.asdict(line) for line in lines],
-        "runs": [_run(record, record["run_id"] in alive) for record in records],
+        "runs": [_summarize_run(record, record["run_id"] in alive) for record in records],
         "going_on": going_on,
     }
 
@@ -106,11 +106,13 @@ def _slots(options: Status) -> pa.Table | None:
 
 
 def _newest(output: Output, model_type: str) -> pa.Table:
-    rows = index.read(output, model_type, _COLUMNS)
+    rows = index.read_rows(output, model_type, _COLUMNS)
     return rows.take(pa.array(index.newest(rows)))
 
 
-def _asked(options: Status, slots: pa.Table | None, records: list[dict[str, Any]], rows: pa.Table) -> Asked | None:
+def _requested_images(
+    options: Status, slots: pa.Table | None, records: list[dict[str, Any]], rows: pa.Table
+) -> RequestedImages | None:
     """What was asked; None where neither annotations nor a record says it."""
     of_runs = asked.of_records(records)
     found = of_runs if slots is None else asked.of_slots(slots, of_runs.captures)
@@ -124,7 +126,7 @@ def _asked(options: Status, slots: pa.Table | None, records: list[dict[str, Any]
     return dataclasses.replace(found, captures=captures)
 
 
-def _lines(model_type: str, rows: pa.Table, there: np.ndarray, wanted: Asked | None) -> list[Line]:
+def _count_by_step(model_type: str, rows: pa.Table, there: np.ndarray, wanted: RequestedImages | None) -> list[Line]:
     included = np.ones(rows.num_rows, bool) if wanted is None else wanted.includes(rows)
     captures = set(_captures(rows)) if wanted is None else wanted.captures
     failed = np.asarray(pc.equal(rows["status"], "failed"))
@@ -142,7 +144,7 @@ def _lines(model_type: str, rows: pa.Table, there: np.ndarray, wanted: Asked | N
     return lines
 
 
-def _pace(model_type: str, rows: pa.Table, there: np.ndarray, running: list[dict[str, Any]]) -> dict[str, Any]:
+def _measure_pace(model_type: str, rows: pa.Table, there: np.ndarray, running: list[dict[str, Any]]) -> dict[str, Any]:
     """How fast the runs that are going on draw a model's images, and how long what they were asked for will take."""
     wanted = asked.of_records(running)
     ids = pa.array([record["run_id"] for record in running])
@@ -169,7 +171,7 @@ def _pace(model_type: str, rows: pa.Table, there: np.ndarray, running: list[dict
     }
 
 
-def _run(record: dict[str, Any], alive: bool) -> dict[str, Any]:
+def _summarize_run(record: dict[str, Any], alive: bool) -> dict[str, Any]:
     """What is said of a run. One that says it is running but isn't has died."""
     summary = record.get("summary") or {}
     counts = record.get("counts") or {}
@@ -212,14 +214,14 @@ def _show(report: dict[str, Any], options: Status) -> None:
     if options.format == "json":
         text = json.dumps(report, ensure_ascii=False, indent=None if options.watch else 1)
     else:
-        text = _text(report)
+        text = _format_report(report)
         if options.watch:
             clear = "\x1b[H\x1b[2J" if sys.stdout.isatty() else ""
             text = f"{clear}{datetime.datetime.now():%H:%M:%S}  {text}" + ("" if clear else "\n")
     print(text, flush=True)
 
 
-def _text(report: dict[str, Any]) -> str:
+def _format_report(report: dict[str, Any]) -> str:
     lines = [report["output"]]
     table = [["model", "snapshot", *NUMBERS]]
     for row in report["images"]:
@@ -231,7 +233,7 @@ def _text(report: dict[str, Any]) -> str:
     shown = report["runs"][-MOST_RUNS:]
     if len(shown) < len(report["runs"]):
         lines.append(f"and {len(report['runs']) - len(shown):,} runs before these (--format json names all)")
-    lines += [_run_text(run) for run in shown]
+    lines += [_format_run(run) for run in shown]
     for pace in report["going_on"]:
         left = "" if pace["images_left"] is None else f", {pace['images_left']:,} images to go"
         eta = "?" if pace["seconds_left"] is None else duration(pace["seconds_left"])
@@ -239,7 +241,7 @@ def _text(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _run_text(run: dict[str, Any]) -> str:
+def _format_run(run: dict[str, Any]) -> str:
     took = "?" if run["seconds"] is None else duration(run["seconds"])
     written = "" if run["images_written"] is None else f", {run['images_written']:,} images"
     failed = f", {run['images_failed']:,} failed" if run["images_failed"] else ""

@@ -55,7 +55,7 @@ class Trajectories:
         self._tables: dict[str, pa.Table] = {}
         captures: set[Capture] = set()
         for model_type in model_types:
-            rows = index.read(output, model_type, _COLUMNS)
+            rows = index.read_rows(output, model_type, _COLUMNS)
             rows = rows.take(pa.array(index.newest(rows)))
             wanted = np.isin(np.asarray(rows["step"]), steps or np.asarray(rows["step"]))
             if snapshot is not None:
@@ -63,12 +63,14 @@ class Trajectories:
             rows = rows.filter(pa.array(wanted))
             if not rows.num_rows:
                 continue
-            self._tables[model_type] = _with_status(rows, existing.are_there(output, model_type, rows))
+            self._tables[model_type] = _with_status(rows, existing.mask_rows_with_files(output, model_type, rows))
             pairs = rows.group_by(["snapshot", "step"]).aggregate([]).to_pylist()
             captures |= {(pair["snapshot"], pair["step"]) for pair in pairs}
         if not self._tables:
             what = " or ".join(model_types) + (f" at --steps {' '.join(map(str, steps))}" if steps else "")
-            raise OutputRefused(f"{output.at(layout.INDEX)}: no image of {what} in it; set --output_base_path")
+            raise OutputRefused(
+                f"{output.display_path(layout.INDEX)}: no image of {what} in it; set --output_base_path"
+            )
         self.captures = sorted(captures, key=lambda capture: (capture[0] != "xt", capture[1]))
         """(snapshot, step) of every image, xt before x0."""
         # sorted: a query's rows stand together

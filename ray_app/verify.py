@@ -44,12 +44,15 @@ def verify(options: Verify) -> int:
         progress.close()
     order = list(checks.KINDS)
     problems.sort(key=lambda problem: order.index(problem.kind))
-    report = _report(output, models, problems)
+    report = _build_report(output, models, problems)
     if options.repair and problems:
         with output.writing(runs.new_id()) as writer:
             report["repaired"] = repair(writer, models, problems)
         report["to_redraw"] = to_redraw(problems)
-    print(json.dumps(report, ensure_ascii=False, indent=1) if options.format == "json" else _text(report), flush=True)
+    print(
+        json.dumps(report, ensure_ascii=False, indent=1) if options.format == "json" else _format_report(report),
+        flush=True,
+    )
     return PROBLEMS if problems else OK
 
 
@@ -92,7 +95,7 @@ def _running_since(output: Output) -> float | None:
     records = runs.going_on(output)
     for record in records:
         LOG.warning(
-            f"{output.at(layout.run_file(record['run_id']))}: says it is running on {record['host']};"
+            f"{output.display_path(layout.run_file(record['run_id']))}: says it is running on {record['host']};"
             " images without a row that were written since its start are not called strays"
         )
     return min((datetime.datetime.fromisoformat(r["started_at"]).timestamp() for r in records), default=None)
@@ -102,7 +105,7 @@ def _check_repairable(output: Output) -> None:
     """Raise Refused while a run is going on: what it has in hand looks like damage."""
     going_on = runs.going_on(output)
     if going_on:
-        record = output.at(layout.run_file(going_on[0]["run_id"]))
+        record = output.display_path(layout.run_file(going_on[0]["run_id"]))
         raise OutputRefused(f"{record}: this run is going on; wait for its end, or verify without --repair")
     output.check_writable()
 
@@ -135,7 +138,7 @@ def _chosen(models: list[Model], options: Verify) -> Iterator[tuple[Model, np.nd
             yield model, numbers[mine]
 
 
-def _report(output: Output, models: list[Model], problems: list[Problem]) -> dict[str, Any]:
+def _build_report(output: Output, models: list[Model], problems: list[Problem]) -> dict[str, Any]:
     counts = collections.Counter(problem.kind for problem in problems)
     fields = ("kind", "name", "detail")
     return {
@@ -150,7 +153,7 @@ def _report(output: Output, models: list[Model], problems: list[Problem]) -> dic
     }
 
 
-def _text(report: dict[str, Any]) -> str:
+def _format_report(report: dict[str, Any]) -> str:
     lines = [
         f"{report['output']}: {report['rows']:,} images in the index ({report['parts']:,} parts),"
         f" {report['files']:,} files, {report['bytes']:,} bytes"

@@ -105,7 +105,7 @@ def _partitions(output: Output) -> dict[str, Partition]:
     """Each model's parts that count; those that are damaged are said."""
     partitions = _readable(output)
     if not partitions:
-        raise OutputRefused(f"{output.at(layout.INDEX)}: no part of an index there; set --output_base_path")
+        raise OutputRefused(f"{output.display_path(layout.INDEX)}: no part of an index there; set --output_base_path")
     rows = sum(footer.rows for partition in partitions.values() for footer in partition.footers.values())
     for partition in partitions.values():
         if rows <= CHECKED_ROWS:

@@ -57,7 +57,7 @@ def write_images(table: pa.Table, writer: Writer, model_type: str, notice: Send 
             rows.append(row)
             if image["image"] is not None:
                 to_write.append((row, image["image"]))
-    writer.output.for_each(functools.partial(_write, writer), to_write)
+    writer.output.for_each(functools.partial(_write_image, writer), to_write)
     return pa.Table.from_pylist(rows, schema=WRITTEN)
 
 
@@ -67,7 +67,7 @@ def _describe_file(data: bytes | None) -> dict[str, Any]:
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def _write(writer: Writer, image: tuple[dict[str, Any], bytes]) -> None:
+def _write_image(writer: Writer, image: tuple[dict[str, Any], bytes]) -> None:
     """Write an image; how long it took, or why it can't be written, is said in its row."""
     row, data = image
     started = time.perf_counter()

@@ -30,7 +30,7 @@ from ray_app.bench_options import VARIANTS, Bench, BenchScale
 from ray_app.bench_worker import Interval
 from ray_app.cli import main
 from ray_app.errors import Refused
-from ray_app.index import read
+from ray_app.index import read_rows
 from ray_app.partition import part_names
 from ray_app.storage import open_output
 from tests.conftest import ROOT
@@ -338,7 +338,7 @@ def test_a_half_done_output_is_planned_from_its_middle(tmp_path):
     assert figure["peak_mb"] >= figure["before_mb"] > 0
     storage = open_output(str(tmp_path / "out"))
     assert len(part_names(storage, "sdxl")) == 4
-    for path in read(storage, "sdxl", ["path"])["path"].to_pylist():
+    for path in read_rows(storage, "sdxl", ["path"])["path"].to_pylist():
         assert Path(storage.path(path)).stat().st_size == 1
 
 
@@ -352,7 +352,7 @@ def test_an_index_is_asked_before_and_after_compact(tmp_path):
     for figure in (before, after):
         assert (figure["rows"], figure["one_query_rows"]) == (1_000, 10)
     options = bench_rows.asked(tmp_path / "prompts.json", tmp_path / "out", [1, 32])
-    columns = read(open_output(options.output_base_path), "sdxl", ["sha256", "path"]).to_pydict()
+    columns = read_rows(open_output(options.output_base_path), "sdxl", ["sha256", "path"]).to_pydict()
     assert len(set(columns["sha256"])) == len(set(columns["path"])) == 1_000
     assert {len(digest) for digest in columns["sha256"]} == {64}
 

@@ -181,7 +181,7 @@ def test_readers_never_miss_a_row(tmp_path):
     def read():
         try:
             while not ended.is_set():
-                rows = index.read(files.output, "sdxl", KEY)
+                rows = index.read_rows(files.output, "sdxl", KEY)
                 seen.append((len(index.newest(rows)), len(index.recipes(files.output, "sdxl"))))
         except Exception as error:
             seen.append(error)

@@ -33,7 +33,7 @@ def asked(folder: Path, prompts: list[str], **flags) -> Generate:
 
 
 def failed(folder: Path) -> dict[int, tuple[str, str]]:
-    rows = index.read(
+    rows = index.read_rows(
         open_output(str(folder / "out")), "sdxl", ["prompt_index", "status", "error_type", "error_message"]
     )
     newest = {row["prompt_index"]: row for row in rows.to_pylist()}

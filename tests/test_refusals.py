@@ -209,33 +209,33 @@ OUTPUTS = [
         "--output_base_path 'o\\x00ut': has a NUL, or bytes that are not UTF-8",
     ),
     output(
-        "holds sdxl images of another recipe: --max_inference_steps is 32 there and 16 here,"
-        " --guidance_scale is 0.0 there and 5.0 here",
+        "holds sdxl images of another recipe: --max_inference_steps: this output has 32, this run asks for 16;"
+        " --guidance_scale: this output has 0.0, this run asks for 5.0",
         "--guidance_scale 5 --max_inference_steps 16",
     ),
     output(
-        "holds sdxl images of another recipe: --image_format is 'jpg' there and 'png' here,"
-        " --image_quality is 95 there and None here",
+        "holds sdxl images of another recipe: --image_format: this output has 'jpg', this run asks for 'png';"
+        " --image_quality: this output has 95, this run asks for None",
         "--image_format png",
     ),
     output(
-        "query 0, prompt 0: seed is 0 there and 4 here (other --seed or --seed_mode)",
+        "query 0, prompt 0: seed: this output has 0, this run asks for 4 (other --seed or --seed_mode)",
         "--seed 4",
     ),
     output(
-        "--img_per_prompt is 1 there and 2 here: file numbers would collide",
+        "--img_per_prompt: this output has 1, this run asks for 2: file numbers would collide",
         "--img_per_prompt 2",
     ),
     output(
-        "query 0, prompt 1: prompt is 'b' there and 'z' here (other annotations or --prompt_field)",
+        "query 0, prompt 1: prompt: this output has 'b', this run asks for 'z' (other annotations or --prompt_field)",
         content=[entry(prompts=["a", "z"])],
     ),
     output(
-        "query 0, prompt 0: reference_img_id is 'r7' there and 'r9' here (other annotations)",
+        "query 0, prompt 0: reference_img_id: this output has 'r7', this run asks for 'r9' (other annotations)",
         content=[entry(0, "r9")],
     ),
     output(
-        "reference r7 is query 0's there and query 5's here (other annotations)",
+        "reference r7 belongs to query 0 in this output, but to query 5 in these annotations",
         content=[entry(5, "r7")],
     ),
 ]

@@ -21,7 +21,7 @@ from tests.conftest import PACED, SAMPLE, check_index_is_true, read_tree, run_cl
 from tests.outputs import age, give_process
 from tests.processes import wait_for
 
-WORK = runs.work("sdxl", [1, 2, 3, 7], [("xt", 1), ("xt", 4)])
+WORK = runs.claimed_images("sdxl", [1, 2, 3, 7], [("xt", 1), ("xt", 4)])
 
 
 def record_of(root, run_id, work=WORK, **changes):
@@ -75,28 +75,30 @@ def test_work_is_short_for_consecutive_queries():
     ],
 )
 def test_the_same_work_twice_is_refused_and_other_work_is_not(tmp_path, other, query):
-    record_of(tmp_path, "run-1", runs.work(*other))
+    record_of(tmp_path, "run-1", runs.claimed_images(*other))
     files, _ = record_of(tmp_path, "run-2")
     if query is None:
-        runs.check_alone(files, WORK)
+        runs.check_no_overlapping_run(files, WORK)
     else:
         with pytest.raises(Refused, match=rf"runs/run-1\.json: this run is going on .* draws query {query} too; wait"):
-            runs.check_alone(files, WORK)
+            runs.check_no_overlapping_run(files, WORK)
 
 
 def test_of_two_that_begin_at_once_the_older_goes_on(tmp_path):
     older, _ = record_of(tmp_path, "run-1")
     younger, _ = record_of(tmp_path, "run-2")
-    runs.check_alone(older, WORK)
+    runs.check_no_overlapping_run(older, WORK)
     with pytest.raises(Refused):
-        runs.check_alone(younger, WORK)
+        runs.check_no_overlapping_run(younger, WORK)
 
 
 @pytest.fixture
 def another_run(tmp_path: Path) -> Iterator[int]:
     """A run of the sample's first query goes on in OUTPUT; its process, a real one that lives."""
     process = subprocess.Popen(["sleep", "600"])
-    record_of(tmp_path / "out", "20200101T000000-abcdef", runs.work("sdxl", [0], [("xt", 4)]), model_type="sdxl")
+    record_of(
+        tmp_path / "out", "20200101T000000-abcdef", runs.claimed_images("sdxl", [0], [("xt", 4)]), model_type="sdxl"
+    )
     path = tmp_path / "out" / "runs" / "20200101T000000-abcdef.json"
     give_process(path, process.pid)
     yield process.pid
@@ -225,7 +227,7 @@ def elsewhere(tmp_path, monkeypatch) -> Path:
 def test_a_run_elsewhere_is_watched_and_its_work_taken_over_if_its_record_stands_still(tmp_path, monkeypatch, capsys):
     path = elsewhere(tmp_path, monkeypatch)
     files, _ = record_of(tmp_path, "run-2")
-    runs.check_alone(files, WORK)
+    runs.check_no_overlapping_run(files, WORK)
     assert capsys.readouterr().err == (
         f"proxyqueue: {path}: looking for 1 s whether this run still goes on (process 1 on another)\n"
     )
@@ -238,7 +240,7 @@ def test_a_run_elsewhere_whose_record_changes_is_left_its_work(tmp_path, monkeyp
     beat = threading.Timer(0.3, lambda: give_process(path, 1, host="another", heartbeat_at="later"))
     beat.start()
     with pytest.raises(Refused, match="this run is going on"):
-        runs.check_alone(files, WORK)
+        runs.check_no_overlapping_run(files, WORK)
     beat.join()
     assert json.loads(path.read_text())["state"] == "running"
 

@@ -115,7 +115,7 @@ def two_shares(tmp_path: Path) -> float:
         give_process(path, os.getppid())
     write_images(tmp_path, "run-1", range(8), rows_a_part=8)
     write_images(tmp_path, "run-2", [12], status="failed")
-    rows = index.read(open_output(str(tmp_path)), "sdxl", ["run_id"]).to_pylist()
+    rows = index.read_rows(open_output(str(tmp_path)), "sdxl", ["run_id"]).to_pylist()
     return min(row["created_at"] for row in rows if row["run_id"] == "run-1").timestamp()
 
 

@@ -277,7 +277,7 @@ def test_slots_of_the_annotations_without_a_row_and_with_another(output, tmp_pat
     missing = [name for kind, name, _ in found if kind == "missing slot"]
     assert missing == [f"{folder}: query {q}, prompt 2, image 0" for folder in (STEP1, STEP4) for q in range(6)]
     drawn_prompt = json.loads(SAMPLE.read_text())[1]["multi_gpt-3.5_opt"][1]
-    detail = f"prompt is {drawn_prompt!r} there and 'another prompt' in the annotations"
+    detail = f"prompt is {drawn_prompt!r} in the index and 'another prompt' in the annotations"
     assert [problem for problem in found if problem[0] == "other slot"] == [
         ("other slot", f"{folder}: query 1, prompt 1, image 0", detail) for folder in (STEP1, STEP4)
     ]
