@@ -1,11 +1,12 @@
-"""The picture of `convergence`: PSNR and SSIM by step, a line a model and snapshot, a band where half of the slots are.
+"""The plot of `convergence`: PSNR and SSIM by step, a line per model and snapshot, a band around half of the slots.
 Knows matplotlib; nothing of images or files."""
 
 import io
 import itertools
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     from ray_app.convergence import Line
@@ -16,7 +17,7 @@ COLOURS = {"sdxl": "#1f5fa8", "flux": "#c4561a"}
 
 
 def png(lines: Sequence["Line"]) -> bytes:
-    """The plot as a PNG, without a display. A median or quartile that is infinite, equal images, is not drawn."""
+    """The plot as a PNG, without a display. Infinite medians and quartiles (equal images) are left out."""
     from matplotlib.figure import Figure  # not pyplot: that would look for a display
 
     figure = Figure(figsize=(10, 4), dpi=150, layout="constrained")
@@ -41,9 +42,8 @@ def png(lines: Sequence["Line"]) -> bytes:
 
 def _plot_measure(axes: Any, group: list["Line"], measure: str, colour: str, style: str, label: str) -> None:
     steps = [line.step for line in group]
-    low, median, high = (
-        [value if math.isfinite(value) else math.nan for value in values]
-        for values in zip(*(getattr(line, measure) for line in group), strict=True)
-    )
+    spreads = np.array([getattr(line, measure) for line in group], float)
+    spreads[~np.isfinite(spreads)] = np.nan  # not drawn
+    low, median, high = spreads.T
     axes.plot(steps, median, style, color=colour, marker="o", markersize=4, label=label)
     axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)

@@ -148,7 +148,9 @@ def test_a_damaged_part_is_named_and_left_alone(output, capsys):
     data = damaged.read_bytes()
     damaged.write_bytes(data[: len(data) // 2])
     assert compacted(output) == 0
-    assert capsys.readouterr().err.startswith(f"proxyqueue: {damaged}: left alone, can't be read: Parquet magic bytes")
+    assert capsys.readouterr().err.startswith(
+        f"proxyqueue: {damaged}: not compacted, can't be read: Parquet magic bytes"
+    )
     assert damaged in parts(output)
     assert len(parts(output)) == 2
 

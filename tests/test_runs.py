@@ -80,7 +80,7 @@ def test_the_same_work_twice_is_refused_and_other_work_is_not(tmp_path, other, q
     if query is None:
         runs.check_no_overlapping_run(files, WORK)
     else:
-        with pytest.raises(Refused, match=rf"runs/run-1\.json: this run is going on .* draws query {query} too; wait"):
+        with pytest.raises(Refused, match=rf"runs/run-1\.json: run still active .* generates query {query} too; wait"):
             runs.check_no_overlapping_run(files, WORK)
 
 
@@ -120,7 +120,7 @@ def sample_into(output: Path, **flags) -> Generate:
 
 def test_generate_begins_no_work_that_another_run_does(another_run, tmp_path):
     with pytest.raises(
-        Refused, match=rf"this run is going on \(process {another_run} on .* and draws query 0 too; wait"
+        Refused, match=rf"run still active \(process {another_run} on .* and it generates query 0 too; wait"
     ):
         generate.generate(sample_into(tmp_path / "out"))
     left = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*"))
@@ -132,7 +132,7 @@ def test_generate_begins_no_work_that_another_run_does(another_run, tmp_path):
 def test_a_run_begins_beside_another_by_force_or_with_other_work(another_run, tmp_path, flags):
     job = generate.prepare(sample_into(tmp_path / "out", **flags))
     generate._begin(job, job.output.writer(runs.new_id()))
-    assert len(runs.going_on(job.output)) == 2
+    assert len(runs.active_runs(job.output)) == 2
 
 
 def test_a_run_is_dead_when_its_process_is(tmp_path):
@@ -140,12 +140,12 @@ def test_a_run_is_dead_when_its_process_is(tmp_path):
     path = tmp_path / "runs" / "run-1.json"
     with subprocess.Popen(["sleep", "60"]) as child:
         give_process(path, child.pid)
-        assert len(runs.going_on(files.output)) == 1
+        assert len(runs.active_runs(files.output)) == 1
         age(path)  # it may be stopped, or its disk: the process is there
-        assert len(runs.going_on(files.output)) == 1
+        assert len(runs.active_runs(files.output)) == 1
         child.kill()
     age(path, 0)
-    assert runs.going_on(files.output) == []
+    assert runs.active_runs(files.output) == []
 
 
 @pytest.mark.parametrize("changed", ["started", "boot", "namespace"])
@@ -155,9 +155,9 @@ def test_a_number_that_is_another_process_now_proves_nothing(tmp_path, changed):
     path = tmp_path / "runs" / "run-1.json"
     mine = json.loads(path.read_text())["process"]
     give_process(path, os.getpid(), process={**mine, changed: "another"})
-    assert len(runs.going_on(files.output)) == (changed != "started")  # then only whether it changes can tell
+    assert len(runs.active_runs(files.output)) == (changed != "started")  # then only whether it changes can tell
     age(path)
-    assert runs.going_on(files.output) == []
+    assert runs.active_runs(files.output) == []
 
 
 @pytest.mark.parametrize(("seconds", "alive"), [(110, True), (125, False)])
@@ -170,7 +170,7 @@ def test_a_run_of_another_host_is_dead_when_its_record_has_not_changed_for_two_m
     path = tmp_path / "runs" / "run-1.json"
     give_process(path, 1, host="another", heartbeat_at=heartbeat)
     age(path, seconds)
-    assert bool(runs.going_on(files.output)) == alive
+    assert bool(runs.active_runs(files.output)) == alive
 
 
 def test_a_record_of_a_run_that_ended_long_ago_is_dead_whoever_has_its_number(tmp_path):
@@ -179,7 +179,7 @@ def test_a_record_of_a_run_that_ended_long_ago_is_dead_whoever_has_its_number(tm
     path = tmp_path / "runs" / "run-1.json"
     path.write_text(json.dumps({"run_id": "run-1", "state": "running", "host": platform.node(), "pid": 1}))
     age(path)
-    assert runs.going_on(files.output) == []
+    assert runs.active_runs(files.output) == []
 
 
 def test_a_live_process_of_another_user_is_alive(tmp_path):
@@ -229,7 +229,7 @@ def test_a_run_elsewhere_is_watched_and_its_work_taken_over_if_its_record_stands
     files, _ = record_of(tmp_path, "run-2")
     runs.check_no_overlapping_run(files, WORK)
     assert capsys.readouterr().err == (
-        f"proxyqueue: {path}: looking for 1 s whether this run still goes on (process 1 on another)\n"
+        f"proxyqueue: {path}: checking for 1 s whether this run is still active (process 1 on another)\n"
     )
     assert json.loads(path.read_text())["state"] == "died"
 
@@ -239,7 +239,7 @@ def test_a_run_elsewhere_whose_record_changes_is_left_its_work(tmp_path, monkeyp
     files, _ = record_of(tmp_path, "run-2")
     beat = threading.Timer(0.3, lambda: give_process(path, 1, host="another", heartbeat_at="later"))
     beat.start()
-    with pytest.raises(Refused, match="this run is going on"):
+    with pytest.raises(Refused, match="run still active"):
         runs.check_no_overlapping_run(files, WORK)
     beat.join()
     assert json.loads(path.read_text())["state"] == "running"
@@ -298,7 +298,7 @@ def test_two_drivers_on_one_output(tmp_path):
         time.sleep(0.1)
     second = run_cli(*command, "--idx", "0", cwd=tmp_path, program=PACED)
     assert second.returncode == 2
-    assert f"this run is going on (process {first.pid} on " in second.stderr
+    assert f"run still active (process {first.pid} on " in second.stderr
     assert " and draws query 0 too; wait for it, take other --idx or --query_ids, or say --force\n" in second.stderr
     other_share = start_cli(*command, "--idx", "1", cwd=tmp_path, program=PACED)
     forced = run_cli(*command, "--idx", "0", "--force", cwd=tmp_path, program=PACED)
