@@ -1,4 +1,4 @@
-"""Progress of a run, or of checking one: a bar on a terminal, a line every ten seconds elsewhere.
+"""Progress of a run, or of checking one: a bar on a terminal, otherwise a line every ten seconds.
 Counts on the driver; knows nothing of Ray."""
 
 import collections
@@ -14,71 +14,76 @@ class Progress:
     """Shows images done of all, images/s of the last minute, time left, failures and actors up, on stderr.
 
     Args:
-        total: images wanted, those that were there at the start included.
-        done: images that were there at the start.
-        actors_up: asked whenever a line is shown.
-        waiting: for what, asked while no actor is up.
+        total: images requested, including those that existed at the start.
+        done: images that existed at the start.
+        actors_up: gives the number of actors whenever a line is shown.
+        waiting: says what the run is waiting for while no actor is up.
     """
 
     def __init__(self, total: int, done: int, actors_up: Callable[[], int], waiting: Callable[[], str] | None = None):
         self.total, self.done, self.failed = total, done, 0
-        self._drawn = 0
+        self._generated = 0
         self._actors_up, self._waiting = actors_up, waiting
         self._none_since = time.monotonic() if waiting else 0.0
-        self._seen: collections.deque[tuple[float, int]] = collections.deque()
+        self._arrivals: collections.deque[tuple[float, int]] = collections.deque()
         self._next_line = time.monotonic() + LINE_SECONDS
         self._bar = _Bar(total, done) if sys.stderr.isatty() else None
 
     def add(self, ok: int, failed: int) -> None:
-        """Count images that arrived."""
+        """Count images that a worker has finished."""
         self.done += ok
         self.failed += failed
-        self._drawn += ok + failed
-        self._seen.append((time.monotonic(), self._drawn))
+        self._generated += ok + failed
+        self._arrivals.append((time.monotonic(), self._generated))
 
     def tick(self) -> None:
-        """Show what is due; call it often."""
+        """Show a line if it is due; call this often."""
         now = time.monotonic()
         if now < self._next_line:
             return
         self._next_line = now + (0.5 if self._bar else LINE_SECONDS)
-        self._bar.show(self.done, self.describe()) if self._bar else print(self.describe(), file=sys.stderr, flush=True)
+        if self._bar:
+            self._bar.show(self.done, self.describe())
+        else:
+            print(self.describe(), file=sys.stderr, flush=True)
 
     def images_per_second(self) -> float:
         """Over the last minute, or since the first image arrived."""
-        if not self._seen:
+        if not self._arrivals:
             return 0.0
         now = time.monotonic()
-        while len(self._seen) > 2 and self._seen[0][0] < now - RATE_SECONDS:
-            self._seen.popleft()
-        seconds = now - self._seen[0][0]
-        return (self._drawn - self._seen[0][1]) / seconds if seconds > 0 else 0.0
+        while len(self._arrivals) > 2 and self._arrivals[0][0] < now - RATE_SECONDS:
+            self._arrivals.popleft()
+        seconds = now - self._arrivals[0][0]
+        return (self._generated - self._arrivals[0][1]) / seconds if seconds > 0 else 0.0
 
     def describe(self) -> str:
         """One line."""
         up = self._actors_up()
         if self._waiting and up:
             self._none_since = time.monotonic()
+        images_left = self.total - self.done - self.failed
+        if not up and images_left and self._waiting:
+            images = f"{self.done:,} of {self.total:,} images, " if self._generated else ""
+            return f"{images}{self._waiting()}, {time.monotonic() - self._none_since:.0f} s"
         rate = self.images_per_second()
-        left = self.total - self.done - self.failed
-        if not up and left and self._waiting:
-            drawn = f"{self.done:,} of {self.total:,} images, " if self._drawn else ""
-            return f"{drawn}{self._waiting()}, {time.monotonic() - self._none_since:.0f} s"
-        speed, eta = (f"{rate:.1f}", duration(left / rate)) if rate > 0 else ("?", "?")  # one batch tells no rate
+        speed = eta = "?"
+        if rate > 0:  # it is 0 until a second batch has arrived
+            speed, eta = f"{rate:.1f}", duration(images_left / rate)
         return (
             f"{self.done:,} of {self.total:,} images, {speed} images/s, {eta} left, {self.failed:,} failed,"
             f" {up} actors up"
         )
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar:
             self._bar.show(self.done, self.describe())
             self._bar.close()
 
 
 class Checked:
-    """Shows how many of an output's images are checked, or whatever is done with them, images/s and time left."""
+    """Shows how many of an output's images are checked (or read, compared, …), images/s and time left."""
 
     def __init__(self, total: int, what: str = "checked"):
         self.total, self.what, self.done = total, what, 0
@@ -87,7 +92,7 @@ class Checked:
         self._bar = _Bar(total, 0) if sys.stderr.isatty() else None
 
     def add(self, images: int) -> None:
-        """Count images, and show what is due."""
+        """Count images, and show a line if it is due."""
         self.done += images
         now = time.monotonic()
         if self._bar:
@@ -103,13 +108,13 @@ class Checked:
         return f"{self.done:,} of {self.total:,} images {self.what}, {rate:,.0f} images/s, {eta} left"
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar:
             self._bar.close()
 
 
 class Bytes:
-    """Shows how many bytes are read or fetched of all, MB/s and time left."""
+    """Shows how many bytes are read or downloaded, MB/s and time left."""
 
     def __init__(self, what: str):
         self.what = what
@@ -117,7 +122,7 @@ class Bytes:
         self._next_line = self._started + LINE_SECONDS
 
     def show(self, done: int, total: int) -> None:
-        """A line every ten seconds."""
+        """Show a line every ten seconds."""
         now = time.monotonic()
         if now >= self._next_line:
             self._next_line = now + LINE_SECONDS

@@ -235,7 +235,7 @@ def test_sizes_go_by_the_models_own_vae(blocks, tmp_path, recipe_for):
         card = recipe_for(model_type=family, model_path=str(folder), height=multiple * 3, width=multiple)
         assert (card.height, card.width) == (multiple * 3, multiple)
         with pytest.raises(
-            Exception, match=f"--width {multiple * 3 // 2}: {family} draws multiples of {multiple} pixels"
+            Exception, match=f"--width {multiple * 3 // 2}: must be a multiple of {multiple} for {family}"
         ):
             recipe_for(model_type=family, model_path=str(folder), height=multiple, width=multiple * 3 // 2)
 
