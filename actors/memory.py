@@ -1,4 +1,4 @@
-"""Memory of a process: kept between layers where it draws on CPUs, found to be short, given back when it is.
+"""Memory of a process: kept between layers on CPUs, recognised as exhausted, and released then.
 Knows the C library's allocator and torch's; nothing of pipelines."""
 
 import ctypes
@@ -7,10 +7,10 @@ import gc
 from collections.abc import Iterable
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8
-"""glibc's numbers of its malloc's settings, all but the last in bytes."""
+"""glibc's numbers of the settings of its malloc, all but the last in bytes."""
 KEEP_FREED = ((M_MMAP_THRESHOLD, 2**30), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26))
 GLIBC_DEFAULTS = ((M_MMAP_THRESHOLD, 2**25), (M_TRIM_THRESHOLD, 2**26), (M_TOP_PAD, 2**17))
-"""Where glibc's own settings end up when large blocks are freed; to compare with."""
+"""The values that glibc's own settings reach once large blocks have been freed; for comparison."""
 RETURN_FREED = ((M_MMAP_THRESHOLD, 2**17), (M_TRIM_THRESHOLD, 2**17), (M_TOP_PAD, 0))
 
 OUT_OF_MEMORY_TEXTS = (
@@ -20,28 +20,28 @@ OUT_OF_MEMORY_TEXTS = (
     "ALLOC_FAILED",
     "ALLOCATION_FAILED",
 )
-"""What a RuntimeError says where memory is what is missing: torch's CPU allocator, oneDNN, CUDA, cuBLAS and cuDNN."""
+"""What a RuntimeError says if memory ran out: of torch's CPU allocator, oneDNN, CUDA, cuBLAS and cuDNN."""
 
 
 def keep_freed() -> None:
     """Let the C library, where it is glibc, keep the memory of freed tensors for the next ones.
 
-    It would hand large blocks back to the system, which then clears every page anew at each layer.
+    By default it returns large blocks to the system, which then clears every page again at each layer.
     """
     set_mallopt(KEEP_FREED)
 
 
 def share_heaps() -> None:
-    """Let threads that start from now on share the heaps that are there, where the C library is glibc.
+    """Let threads that start from now on share the existing heaps, if the C library is glibc.
 
-    It would make one for each, up to eight a core. What is freed in one is not used in another, so that a process that
-    passes rows from thread to thread would grow with them.
+    By default it creates a heap per thread, up to eight per core. Memory that is freed in one heap is not used by
+    another, so that a process that passes rows from thread to thread would grow with them.
     """
     set_mallopt([(M_ARENA_MAX, 1)])
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, of the GPU or of the host: said by this error, or by one that led to it.
+    """Whether an error, or one of its causes, means that memory ran out, of the GPU or of the host.
 
     torch and the libraries below raise a plain RuntimeError, and the system an OSError where a file is mapped.
     """
@@ -53,12 +53,12 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY_TEXTS):
         return True
-    before = error.__cause__ or error.__context__
-    return before is not None and is_out_of_memory(before)
+    cause = error.__cause__ or error.__context__
+    return cause is not None and is_out_of_memory(cause)
 
 
 def release_free_memory(device: str) -> None:
-    """Give what is free to the system, and on CPUs from now on at once: a smaller batch needs pieces of other sizes."""
+    """Return free memory to the system, on CPUs also from now on: a smaller batch needs blocks of other sizes."""
     gc.collect()
     if device == "cuda":
         import torch
@@ -71,7 +71,7 @@ def release_free_memory(device: str) -> None:
 
 
 def set_mallopt(settings: Iterable[tuple[int, int]]) -> None:
-    """Set these of glibc's malloc, for the whole process; nothing where it is not glibc."""
+    """Change settings of glibc's malloc for the whole process; does nothing with another C library."""
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         for number, size in settings:
             mallopt(number, size)
