@@ -108,7 +108,7 @@ class StepCapture:
 def step_ends(scheduler: Any, steps: int) -> list[int]:
     """For each step of a run how often the model has been called when it is done.
 
-    A step leads from a noise level of the schedule that was asked for to the next. Most schedulers call the model once
+    A step leads from a noise level of the requested schedule to the next. Most schedulers call the model once
     for that; those of second order twice but for the last one; PNDM without Runge-Kutta steps does the first one twice.
 
     Args:

@@ -41,7 +41,7 @@ class Snapshot:
 def look_up(repository: str, revision: str | None, tell: Tell) -> Snapshot:
     """The commit that a revision means (None: the default branch), with its configs in the cache.
 
-    Whatever a hub suffers from that is asked in vain, what the cache has is used.
+    If the hub can't be reached, for whatever reason, the cached commit is used.
 
     Raises:
         ModelError: no such model or revision, or it is neither in the cache nor can the hub be reached.
@@ -134,7 +134,7 @@ def patiently(download: Callable[[], Result], repository: str, tell: Tell) -> Re
     """Try again, with growing pauses, where the hub is overloaded or the network breaks off.
 
     Raises:
-        ModelError: it goes on, or it is nothing that passes.
+        ModelError: the error persists, or is not transient.
     """
     for wait in (*WAITS, None):
         try:
@@ -265,7 +265,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def _file(error: BaseException) -> str:
-    """The file that was asked for, as " for NAME"."""
+    """The requested file, as " for NAME"."""
     _, _, path = str(_response(error).url).partition("/resolve/")
     name = path.partition("/")[2].partition("?")[0]
     return f" for {name}" if name else ""

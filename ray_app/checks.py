@@ -248,7 +248,7 @@ def _why_bad_image(data: bytes, width: int, height: int) -> str | None:
                 return f"{image.width} x {image.height} pixels instead of {width} x {height}"
             extremes = image.convert("RGB").getextrema()
     except UnidentifiedImageError:
-        return "can't be decoded: not a picture of a known format"
+        return "can't be decoded: not an image of a known format"
     except Exception as error:  # a damaged file can make Pillow raise nearly anything
         return f"can't be decoded: {one_line(error, 200)}"
     is_one_colour = all(low == high for low, high in extremes)  # type: ignore[misc]

@@ -278,6 +278,6 @@ def _warnings(path: str, query: Query, field: str, num_prompts: int) -> list[str
     if "_" in query.reference_img_id:
         warnings.append(
             f"{where}: 'reference_img_id' {query.reference_img_id!r} has an underscore;"
-            " retrieval scripts that split file names there read it wrong"
+            " retrieval scripts, which split file names at underscores, read it wrong"
         )
     return warnings

@@ -52,7 +52,7 @@ def compact(options: Compact) -> int:
     model_types = layout.model_types(options.model_type)
     model_types = [name for name in model_types if output.list_names(layout.index_folder(name), "*.parquet")]
     if not model_types:
-        raise OutputRefused(f"{output.display_path(layout.INDEX)}: no part of an index there; set --output_base_path")
+        raise OutputRefused(f"{output.display_path(layout.INDEX)}: no index; set --output_base_path")
     output.check_writable()
     with output.writing(runs.new_id()) as writer:
         for model_type in model_types:

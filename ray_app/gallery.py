@@ -52,10 +52,11 @@ def gallery(options: Gallery) -> int:
 
 
 def _chosen(known_ids: list[int], options: Gallery) -> list[int]:
-    unknown = set(options.query_ids) - set(known_ids)
+    requested = set(options.query_ids) or set(known_ids)
+    unknown = requested - set(known_ids)
     if unknown:
         raise InputRefused(f"--query_ids {min(unknown)}: no image of this query in the index", flag="query_ids")
-    chosen = [query for query in known_ids if query in set(options.query_ids)] if options.query_ids else known_ids
+    chosen = [query for query in known_ids if query in requested]
     return chosen[: options.limit]
 
 

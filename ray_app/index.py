@@ -101,7 +101,7 @@ class IndexWriter:
         """Write what is waiting as one part; nothing if nothing waits.
 
         Raises:
-            Refused: it can't be written; the rows stay in hand for another try.
+            Refused: it can't be written; the rows are kept for another try.
         """
         if not self._tables:
             return

@@ -41,7 +41,7 @@ class ObjectStoreOutput(Output):
         return next(self.entries(""), None) is not None
 
     def check_writable(self) -> None:
-        """Raise Refused unless the bucket is there and answers. Whether it takes files, a run's first one tells."""
+        """Raise Refused unless the bucket exists. Whether it accepts files shows only with a run's first file."""
         from pyarrow.fs import FileType
 
         bucket = self._prefix.split("/")[0]

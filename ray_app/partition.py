@@ -27,7 +27,7 @@ MAX_READ_ATTEMPTS = 6
 """How often a reader lists the parts before it gives up: compaction removes them one by one."""
 
 Identity = tuple[str, int, int]
-"""A part is immutable: its path, size and modification time stand for its content."""
+"""A part is immutable: its path, size and modification time identify its content."""
 
 _CHECKED = ds.ParquetFileFormat(
     default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
@@ -126,7 +126,7 @@ class Partition:
         return pa.schema(list(fields.values()))
 
     def dataset(self) -> ds.Dataset:
-        """The rows of all parts, read when they are asked for, each page compared with its checksum."""
+        """The rows of all parts, read lazily; each page is compared with its checksum."""
         paths = [self.output.path(name) for name in self.footers]
         return ds.dataset(paths, self.schema, _CHECKED, self.output.filesystem)
 

@@ -32,7 +32,7 @@ def connect(url: str) -> tuple[Any, str]:
     """The filesystem of a URL, one per process, and the path in it without a final slash. Does not connect yet.
 
     s3:// takes `region`, `endpoint_override` and `scheme` as query parameters, else AWS_ENDPOINT_URL(_S3) and
-    AWS_REGION; a bucket on AWS itself is asked for its region. Credentials come from where each store's own client
+    AWS_REGION; the region of a bucket on AWS itself is looked up. Credentials come from where each store's own client
     looks for them.
 
     Raises:
@@ -60,7 +60,7 @@ def connect(url: str) -> tuple[Any, str]:
             raise InputRefused(f"{url}: has {part!r} between two slashes; write the name without that")
     given = dict(parse_qsl(query, keep_blank_values=True))
     if unknown := next((name for name in given if scheme == "s3" and name not in PARAMETERS), None):
-        raise InputRefused(f"{url}: {unknown}: unknown parameter; behind ? there can be {', '.join(PARAMETERS)}")
+        raise InputRefused(f"{url}: {unknown}: unknown parameter; after ? it can be one of {', '.join(PARAMETERS)}")
     with as_os_error(url, action="opened"):
         if scheme == "s3":
             return _s3(bucket, given), "/".join([bucket, *parts])

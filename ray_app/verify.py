@@ -49,10 +49,8 @@ def verify(options: Verify) -> int:
         with output.writing(runs.new_id()) as writer:
             report["repaired"] = repair(writer, models, problems)
         report["to_redraw"] = to_redraw(problems)
-    print(
-        json.dumps(report, ensure_ascii=False, indent=1) if options.format == "json" else _format_report(report),
-        flush=True,
-    )
+    text = json.dumps(report, ensure_ascii=False, indent=1) if options.format == "json" else _format_report(report)
+    print(text, flush=True)
     return PROBLEMS if problems else OK
 
 

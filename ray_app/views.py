@@ -18,22 +18,22 @@ from ray_app.schema import KEY
 from ray_app.storage import Output
 
 CHECKED_ROWS = 200_000
-"""Up to so many rows all pages are compared with their checksums first, in 0.1 s; of more rows those that are read."""
+"""Up to so many rows, every page is verified before a query (0.1 s); with more rows, only pages that a query reads."""
 
 RUN_COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "run_id": (pa.string(), "the run; in each of its images' rows too"),
-    "state": (pa.string(), "running, complete, some failed, interrupted, failed; died: it ended without a word"),
+    "state": (pa.string(), "running, complete, some failed, interrupted, failed; died: it ended without recording it"),
     "model_type": (pa.string(), "sdxl or flux"),
     "started_at": (pa.timestamp("s", tz="UTC"), "when it began"),
-    "heartbeat_at": (pa.timestamp("s", tz="UTC"), "when its driver was last heard of"),
-    "ended_at": (pa.timestamp("s", tz="UTC"), "when it ended; null while it runs, and if it died"),
+    "heartbeat_at": (pa.timestamp("s", tz="UTC"), "when its driver last wrote its record"),
+    "ended_at": (pa.timestamp("s", tz="UTC"), "when it ended; null while it runs or if it died"),
     "host": (pa.string(), "where its driver ran"),
-    "pid": (pa.int64(), "as which process"),
-    "images_written": (pa.int64(), "images it drew; null before its end"),
-    "images_skipped": (pa.int64(), "images that were there"),
-    "images_failed": (pa.int64(), "images it could not draw"),
-    "wall_seconds": (pa.float64(), "with starting Ray and loading models"),
-    "images_per_second": (pa.float64(), "over all of it"),
+    "pid": (pa.int64(), "the driver's process id"),
+    "images_written": (pa.int64(), "images that it generated; null until it ends"),
+    "images_skipped": (pa.int64(), "requested images that existed already"),
+    "images_failed": (pa.int64(), "images that failed"),
+    "wall_seconds": (pa.float64(), "duration, including starting Ray and loading models"),
+    "images_per_second": (pa.float64(), "images_written per second of wall_seconds"),
     "error": (pa.string(), "why it failed"),
     "command": (pa.string(), "its command line"),
     "options": (pa.string(), "JSON: every flag"),
@@ -70,7 +70,7 @@ def _define(
 ) -> None:
     selects = []
     for model_type, partition in partitions.items():
-        # DuckDB does not read the files itself: it would not verify page checksums, nor reach every object store
+        # DuckDB does not read the files itself: it can't verify page checksums or read every kind of OUTPUT
         connection.register(f"parts_{model_type}", partition.dataset())
         selects.append(
             f"(SELECT *, '{model_type}' AS model FROM parts_{model_type} QUALIFY row_number() OVER"
@@ -105,7 +105,7 @@ def _partitions(output: Output) -> dict[str, Partition]:
     """Each model's partition; warns of damaged parts."""
     partitions = _readable(output)
     if not partitions:
-        raise OutputRefused(f"{output.display_path(layout.INDEX)}: no part of an index there; set --output_base_path")
+        raise OutputRefused(f"{output.display_path(layout.INDEX)}: no index; set --output_base_path")
     rows = 0
     for partition in partitions.values():
         rows += sum(footer.rows for footer in partition.footers.values())

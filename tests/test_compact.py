@@ -216,9 +216,7 @@ def test_only_one_process_rewrites_an_index(output, capsys):
 
 def test_an_output_without_an_index_is_refused(tmp_path, capsys):
     assert compacted(tmp_path) == 2
-    assert capsys.readouterr().err == (
-        f"proxyqueue: {tmp_path}/index: no part of an index there; set --output_base_path\n"
-    )
+    assert capsys.readouterr().err == (f"proxyqueue: {tmp_path}/index: no index; set --output_base_path\n")
 
 
 def test_a_kill_at_any_moment_loses_no_row_and_the_next_run_ends_it(output, tmp_path):

@@ -165,7 +165,7 @@ def test_a_store_that_fails_while_parts_are_read_damages_none(output, store, mon
         ("s3://bucket/a//b", "has '' between two slashes"),
         ("s3://bucket/a/b//", "has '' between two slashes"),
         ("s3://bucket/a/../b", r"has '\.\.' between two slashes"),
-        ("s3://bucket/exp?2", "2: unknown parameter; behind . there can be region, endpoint_override, scheme"),
+        ("s3://bucket/exp?2", "2: unknown parameter; after . it can be one of region, endpoint_override, scheme"),
         ("gs://bucket/exp#2", r"gs://bucket/exp#2: would be read as bucket/exp; take a name without # and %"),
         ("gs://bucket/100%25", "would be read as bucket/100%; take a name without # and %"),
     ],

@@ -171,7 +171,7 @@ def shrink(output):
 
 def garble(output):
     replace_image(output, IMAGE, b"no picture")
-    detail = "can't be decoded: not a picture of a known format (query 2, prompt 1, image 0)"
+    detail = "can't be decoded: not an image of a known format (query 2, prompt 1, image 0)"
     return [("bad picture", IMAGE, detail)]
 
 
