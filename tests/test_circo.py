@@ -72,7 +72,8 @@ def test_warnings_name_few_and_blank_prompts_and_underscores(load):
     assert [line.rsplit(": ", 1)[1] for line in annotations.warnings] == [
         f"'{FIELD}' has 1 of 2 prompts; those are used",
         f"'{FIELD}'[0] is blank; used as it is",
-        "'reference_img_id' 'a_b' has an underscore; retrieval scripts, which split file names at underscores, read it wrong",
+        "'reference_img_id' 'a_b' has an underscore; retrieval scripts, which split file names at underscores, read it"
+        " wrong",
     ]
 
 
