@@ -1,4 +1,4 @@
-"""StepCapture: the step-end callback that keeps the latents of the wanted steps and stops after the last.
+"""StepCapture: the step-end callback that keeps the latents of the requested steps and stops after the last.
 Knows schedulers and latents, nothing of prompts, decoding or files."""
 
 import contextlib
@@ -18,15 +18,15 @@ class StepCapture:
     """Pass as `callback_on_step_end` inside `with capture.attached(pipe)` of a run of `num_inference_steps`.
 
     Afterwards `latents[capture]` holds a copy of the batch's latents (same shape and dtype as the pipeline's) of each
-    wanted capture; `timesteps[step]`, `sigmas[step]` (the noise left after the step; NaN where the scheduler has no
+    requested capture; `timesteps[step]`, `sigmas[step]` (the noise left after the step; NaN where the scheduler has no
     sigmas) and `seconds[step]` (since the denoise began) describe the step. Every step's largest value is kept, so that
     `first_bad_steps` can tell when a sample went wrong.
     """
 
-    def __init__(self, wanted: Iterable[Capture], num_inference_steps: int):
-        self.wanted = set(wanted)
+    def __init__(self, captures: Iterable[Capture], num_inference_steps: int):
+        self.captures = set(captures)
         self.num_inference_steps = num_inference_steps
-        self.steps = {capture.step for capture in self.wanted}
+        self.steps = {capture.step for capture in self.captures}
         self.latents: dict[Capture, torch.Tensor] = {}
         self.timesteps: dict[int, float] = {}
         self.sigmas: dict[int, float] = {}
@@ -41,7 +41,7 @@ class StepCapture:
     def attached(self, pipe: Any) -> Iterator["StepCapture"]:
         """Watch the pipeline's scheduler while a denoise runs. Its output is not changed."""
         self._started = time.perf_counter()
-        if not any(capture.snapshot == "x0" for capture in self.wanted):
+        if not any(capture.snapshot == "x0" for capture in self.captures):
             yield self
             return
         step = pipe.scheduler.step
@@ -60,9 +60,9 @@ class StepCapture:
             return callback_kwargs  # the model is called again before this step is done
         self._largest.append(latents.flatten(1).abs().amax(1))  # read at the end: until then no GPU has to wait
         if step in self.steps:
-            if Capture(step, "xt") in self.wanted:
+            if Capture(step, "xt") in self.captures:
                 self.latents[Capture(step, "xt")] = latents.clone()
-            if Capture(step, "x0") in self.wanted:
+            if Capture(step, "x0") in self.captures:
                 assert self._x0 is not None
                 self.latents[Capture(step, "x0")] = self._x0.to(latents.dtype)
             self._describe(pipe.scheduler, step, latents)
@@ -77,7 +77,7 @@ class StepCapture:
 
     def _describe(self, scheduler: Any, step: int, latents: torch.Tensor) -> None:
         if latents.is_cuda:
-            torch.cuda.synchronize(latents.device)  # only at wanted steps: otherwise the clock reads launch times
+            torch.cuda.synchronize(latents.device)  # only at requested steps: otherwise the clock reads launch times
         self.seconds[step] = time.perf_counter() - self._started
         began = self._ends[step - 2] if step > 1 else 0  # calls before this step
         self.timesteps[step] = float(scheduler.timesteps[began])
@@ -93,12 +93,12 @@ class StepCapture:
         @functools.wraps(step)
         def watched(model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             self._calls += 1
-            wanted = Capture(self._calls, "x0") in self.wanted
-            if wanted and name in FLOW_MATCH:
+            is_requested = Capture(self._calls, "x0") in self.captures
+            if is_requested and name in FLOW_MATCH:
                 sigma = scheduler.sigmas[self._calls - 1]  # read before the call: it moves the scheduler on
                 self._x0 = sample.float() - sigma * model_output.float()
             result = step(model_output, timestep, sample, *args, **kwargs)
-            if wanted and name in RETURNS_X0:
+            if is_requested and name in RETURNS_X0:
                 self._x0 = result[1] if isinstance(result, tuple) else result.pred_original_sample
             return result
 
@@ -108,14 +108,14 @@ class StepCapture:
 def step_ends(scheduler: Any, steps: int) -> list[int]:
     """For each step of a run how often the model has been called when it is done.
 
-    A step leads from a noise level of the schedule that was asked for to the next. Most schedulers call the model once
+    A step leads from a noise level of the requested schedule to the next. Most schedulers call the model once
     for that; those of second order twice but for the last one; PNDM without Runge-Kutta steps does the first one twice.
 
     Args:
         scheduler: with the timesteps of the run set, one a call.
 
     Raises:
-        ModelError: it runs another number of steps than asked for, or its calls belong to no step alone.
+        ModelError: the scheduler runs another number of steps than requested, or one call serves several steps.
     """
     timesteps = scheduler.timesteps.tolist()
     calls = len(timesteps)

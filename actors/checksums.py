@@ -1,4 +1,4 @@
-"""SHA-256 of files, read once: what was made is kept by path, size, times and inode in the user's cache.
+"""SHA-256 of files, read once: checksums are kept by path, size, times and inode in the user's cache.
 Knows files; nothing of models."""
 
 import contextlib
@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 KEPT_FROM = 2**20
-"""Bytes from which a file's checksum is kept: a smaller one is read as fast."""
+"""Smallest size in bytes of a file whose checksum is kept: smaller ones are read as fast."""
 PIECE = 2**22
 THREADS = 8
 Tell = Callable[[int, int], None]
@@ -23,7 +23,7 @@ Tell = Callable[[int, int], None]
 def of(files: Sequence[Path], tell: Tell = lambda done, total: None) -> list[str]:
     """The checksum of each file, as 64 hex digits.
 
-    A file of the hub's cache that is named by its checksum is not read: the client checked it on its way.
+    A file of the hub's cache whose name is its checksum is not read: the client verified it when it was downloaded.
     """
     known = {}
     with _kept() as kept:
@@ -34,7 +34,7 @@ def of(files: Sequence[Path], tell: Tell = lambda done, total: None) -> list[str
             elif (entry := kept.get(str(real))) and entry[0] == _state(real):
                 known[file] = entry[1]
         unread = {file: _state(file) for file in files if file not in known}
-        for file, checksum in zip(unread, _read(list(unread), tell), strict=True):
+        for file, checksum in zip(unread, _hash_files(list(unread), tell), strict=True):
             known[file] = checksum
             if file.stat().st_size >= KEPT_FROM:
                 kept[str(file.resolve())] = [unread[file], checksum]
@@ -50,12 +50,12 @@ def of_folder(folder: Path, names: Sequence[str], tell: Tell = lambda done, tota
 
 
 def _state(file: Path) -> list[int]:
-    """What differs once a file has been written to or replaced. The time of change can't be set by anybody."""
-    found = file.stat()
-    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+    """Values that change when a file is written to or replaced. Its ctime can't be set by a program."""
+    stat = file.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
-def _read(files: list[Path], tell: Tell) -> list[str]:
+def _hash_files(files: list[Path], tell: Tell) -> list[str]:
     total, done = sum(file.stat().st_size for file in files), 0
 
     def digest(file: Path) -> str:
@@ -64,7 +64,7 @@ def _read(files: list[Path], tell: Tell) -> list[str]:
         with file.open("rb", buffering=0) as opened:
             while piece := opened.read(PIECE):
                 sha256.update(piece)
-                done += len(piece)  # a count that is shown: a thread's that is lost does no harm
+                done += len(piece)  # only shown: an update that is lost between threads does no harm
                 tell(done, total)
         return sha256.hexdigest()
 
@@ -74,23 +74,26 @@ def _read(files: list[Path], tell: Tell) -> list[str]:
 
 @contextlib.contextmanager
 def _kept() -> Iterator[dict[str, list]]:
-    """What is known, changed in place; others wait, so that a node's actors read a model once. Not needed to go on."""
-    place = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "proxyqueue" / "checksums.json"
+    """The kept checksums, to be changed in place; other processes wait, so that a node's actors read a model once.
+
+    Without a cache that can be read or written, they are empty and not kept.
+    """
+    path = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "proxyqueue" / "checksums.json"
     with contextlib.ExitStack() as locked:
         with contextlib.suppress(OSError):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            fcntl.flock(locked.enter_context(place.with_suffix(".lock").open("a")), fcntl.LOCK_EX)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fcntl.flock(locked.enter_context(path.with_suffix(".lock").open("a")), fcntl.LOCK_EX)
         kept: dict[str, list] = {}
-        with contextlib.suppress(OSError, ValueError, TypeError):  # none yet, or cut
-            kept = dict(json.loads(place.read_text()))
-        before = dict(kept)
+        with contextlib.suppress(OSError, ValueError, TypeError):  # no file yet, or a damaged one
+            kept = dict(json.loads(path.read_text()))
+        original = dict(kept)
         yield kept
-        if kept != before:
+        if kept != original:
             with contextlib.suppress(OSError):
-                _replace(place, json.dumps(kept))
+                _replace(path, json.dumps(kept))
 
 
-def _replace(place: Path, text: str) -> None:
-    with tempfile.NamedTemporaryFile("w", dir=place.parent, delete=False) as file:
+def _replace(path: Path, text: str) -> None:
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
         file.write(text)
-    os.replace(file.name, place)
+    os.replace(file.name, path)

@@ -77,7 +77,7 @@ class ImageGenerator:
         try:
             self.family = pipelines.load(recipe)
         except Exception as error:
-            kind = ModelNeedsMemory if memory.is_short(error) else ModelError
+            kind = ModelNeedsMemory if memory.is_out_of_memory(error) else ModelError
             raise kind(f"{recipe.model_path}: can't be loaded as {recipe.model_type}: {_reason(error)}") from error
         self.on_timing: Callable[[Timing], object] = lambda timing: None
         """Set it to be told how long each piece of work took: when it has ended, by the thread that did it."""
@@ -101,22 +101,25 @@ class ImageGenerator:
 
     def draw(self, batch: dict[str, Sequence[Any]]) -> Drawn:
         """The first half of `__call__`: everything that the model is needed for."""
-        requests = [
-            Request(prompt, int(seed), [self.captures[index] for index in wanted])
-            for prompt, seed, wanted in zip(batch["prompt"], batch["seed"], batch["captures"], strict=True)
-        ]
+        requests = []
+        for prompt, seed, indices in zip(batch["prompt"], batch["seed"], batch["captures"], strict=True):
+            requests.append(Request(prompt, int(seed), [self.captures[index] for index in indices]))
         return self._draw_all(requests)
 
     def encode(self, drawn: Drawn) -> dict[str, list[Any]]:
         """The second half: pixels become files; the columns that `__call__` returns."""
-        rows = [{"row": number, **self._encoded(one)} for number, pictures in enumerate(drawn) for one in pictures]
+        rows = []
+        for number, pictures in enumerate(drawn):
+            rows += [{"row": number, **self._encoded(picture)} for picture in pictures]
         return {name: [row[name] for row in rows] for name in ("row", *OUTPUT_COLUMNS)}
 
     def give_up(self, batch: dict[str, Sequence[Any]], error_type: str, message: str) -> Drawn:
         """What `draw` would return if none of these prompts could be drawn, without trying."""
         failure = Failure(error_type, message)
-        wanted = ([self.captures[index] for index in indices] for indices in batch["captures"])
-        return [[self._failed(capture, failure) for capture in captures] for captures in wanted]
+        given_up = []
+        for indices in batch["captures"]:
+            given_up.append([self._failed(self.captures[index], failure) for index in indices])
+        return given_up
 
     def pixels(self, prompts: Sequence[str], seeds: Sequence[int], captures: Sequence[Capture]) -> dict[Capture, Any]:
         """Draw and decode without encoding: for each capture a uint8 array (n, height, width, 3).
@@ -124,8 +127,8 @@ class ImageGenerator:
         Raises whatever the pipeline raises; at most `batch_size` prompts, and the batch is padded to that.
         """
         return {
-            wanted: pipelines.decode_to_uint8(self.family, taken.latents[wanted])[0][: len(prompts)]
-            for wanted, taken in self._denoise(prompts, seeds, captures).items()
+            capture: pipelines.decode_to_uint8(self.family, run.latents[capture])[0][: len(prompts)]
+            for capture, run in self._denoise(prompts, seeds, captures).items()
         }
 
     def timed(self, work: Work) -> AbstractContextManager[Timing]:
@@ -141,11 +144,11 @@ class ImageGenerator:
             return self._draw(requests)
         except Exception as error:
             # not the error itself: its frames would hold the batch's tensors while it is drawn again
-            no_memory = memory.is_short(error)
+            no_memory = memory.is_out_of_memory(error)
             name = "OutOfMemory" if no_memory else type(error).__name__
             failure = Failure(name, " ".join(str(error).split())[:500])
         if no_memory:
-            memory.give_back(self.recipe.device)
+            memory.release_free_memory(self.recipe.device)
             if self.batch_size > 1:
                 self.batch_size //= 2
                 return self._draw_all(requests)
@@ -156,9 +159,9 @@ class ImageGenerator:
     def _draw(self, requests: list[Request]) -> Drawn:
         prompts = [request.prompt for request in requests]
         seeds = [request.seed for request in requests]
-        asked = sorted({capture for request in requests for capture in request.captures})
+        captures = sorted(set().union(*(request.captures for request in requests)))
         by_capture: dict[Capture, list[Picture]] = {}
-        for capture, run in self._denoise(prompts, seeds, asked).items():
+        for capture, run in self._denoise(prompts, seeds, captures).items():
             by_capture[capture] = self._decode(capture, run, prompts)
         return [[by_capture[capture][row] for capture in request.captures] for row, request in enumerate(requests)]
 
@@ -222,13 +225,13 @@ class ImageGenerator:
         for capture in captures:
             runs.setdefault(self.recipe.total_steps(capture), []).append(capture)
         taken: dict[Capture, StepCapture] = {}
-        for steps, wanted in runs.items():
-            with StepCapture(wanted, steps).attached(self.family.pipe) as run, self.timed("denoising"):
+        for steps, captures_of_run in runs.items():
+            with StepCapture(captures_of_run, steps).attached(self.family.pipe) as run, self.timed("denoising"):
                 pipelines.denoise(self.family, embeddings, list(seeds), steps, run)
-            if missing := set(wanted) - set(run.latents):
+            if missing := set(captures_of_run) - set(run.latents):
                 ran = len(self.family.pipe.scheduler.timesteps)
                 raise ModelError(f"the scheduler ran {ran} steps and never came to {sorted(missing)}")
-            taken |= dict.fromkeys(wanted, run)
+            taken |= dict.fromkeys(captures_of_run, run)
         return taken
 
     def _try(self, steps: int) -> None:
@@ -249,8 +252,8 @@ class ImageGenerator:
             for _ in range(2):
                 pipelines.denoise(self.family, [self._embed("")] * self.batch_size, [0] * self.batch_size, steps, stop)
         except Exception as error:
-            if memory.is_short(error):
-                memory.give_back(self.recipe.device)
+            if memory.is_out_of_memory(error):
+                memory.release_free_memory(self.recipe.device)
                 return
             raise ModelError(f"{self.recipe.model_path}: {steps} steps with {name}: {_reason(error)}") from error
         first, second = latents

@@ -41,7 +41,7 @@ class Snapshot:
 def look_up(repository: str, revision: str | None, tell: Tell) -> Snapshot:
     """The commit that a revision means (None: the default branch), with its configs in the cache.
 
-    Whatever a hub suffers from that is asked in vain, what the cache has is used.
+    If the hub can't be reached, for whatever reason, the cached commit is used.
 
     Raises:
         ModelError: no such model or revision, or it is neither in the cache nor can the hub be reached.
@@ -62,11 +62,11 @@ def look_up(repository: str, revision: str | None, tell: Tell) -> Snapshot:
     except Exception as error:  # the client raises many kinds
         if cached := _cached(repository, revision):
             tell(f"{repository}: commit {cached.name[:12]} of the cache is used: {_why(error)}")
-            return Snapshot(cached.name, cached, _there(cached))
+            return Snapshot(cached.name, cached, _sizes_in(cached))
         if _status(error) not in OVERLOADED:
             raise ModelError(explain(error, repository)) from None
         folder = patiently(download, repository, tell)
-    return Snapshot(folder.name, folder, _listed(repository, folder.name) or _there(folder))
+    return Snapshot(folder.name, folder, _listed(repository, folder.name) or _sizes_in(folder))
 
 
 class Files:
@@ -134,7 +134,7 @@ def patiently(download: Callable[[], Result], repository: str, tell: Tell) -> Re
     """Try again, with growing pauses, where the hub is overloaded or the network breaks off.
 
     Raises:
-        ModelError: it goes on, or it is nothing that passes.
+        ModelError: the error persists, or is not transient.
     """
     for wait in (*WAITS, None):
         try:
@@ -177,18 +177,18 @@ def size(count: float) -> str:
 
 @contextlib.contextmanager
 def _retries_told(repository: str, tell: Tell) -> Iterator[None]:
-    """Inside, the client shows no bars, and of what it logs of its own tries the first line is told."""
+    """Inside, the client shows no progress bars, and the first line that it logs about a retry is passed on."""
     from huggingface_hub.utils import disable_progress_bars
     from huggingface_hub.utils.logging import get_logger
 
     disable_progress_bars()
     logger, first = get_logger(), _First(lambda line: tell(f"{repository}: {line}; the client tries again"))
-    others = logger.handlers[:]
+    other_handlers = logger.handlers[:]
     logger.handlers[:] = [first]
     try:
         yield
     finally:
-        logger.handlers[:] = others
+        logger.handlers[:] = other_handlers
 
 
 class _First(logging.Handler):
@@ -234,7 +234,8 @@ def _listed(repository: str, commit: str) -> dict[str, int] | None:
         return None
 
 
-def _there(folder: Path) -> dict[str, int]:
+def _sizes_in(folder: Path) -> dict[str, int]:
+    """The sizes of a folder's files, by name."""
     return {name: (folder / name).stat().st_size for name in weights.names_in(folder)}
 
 
@@ -254,7 +255,7 @@ def _free() -> int:
 
 def _response(error: BaseException) -> Any:
     """The hub's answer that an error comes from, None where there was none."""
-    responses = (getattr(one, "response", None) for one in _chain(error))
+    responses = (getattr(cause, "response", None) for cause in _chain(error))
     return next((response for response in responses if response is not None), None)
 
 
@@ -264,7 +265,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def _file(error: BaseException) -> str:
-    """The file that was asked for, as " for NAME"."""
+    """The requested file, as " for NAME"."""
     _, _, path = str(_response(error).url).partition("/resolve/")
     name = path.partition("/")[2].partition("?")[0]
     return f" for {name}" if name else ""
@@ -278,16 +279,19 @@ def _asked_to_wait(error: BaseException) -> float | None:
 
 
 def _passes(error: BaseException) -> bool:
-    """Whether the same may work a moment later."""
+    """Whether the error is transient."""
     status = _status(error)
     if status is not None:
         return status in OVERLOADED
-    return any(kind.__name__ in BROKEN_OFF for one in _chain(error) for kind in type(one).__mro__)
+    class_names = set()
+    for cause in _chain(error):
+        class_names |= {kind.__name__ for kind in type(cause).__mro__}
+    return not class_names.isdisjoint(BROKEN_OFF)
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """An error and what it was raised for, the first cause last."""
-    found = [error]
-    while (cause := found[-1].__cause__ or found[-1].__context__) is not None and cause not in found:
-        found.append(cause)
-    return found
+    """An error and its causes, the first cause last."""
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
+        causes.append(cause)
+    return causes

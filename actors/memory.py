@@ -1,4 +1,4 @@
-"""Memory of a process: kept between layers where it draws on CPUs, found to be short, given back when it is.
+"""Memory of a process: kept between layers on CPUs, recognised as exhausted, and released then.
 Knows the C library's allocator and torch's; nothing of pipelines."""
 
 import ctypes
@@ -7,35 +7,41 @@ import gc
 from collections.abc import Iterable
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8
-"""glibc's numbers of its malloc's settings, all but the last in bytes."""
-KEEPING = ((M_MMAP_THRESHOLD, 2**30), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26))
-USUAL = ((M_MMAP_THRESHOLD, 2**25), (M_TRIM_THRESHOLD, 2**26), (M_TOP_PAD, 2**17))
-"""Where glibc's own settings end up when large blocks are freed; to compare with."""
-GIVING_BACK = ((M_MMAP_THRESHOLD, 2**17), (M_TRIM_THRESHOLD, 2**17), (M_TOP_PAD, 0))
+"""glibc's numbers of the settings of its malloc, all but the last in bytes."""
+KEEP_FREED = ((M_MMAP_THRESHOLD, 2**30), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26))
+GLIBC_DEFAULTS = ((M_MMAP_THRESHOLD, 2**25), (M_TRIM_THRESHOLD, 2**26), (M_TOP_PAD, 2**17))
+"""The values that glibc's own settings reach once large blocks have been freed; for comparison."""
+RETURN_FREED = ((M_MMAP_THRESHOLD, 2**17), (M_TRIM_THRESHOLD, 2**17), (M_TOP_PAD, 0))
 
-SHORT = ("can't allocate memory", "could not create a primitive", "out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
-"""What a RuntimeError says where memory is what is missing: torch's CPU allocator, oneDNN, CUDA, cuBLAS and cuDNN."""
+OUT_OF_MEMORY_TEXTS = (
+    "can't allocate memory",
+    "could not create a primitive",
+    "out of memory",
+    "ALLOC_FAILED",
+    "ALLOCATION_FAILED",
+)
+"""What a RuntimeError says if memory ran out: of torch's CPU allocator, oneDNN, CUDA, cuBLAS and cuDNN."""
 
 
 def keep_freed() -> None:
     """Let the C library, where it is glibc, keep the memory of freed tensors for the next ones.
 
-    It would hand large blocks back to the system, which then clears every page anew at each layer.
+    By default it returns large blocks to the system, which then clears every page again at each layer.
     """
-    use(KEEPING)
+    set_mallopt(KEEP_FREED)
 
 
 def share_heaps() -> None:
-    """Let threads that start from now on share the heaps that are there, where the C library is glibc.
+    """Let threads that start from now on share the existing heaps, if the C library is glibc.
 
-    It would make one for each, up to eight a core. What is freed in one is not used in another, so that a process that
-    passes rows from thread to thread would grow with them.
+    By default it creates a heap per thread, up to eight per core. Memory that is freed in one heap is not used by
+    another, so that a process that passes rows from thread to thread would grow with them.
     """
-    use([(M_ARENA_MAX, 1)])
+    set_mallopt([(M_ARENA_MAX, 1)])
 
 
-def is_short(error: BaseException) -> bool:
-    """Whether memory ran out, of the GPU or of the host: said by this error, or by one that led to it.
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, or one of its causes, means that memory ran out, of the GPU or of the host.
 
     torch and the libraries below raise a plain RuntimeError, and the system an OSError where a file is mapped.
     """
@@ -45,27 +51,27 @@ def is_short(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return True
-    if isinstance(error, RuntimeError) and any(words in str(error) for words in SHORT):
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY_TEXTS):
         return True
-    before = error.__cause__ or error.__context__
-    return before is not None and is_short(before)
+    cause = error.__cause__ or error.__context__
+    return cause is not None and is_out_of_memory(cause)
 
 
-def give_back(device: str) -> None:
-    """Give what is free to the system, and on CPUs from now on at once: a smaller batch needs pieces of other sizes."""
+def release_free_memory(device: str) -> None:
+    """Return free memory to the system, on CPUs also from now on: a smaller batch needs blocks of other sizes."""
     gc.collect()
     if device == "cuda":
         import torch
 
         torch.cuda.empty_cache()
     else:
-        use(GIVING_BACK)
+        set_mallopt(RETURN_FREED)
         if malloc_trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
             malloc_trim(0)
 
 
-def use(settings: Iterable[tuple[int, int]]) -> None:
-    """Set these of glibc's malloc, for the whole process; nothing where it is not glibc."""
+def set_mallopt(settings: Iterable[tuple[int, int]]) -> None:
+    """Change settings of glibc's malloc for the whole process; does nothing with another C library."""
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         for number, size in settings:
             mallopt(number, size)

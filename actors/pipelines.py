@@ -1,4 +1,4 @@
-"""A recipe becomes a loaded diffusers pipeline: one small class a family with what differs between them.
+"""A recipe becomes a loaded diffusers pipeline: one small class per family with what differs between them.
 Knows how to load, encode a prompt, denoise and decode; nothing of batches' meaning, seeds or files."""
 
 import logging
@@ -19,11 +19,11 @@ Embeddings = dict[str, torch.Tensor]
 LOG = logging.getLogger("proxyqueue")
 
 ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
-"""The text encoders of both families, and what makes their tokens."""
+"""The text encoders of both families, and their tokenizers."""
 NOT_USED = {"image_encoder": None, "feature_extractor": None}
 """Parts that some models have for adapters: not loaded."""
 LEAST_VOCABULARY = 0.95
-"""Of the tokens that an encoder reads, the share that its tokenizer knows at least: T5's leaves 28 of 32,128 out."""
+"""Least share of an encoder's tokens that its tokenizer must know: T5's lacks 28 of 32,128."""
 DECODE_PIXELS = 2**21
 """Pixels decoded at a time on a GPU: eight images of 512 px or two of 1024 px, 6.5 GB of fp32 activations."""
 
@@ -124,7 +124,7 @@ FAMILIES: dict[str, type[SDXL] | type[Flux]] = {"sdxl": SDXL, "flux": Flux}
 
 
 def load(recipe: Recipe) -> SDXL | Flux:
-    """Load the recipe's pipeline onto its device, ready to draw.
+    """Load the recipe's pipeline onto its device, ready to generate.
 
     Raises whatever diffusers raises for weights that can't be loaded. Only safetensors are read and no code of a
     model is run.
@@ -150,17 +150,19 @@ def _from_pretrained(pipeline_class: Any, recipe: Recipe, dtypes: dict[str, torc
     folder = _folder(recipe)
     names = weights.names_in(folder)
     parts = pipeline_class.load_config(folder)
-    encoders = {
-        part: _encoder(folder, part, parts[part][1], dtypes["default"], _variant(names, part, recipe.variant))
-        for part in ENCODERS
-        if parts[part][0] == "transformers"
-    }
+    encoders = {}
+    for part in ENCODERS:
+        library, class_name = parts[part]
+        if library == "transformers":
+            variant = _variant(names, part, recipe.variant)
+            encoders[part] = _encoder(folder, part, class_name, dtypes["default"], variant)
     options = {"add_watermarker": False} if pipeline_class is SDXL.pipeline_class() else {}
     pipe = pipeline_class.from_pretrained(
         folder, dtype=dtypes, variant=recipe.variant, use_safetensors=True, **encoders, **NOT_USED, **options
     )
     for part, module in pipe.components.items():
-        if isinstance(module, torch.nn.Module):  # diffusers leaves what its files lack without values
+        if isinstance(module, torch.nn.Module):
+            # diffusers leaves weights that the files lack without values
             _check_whole(part, (name for name, value in module.state_dict().items() if value.is_meta))
     for part, tokenizer in ENCODERS.items():
         _check_tokenizer(pipe, part, tokenizer)
@@ -171,7 +173,7 @@ def _folder(recipe: Recipe) -> Path:
     """Where this machine has the recipe's model: in the hub's cache, or a local folder whose files are the same.
 
     Raises:
-        ModelError: the hub does not give it, or the folder has other files here.
+        ModelError: the hub does not provide it, or this machine's folder has other files.
     """
     if recipe.model_path == tiny.NAME:
         return tiny.folder(recipe.model_type)
@@ -182,7 +184,7 @@ def _folder(recipe: Recipe) -> Path:
         raise ModelError("no such folder on this machine")
     names = weights.read_by(weights.names_in(folder), recipe.model_type, recipe.variant)
     if checksums.of_folder(folder, names) != recipe.model_revision:
-        raise ModelError("its files on this machine are not those that the run began with; copy them anew")
+        raise ModelError("its files on this machine are not those that the run began with; copy them again")
     return folder
 
 
@@ -199,7 +201,7 @@ def _encoder(folder: Path, part: str, class_name: str, dtype: torch.dtype, varia
     """
     import transformers
 
-    loaded, told = getattr(transformers, class_name).from_pretrained(
+    encoder, loading_info = getattr(transformers, class_name).from_pretrained(
         folder,
         subfolder=part,
         dtype=dtype,
@@ -208,17 +210,18 @@ def _encoder(folder: Path, part: str, class_name: str, dtype: torch.dtype, varia
         output_loading_info=True,
         ignore_mismatched_sizes=True,
     )
-    _check_whole(part, [*told["missing_keys"], *(name for name, *_ in told["mismatched_keys"])])
-    if unknown := sorted(told["unexpected_keys"]):
+    mismatched = [name for name, *_ in loading_info["mismatched_keys"]]
+    _check_whole(part, [*loading_info["missing_keys"], *mismatched])
+    if unknown := sorted(loading_info["unexpected_keys"]):
         LOG.warning(f"{part}: {len(unknown)} weights that it does not use, {unknown[0]} among them")
-    return loaded
+    return encoder
 
 
 def _check_whole(part: str, lacking: Iterable[str]) -> None:
     if names := sorted(lacking):
         raise ModelError(
             f"{part} lacks {len(names)} of its weights, or has them in another shape, {names[0]} among them;"
-            " get its files anew"
+            " get its files again"
         )
 
 
@@ -258,12 +261,12 @@ def denoise(
     steps: int,
     callback: Callable[..., dict[str, Any]],
 ) -> None:
-    """Run the model once for a batch, in so many steps; what is wanted of it is the callback's business.
+    """Run the model once for a batch, in this number of steps; the callback takes what is needed from it.
 
     Each image has a fresh CPU generator of its own seed: a used one, or one for the batch, would change the images.
     """
     recipe = family.recipe
-    batch = {name: torch.cat([one[name] for one in embeddings]) for name in embeddings[0]}
+    batch = {name: torch.cat([prompt[name] for prompt in embeddings]) for name in embeddings[0]}
     family.pipe(
         **batch,
         **family.extra_arguments(),

@@ -1,5 +1,5 @@
-"""A model's folder by its files' names: which of them a pipeline reads, and in which variant.
-Knows how diffusers and transformers name weights; opens nothing."""
+"""A model's files by their names: which of them a pipeline reads, and in which variant.
+Knows how diffusers and transformers name weights; opens no file."""
 
 import re
 from collections.abc import Collection, Iterable
@@ -15,13 +15,13 @@ PARTS = {
 OTHERS = ("scheduler", "tokenizer", "tokenizer_2")
 INDEX = "model_index.json"
 CONFIGS = (".json", ".txt", ".model")
-"""Endings of the files beside the weights that a pipeline reads: configs, vocabularies, merges."""
+"""Endings of the other files that a pipeline reads: configs, vocabularies, merges."""
 PUBLISHED = ("fp16", "bf16")
-"""Variants, those first that are looked for where none is named."""
+"""Variants that are tried by default, in this order."""
 _NAME = re.compile(
     r"(?:diffusion_pytorch_)?model(?:\.(?P<variant>[\w-]+?))?(?:-\d{5}-of-\d{5})?(?:\.(?P<old>[\w-]+))?\.safetensors"
 )
-"""Whole or in shards, whose older names have the variant behind the shard's number."""
+"""A weights file, whole or a shard; older names of shards have the variant after the shard's number."""
 
 
 def names_in(folder: Path) -> list[str]:
@@ -30,16 +30,25 @@ def names_in(folder: Path) -> list[str]:
 
 
 def variants(names: Iterable[str], part: str) -> set[str | None]:
-    """The variants that a part's weights are there in; None is the one without a name."""
-    found = (_NAME.fullmatch(name.removeprefix(f"{part}/")) for name in names if name.startswith(f"{part}/"))
-    return {match["variant"] or match["old"] for match in found if match}
+    """The variants in which a part's weights exist; None is the one without a name."""
+    return set(_variant_of_files(names, part).values())
+
+
+def _variant_of_files(names: Iterable[str], part: str) -> dict[str, str | None]:
+    """The weights files of a part, each with its variant."""
+    variant_of_file = {}
+    for name in names:
+        match = _NAME.fullmatch(name.removeprefix(f"{part}/")) if name.startswith(f"{part}/") else None
+        if match:
+            variant_of_file[name] = match["variant"] or match["old"]
+    return variant_of_file
 
 
 def of_part(names: Collection[str], part: str, variant: str | None) -> list[str]:
-    """The files of a part that are loaded for a variant: its own, or those without one where it has none."""
-    chosen = variant if variant in variants(names, part) else None
-    matches = {name: _NAME.fullmatch(name.removeprefix(f"{part}/")) for name in names if name.startswith(f"{part}/")}
-    return sorted(name for name, match in matches.items() if match and (match["variant"] or match["old"]) == chosen)
+    """The files of a part that are loaded for a variant: those of the variant, or if it has none those without one."""
+    variant_of_file = _variant_of_files(names, part)
+    chosen = variant if variant in variant_of_file.values() else None
+    return sorted(name for name, variant_of_name in variant_of_file.items() if variant_of_name == chosen)
 
 
 def read_by(names: Collection[str], model_type: str, variant: str | None) -> list[str]:
@@ -55,44 +64,52 @@ def read_by(names: Collection[str], model_type: str, variant: str | None) -> lis
     return sorted(read)
 
 
-def choose(names: Collection[str], model_type: str, asked: str | None, half: bool) -> str | None:
-    """The variant to load: the one asked for, else one that every part has files for or does without.
+def choose(names: Collection[str], model_type: str, requested: str | None, half: bool) -> str | None:
+    """The variant to load: the requested one, else one in which every part can be loaded.
+
+    A part can be loaded in a variant if it has weights of that variant or weights without one.
 
     Args:
-        half: whether float16 is wanted, so that fp16 files serve where every part has them.
+        half: whether the model runs in float16, so that fp16 files are preferred if every part has them.
 
     Raises:
-        ModelError: a part has no weights that could be loaded, or none beside the others'.
+        ModelError: a part has no weights that could be loaded, or there is no variant in which all parts can be.
     """
-    there = {part: variants(names, part) for part in PARTS[model_type]}
-    for part, found in there.items():
-        if not found:
+    variants_of_part = {part: variants(names, part) for part in PARTS[model_type]}
+    for part, variants_ in variants_of_part.items():
+        if not variants_:
             raise ModelError(_no_weights(names, part))
-    known = {variant for found in there.values() for variant in found if variant}
-    if asked:
-        if asked not in known:
-            raise ModelError(f"has no weights of --variant {asked}, but {_told(there)}")
-        candidates: list[str | None] = [asked]
+    named_variants = {variant for variant in set().union(*variants_of_part.values()) if variant}
+    candidates: list[str | None] = []
+    if requested:
+        if requested not in named_variants:
+            raise ModelError(f"has no weights of --variant {requested}, but {_describe(variants_of_part)}")
+        candidates.append(requested)
     else:
-        everywhere = half and all("fp16" in found for found in there.values())
-        candidates = [*(["fp16"] if everywhere else []), None, *(name for name in PUBLISHED if name in known)]
-        candidates += sorted(known - set(PUBLISHED))
+        if half and all("fp16" in variants_ for variants_ in variants_of_part.values()):
+            candidates.append("fp16")
+        candidates.append(None)
+        candidates += [name for name in PUBLISHED if name in named_variants]
+        candidates += sorted(named_variants - set(PUBLISHED))
     for variant in candidates:
-        if all(found & {variant, None} for found in there.values()):
+        if all(variants_ & {variant, None} for variants_ in variants_of_part.values()):
             return variant
-    raise ModelError(f"its parts' weights are of different variants, {_told(there)}; no --variant loads them all")
-
-
-def _told(there: dict[str, set[str | None]]) -> str:
-    return ", ".join(
-        f"{part}/ has {' and '.join(sorted(variant or 'plain ones' for variant in found))}"
-        for part, found in there.items()
+    raise ModelError(
+        f"its parts' weights are of different variants, {_describe(variants_of_part)}; no --variant loads them all"
     )
 
 
+def _describe(variants_of_part: dict[str, set[str | None]]) -> str:
+    texts = []
+    for part, variants_ in variants_of_part.items():
+        listed = " and ".join(sorted(variant or "plain ones" for variant in variants_))
+        texts.append(f"{part}/ has {listed}")
+    return ", ".join(texts)
+
+
 def _no_weights(names: Collection[str], part: str) -> str:
-    stray = sorted(name for name in names if name.startswith(f"{part}/") and name.endswith(".safetensors"))
-    if not stray:
+    unknown = sorted(name for name in names if name.startswith(f"{part}/") and name.endswith(".safetensors"))
+    if not unknown:
         return f"no .safetensors weights in {part}/; other formats are not loaded"
     usual = "model" if part.startswith("text_encoder") else "diffusion_pytorch_model"
-    return f"{stray[0]}: a name that is not looked for; give weights the name {part}/{usual}.safetensors"
+    return f"{unknown[0]}: not a name of weights; rename it to {part}/{usual}.safetensors"

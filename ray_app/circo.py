@@ -1,5 +1,5 @@
 """The annotations: a JSON list of queries in the CIRCO schema, checked, becomes the table of slots.
-Knows the file's fields; nothing of what has been drawn already."""
+Knows the file's fields; nothing of the images that exist."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ INT64_MAX = 2**63 - 1
 
 @dataclasses.dataclass(frozen=True)
 class Query:
-    """One entry of the annotations, with the prompts that are to be drawn."""
+    """One entry of the annotations, with the prompts to generate images of."""
 
     query_id: int
     reference_img_id: str
@@ -29,7 +29,7 @@ class Query:
 
 @dataclasses.dataclass(frozen=True)
 class Annotations:
-    """A checked file: the entries in their order, None where one can't be used, and what was noticed."""
+    """A checked file: the entries in their order, None where one can't be used, and what to report about them."""
 
     entries: list[Query | None]
     skipped: list[str]
@@ -38,12 +38,12 @@ class Annotations:
     def queries(
         self, query_ids: Sequence[int] = (), limit: int | None = None, idx: int = 0, gpu_num: int = 1
     ) -> list[Query]:
-        """The queries of a selection: those ids, of them the first `limit`, of them share `idx` of `gpu_num`.
+        """The queries of a selection: with these ids, of them the first `limit`, of them share `idx` of `gpu_num`.
 
-        A share is contiguous, floor(n / gpu_num) entries, the last takes the rest; n counts unusable entries too, so
-        that the shares of one file always meet.
+        A share is contiguous and has floor(n / gpu_num) entries; the last one takes the rest. n includes unusable
+        entries, so that the shares of a file have the same bounds with any prompt field.
 
-        A share can be empty: there are more shares than entries, or none of its entries can be used.
+        A share is empty if there are more shares than entries, or if none of its entries can be used.
 
         Raises:
             Refused: a query id that the file doesn't have.
@@ -58,8 +58,9 @@ class Annotations:
             entries = [query for query in entries if query and query.query_id in set(query_ids)]
         entries = entries[:limit]
         size = len(entries) // gpu_num
-        entries = entries[idx * size : len(entries) if idx == gpu_num - 1 else (idx + 1) * size]
-        return [query for query in entries if query]
+        first = idx * size
+        end = len(entries) if idx == gpu_num - 1 else first + size
+        return [query for query in entries[first:end] if query]
 
 
 def load(path: str, prompt_field: str, num_prompts: int, strict: bool = False) -> Annotations:
@@ -67,7 +68,7 @@ def load(path: str, prompt_field: str, num_prompts: int, strict: bool = False) -
 
     Args:
         path: a JSON file, a list of objects with `id`, `reference_img_id` and the prompts under `prompt_field`.
-        num_prompts: how many of each query's prompts are drawn.
+        num_prompts: how many of each query's prompts are used.
         strict: refuse the whole file for a query that would otherwise be reported and skipped.
 
     Raises:
@@ -78,7 +79,7 @@ def load(path: str, prompt_field: str, num_prompts: int, strict: bool = False) -
     warnings: list[str] = []
     ids: set[int] = set()
     references: set[str] = set()
-    for position, entry in enumerate(_read(path)):
+    for position, entry in enumerate(_read_entries(path)):
         try:
             query = _query(path, position, entry, prompt_field, num_prompts, ids, references)
         except _Unusable as problem:
@@ -97,22 +98,22 @@ def load(path: str, prompt_field: str, num_prompts: int, strict: bool = False) -
 
 
 def captions(path: str) -> dict[int, tuple[str, str]]:
-    """Each query's relative caption and shared concept, "" where there is none; entries without an id are passed over.
+    """Each query's relative caption and shared concept, "" where it has none; entries without an id are skipped.
 
     Raises:
         Refused: a file that can't be read as a list of objects.
     """
-    found = {}
-    for entry in _read(path):
+    texts_by_id = {}
+    for entry in _read_entries(path):
         query_id = str(entry.get("id"))
         if query_id.isdecimal() and len(query_id) < 20:
-            caption, concept = (entry.get(name) for name in ("relative_caption", "shared_concept"))
-            found[int(query_id)] = tuple(text if isinstance(text, str) else "" for text in (caption, concept))
-    return found
+            texts = [entry.get(name) for name in ("relative_caption", "shared_concept")]
+            texts_by_id[int(query_id)] = tuple(text if isinstance(text, str) else "" for text in texts)
+    return texts_by_id
 
 
 def slots(queries: Sequence[Query], img_per_prompt: int, seed: int, seed_mode: SeedMode, image_format: str) -> pa.Table:
-    """The images asked for, one row each in the order of the queries.
+    """The requested images, one row each in the order of the queries.
 
     Columns: query_id, reference_img_id, prompt_index, image_index, k, prompt, seed, denoise_id, and `file`, its path
     within every step's folder.
@@ -158,28 +159,28 @@ class _Unusable(Exception):
     """One query can't be used; the message names file, query and field."""
 
 
-def _read(path: str) -> list[dict[str, Any]]:
+def _read_entries(path: str) -> list[dict[str, Any]]:
     if not path.strip():
         raise InputRefused(f"--json_file {path!r}: not the name of a file", flag="json_file")
     try:
-        data = remote.read(path) if remote.is_remote(path) else Path(os.path.expanduser(path)).read_bytes()
+        data = remote.read_file(path) if remote.is_remote(path) else Path(os.path.expanduser(path)).read_bytes()
         entries = json.loads(data.decode("utf-8-sig"))
     except FileNotFoundError:
         raise InputRefused(f"{path}: no such file; name the annotations with --json_file", path=path) from None
     except OSError as error:
-        why = error.strerror if remote.is_remote(path) else f"can't be read: {error.strerror}"
-        raise InputRefused(f"{path}: {why}", path=path) from None
+        reason = error.strerror if remote.is_remote(path) else f"can't be read: {error.strerror}"
+        raise InputRefused(f"{path}: {reason}", path=path) from None
     except UnicodeDecodeError as error:
         raise InputRefused(f"{path}: not UTF-8 text at byte {error.start}", path=path) from None
     except (ValueError, RecursionError) as error:
         raise InputRefused(f"{path}: not JSON{_why_no_json(error)}", path=path) from None
     if not isinstance(entries, list):
-        raise InputRefused(f"{path}: {_kind(entries)}, not a list of queries", path=path)
+        raise InputRefused(f"{path}: {_json_type(entries)}, not a list of queries", path=path)
     if not entries:
-        raise InputRefused(f"{path}: an empty list; there is no query to draw", path=path)
+        raise InputRefused(f"{path}: an empty list; it needs at least one query", path=path)
     for position, entry in enumerate(entries):
         if not isinstance(entry, dict):
-            raise InputRefused(f"{path}: entry {position} is {_kind(entry)}, not an object", path=path)
+            raise InputRefused(f"{path}: entry {position} is {_json_type(entry)}, not an object", path=path)
     return entries
 
 
@@ -198,8 +199,8 @@ def _query(
     if reference is None:
         raise _Unusable(f"{where}: no 'reference_img_id'")
     if isinstance(reference, bool) or not isinstance(reference, int | str):
-        raise _Unusable(f"{where}: 'reference_img_id' is {_kind(reference)}, not a whole number or string")
-    reference = _text(reference)
+        raise _Unusable(f"{where}: 'reference_img_id' is {_json_type(reference)}, not a whole number or string")
+    reference = _as_text(reference)
     if why := layout.why_not_plain(reference):
         raise InputRefused(
             f"{where}: 'reference_img_id' {reference[:80]!r} {why}; it must be a plain name", field="reference_img_id"
@@ -218,11 +219,11 @@ def _query_id(path: str, position: int, entry: dict[str, Any], ids: set[int]) ->
             raise InputRefused(f"{where}: 'id' {value[:80]!r} {why}; it must be a whole number", field="id")
         value = int(value) if value.isdecimal() and len(value) < 20 else value
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise _Unusable(f"{where}: 'id' is {_kind(value)}, not a whole number from 0 to 2^63-1")
+        raise _Unusable(f"{where}: 'id' is {_json_type(value)}, not a whole number from 0 to 2^63-1")
     if isinstance(value, str) or not 0 <= value <= INT64_MAX:
-        raise _Unusable(f"{where}: 'id' {_text(value)[:80]!r} is not a whole number from 0 to 2^63-1")
+        raise _Unusable(f"{where}: 'id' {_as_text(value)[:80]!r} is not a whole number from 0 to 2^63-1")
     if value in ids:
-        raise _Unusable(f"{where}: 'id' {value} stands twice in the file")
+        raise _Unusable(f"{where}: duplicate 'id' {value}")
     return value
 
 
@@ -234,13 +235,15 @@ def _why_no_json(error: ValueError | RecursionError) -> str:
     return f" that can be read: {str(error).split(';')[0]}"  # a number of thousands of digits
 
 
-def _kind(value: Any) -> str:
-    """What JSON calls it."""
+def _json_type(value: Any) -> str:
+    """What JSON calls a value's type."""
     names = {bool: "true or false", int: "a number", float: "a number", str: "a string", list: "a list"}
-    return "null" if value is None else names.get(type(value), "an object")
+    if value is None:
+        return "null"
+    return names.get(type(value), "an object")
 
 
-def _text(value: int | str) -> str:
+def _as_text(value: int | str) -> str:
     """A number or string as text; `str` alone refuses whole numbers of thousands of digits."""
     return hex(value) if isinstance(value, int) and abs(value) > 10**100 else str(value)
 
@@ -250,29 +253,31 @@ def _prompts(where: str, entry: dict[str, Any], field: str, num_prompts: int) ->
     if prompts is None:
         raise _Unusable(f"{where}: no '{field}'; name the prompts' field with --prompt_field")
     if not isinstance(prompts, list):
-        raise _Unusable(f"{where}: '{field}' is {_kind(prompts)}, not a list of prompts")
+        raise _Unusable(f"{where}: '{field}' is {_json_type(prompts)}, not a list of prompts")
     if not prompts:
         raise _Unusable(f"{where}: '{field}' is empty")
-    wanted = prompts[:num_prompts]
-    for index, prompt in enumerate(wanted):
+    selected = prompts[:num_prompts]
+    for index, prompt in enumerate(selected):
         if not isinstance(prompt, str):
-            raise _Unusable(f"{where}: '{field}'[{index}] is {_kind(prompt)}, not a string")
+            raise _Unusable(f"{where}: '{field}'[{index}] is {_json_type(prompt)}, not a string")
         try:
             prompt.encode()
         except UnicodeEncodeError:
             raise _Unusable(f"{where}: '{field}'[{index}] is not valid Unicode (half a surrogate pair)") from None
-    return tuple(wanted)
+    return tuple(selected)
 
 
 def _warnings(path: str, query: Query, field: str, num_prompts: int) -> list[str]:
     where = f"{path}: query {query.query_id}"
-    found = []
+    warnings = []
     if len(query.prompts) < num_prompts:
-        found.append(f"{where}: '{field}' has {len(query.prompts)} of {num_prompts} prompts; those are drawn")
-    found += [f"{where}: '{field}'[{i}] is blank; drawn as it is" for i, p in enumerate(query.prompts) if not p.strip()]
+        warnings.append(f"{where}: '{field}' has {len(query.prompts)} of {num_prompts} prompts; those are used")
+    for index, prompt in enumerate(query.prompts):
+        if not prompt.strip():
+            warnings.append(f"{where}: '{field}'[{index}] is blank; used as it is")
     if "_" in query.reference_img_id:
-        found.append(
+        warnings.append(
             f"{where}: 'reference_img_id' {query.reference_img_id!r} has an underscore;"
-            " retrieval scripts that split file names there read it wrong"
+            " retrieval scripts, which split file names at underscores, read it wrong"
         )
-    return found
+    return warnings

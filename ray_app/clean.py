@@ -1,5 +1,5 @@
-"""The verb `clean`: rows first, then feature caches and files, so that the index is true whenever it is killed.
-Knows which files are proxyqueue's own by their names; nothing of what is in them."""
+"""The command `clean`: rows first, then feature caches and files, so that the index is true whenever it is killed.
+Knows proxyqueue's own files by their names; nothing of their contents."""
 
 import dataclasses
 import sys
@@ -27,17 +27,22 @@ CACHE, IMAGE, PART, RECORD, STAGED, PAGE = (
     "staged files",
     "gallery files",
 )
-"""Kinds of files, in the order in which a folder's are removed: no cache outlives an image that it was made of."""
+KINDS = (CACHE, IMAGE, PART, RECORD, STAGED, PAGE)
+"""Kinds of files, in the order in which they are removed: no cache outlives an image that it was made from."""
 
 
 @dataclasses.dataclass
 class FolderContents:
-    """What of a folder is to go, by kind: paths under OUTPUT and bytes; and what stays in it."""
+    """The files of a folder that are to be removed, by kind, as paths under OUTPUT; and those that stay."""
 
     folder: str
     files: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     bytes: int = 0
     unknown_files: list[str] = dataclasses.field(default_factory=list)
+
+    def count_files(self) -> int:
+        """How many files are to be removed."""
+        return sum(map(len, self.files.values()))
 
     def describe(self) -> str:
         """Folder, files and bytes on one line."""
@@ -49,21 +54,21 @@ def clean(options: Clean) -> int:
     """Remove what these options name; the exit code.
 
     Raises:
-        Refused: options that don't say what, no such output, a run that is going on, nobody who agrees.
+        Refused: the output does not exist, a run is active, or the removal is not confirmed.
     """
     output = open_output(options.output_base_path)
     if not output.exists():
         raise OutputRefused(f"--output_base_path {output.url}: no such folder", flag="output_base_path")
-    going_on = [] if options.force else runs.going_on(output)
-    if going_on:
-        record = output.at(layout.run_file(going_on[0]["run_id"]))
-        raise OutputRefused(f"{record}: this run is going on; wait for its end, stop it, or --force")
+    active = [] if options.force else runs.active_runs(output)
+    if active:
+        record = output.display_path(layout.run_file(active[0]["run_id"]))
+        raise OutputRefused(f"{record}: run still active; wait for its end, stop it, or pass --force")
     folders = [_scan_folder(output, folder, options) for folder in _folders(output, options)]
-    rows = _count_rows(output, options)
-    print(_describe(folders, rows, _others(output, options, folders)))
+    rows_by_model = _count_rows(output, options)
+    print(_describe(folders, rows_by_model, _unknown_entries(output, options, folders)))
     if options.dry_run:
         return OK
-    if rows or any(folder.files for folder in folders):
+    if rows_by_model or any(folder.files for folder in folders):
         _confirm(options, output)
     _remove(output, options, folders)
     return OK
@@ -74,21 +79,21 @@ def _model_types(options: Clean) -> list[str]:
 
 
 def _folders(output: Output, options: Clean) -> list[str]:
-    """The folders of OUTPUT that hold what is to go, those of images first."""
-    found = []
+    """The folders of OUTPUT that hold files to remove, those of images first."""
+    folders = []
     for model_type in _model_types(options):
         for folder in output.step_folders(model_type):
             is_snapshot = options.snapshot in (None, folder.snapshot)
             is_step = not options.steps or folder.step in options.steps
             if is_snapshot and is_step:
-                found.append(folder.name)
+                folders.append(folder.name)
     if options.all and not options.caches:
-        found += [layout.INDEX, layout.RUNS, layout.STAGING, layout.GALLERY, layout.CONVERGENCE]
-    return found
+        folders += [layout.INDEX, layout.RUNS, layout.STAGING, layout.GALLERY, layout.CONVERGENCE]
+    return folders
 
 
-def _others(output: Output, options: Clean, folders: list[FolderContents]) -> list[str]:
-    """What stands in OUTPUT beside these folders, where everything of proxyqueue's is to go."""
+def _unknown_entries(output: Output, options: Clean, folders: list[FolderContents]) -> list[str]:
+    """What OUTPUT holds apart from these folders, if everything of proxyqueue's is to be removed."""
     if not options.all or options.caches:
         return []
     known = {contents.folder for contents in folders}
@@ -97,20 +102,22 @@ def _others(output: Output, options: Clean, folders: list[FolderContents]) -> li
 
 def _scan_folder(output: Output, folder: str, options: Clean) -> FolderContents:
     contents = FolderContents(folder)
-    found: dict[str | None, list[str]] = {}
+    files_by_kind: dict[str, list[str]] = {}
     for entry in output.files(folder):
-        name, kind = entry.name, _kind(folder, entry.name)
+        path, kind = f"{folder}/{entry.name}", _kind(folder, entry.name)
         if options.caches and kind != CACHE:
             continue
-        found.setdefault(kind, []).append(f"{folder}/{name}")
-        contents.bytes += entry.bytes if kind else 0
-    contents.files = {kind: found[kind] for kind in (CACHE, IMAGE, PART, RECORD, STAGED, PAGE) if kind in found}
-    contents.unknown_files = found.get(None, [])
+        if kind is None:
+            contents.unknown_files.append(path)
+        else:
+            files_by_kind.setdefault(kind, []).append(path)
+            contents.bytes += entry.bytes
+    contents.files = {kind: files_by_kind[kind] for kind in KINDS if kind in files_by_kind}
     return contents
 
 
 def _kind(folder: str, name: str) -> str | None:
-    """What proxyqueue, or a retrieval script, wrote this file as; None for anybody else's."""
+    """What kind of file proxyqueue, or a retrieval script, wrote under this name; None if neither did."""
     if layout.parse_step_folder(folder):
         if layout.is_image_file(name):
             return IMAGE
@@ -128,10 +135,10 @@ def _kind(folder: str, name: str) -> str | None:
 
 
 def _count_rows(output: Output, options: Clean) -> dict[str, int]:
-    """How many rows of each model are to go, where there are any.
+    """How many rows of each model are to be removed, if any.
 
     Raises:
-        Refused: a part that can't be read, unless everything goes anyway.
+        Refused: a part that can't be read, unless all parts are to be removed.
     """
     if options.caches:
         return {}
@@ -141,24 +148,24 @@ def _count_rows(output: Output, options: Clean) -> dict[str, int]:
 
 @retry_if_compacted
 def _count_rows_of(output: Output, model_type: str, options: Clean) -> int:
-    """How many rows of a model are to go, superseded ones included.
+    """How many rows of a model are to be removed, superseded ones included.
 
     Raises:
-        Refused: a part that can't be read, unless everything goes anyway.
+        Refused: a part that can't be read, unless all parts are to be removed.
     """
-    found = Partition.open(output, model_type)
-    rows = found.read(COLUMNS)
-    for name, reason in found.damaged.items():
+    partition = Partition.open(output, model_type)
+    rows = partition.read(COLUMNS)
+    for name, reason in partition.damaged.items():
         if not options.all:
             raise OutputRefused(
-                f"{output.at(name)}: not a readable part of the index: {reason};"
+                f"{output.display_path(name)}: not a readable part of the index: {reason};"
                 " `proxyqueue verify --repair` sets it aside"
             )
     return int(_matching(options, rows).sum())
 
 
 def _matching(options: Clean, rows: pa.Table) -> np.ndarray:
-    """Which rows are to go: bool, one a row."""
+    """Which rows are to be removed: bool, one per row."""
     matching = np.ones(rows.num_rows, bool)
     if options.snapshot:
         matching &= np.asarray(pc.equal(rows["snapshot"], options.snapshot))
@@ -167,18 +174,17 @@ def _matching(options: Clean, rows: pa.Table) -> np.ndarray:
     return matching
 
 
-def _describe(folders: list[FolderContents], rows: dict[str, int], others: list[str]) -> str:
-    lines = [f"{layout.index_folder(name):<28} {count:,} rows" for name, count in rows.items()]
-    files = bytes_ = 0
-    stays = []
+def _describe(folders: list[FolderContents], rows_by_model: dict[str, int], unknown_entries: list[str]) -> str:
+    """What is to be removed and what stays: a line per partition and folder, the totals, a line per unknown file."""
+    lines = [f"{layout.index_folder(name):<28} {count:,} rows" for name, count in rows_by_model.items()]
+    lines += [contents.describe() for contents in folders if contents.files]
+    rows = sum(rows_by_model.values())
+    files = sum(contents.count_files() for contents in folders)
+    size = sum(contents.bytes for contents in folders)
+    lines.append(f"to remove: {rows:,} rows, {files:,} files, {size:,} bytes")
     for contents in folders:
-        if contents.files:
-            lines.append(contents.describe())
-        files += sum(map(len, contents.files.values()))
-        bytes_ += contents.bytes
-        stays += contents.unknown_files
-    lines.append(f"to remove: {sum(rows.values()):,} rows, {files:,} files, {bytes_:,} bytes")
-    lines += [f"stays: {name}" for name in (*stays, *others)]
+        lines += [f"stays: {path}" for path in contents.unknown_files]
+    lines += [f"stays: {name}" for name in unknown_entries]
     return "\n".join(lines)
 
 
@@ -187,7 +193,7 @@ def _confirm(options: Clean, output: Output) -> None:
         return
     if sys.stdin is None or not sys.stdin.isatty():
         raise OutputRefused(
-            "--yes: needed where there is no terminal to ask on; see first what would go with --dry_run"
+            "No terminal to confirm on: pass --yes (try --dry_run first, it prints what would be removed)"
         )
     try:
         answer = input(f"Remove this from {output.url}? [y/N] ")

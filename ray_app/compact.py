@@ -1,5 +1,5 @@
-"""The verb `compact`, and what it shares with `clean` and `verify --repair`: a partition's parts written anew.
-Knows parts and the order in which they may come and go; nothing of the images."""
+"""The command `compact`, and what it shares with `clean` and `verify --repair`: rewriting a partition's parts.
+Knows parts and the order in which they may be written and removed; nothing of the images."""
 
 import contextlib
 import dataclasses
@@ -27,12 +27,12 @@ ROWS_A_GROUP = 100_000
 COLUMNS = (*KEY, "created_at")
 
 Drop = Callable[[pa.Table], np.ndarray]
-"""Says of rows with `COLUMNS` which are dropped: bool, one a row."""
+"""Tells which of some rows with `COLUMNS` are dropped: bool, one per row."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Rewritten:
-    """What a partition was and is. Damaged parts were left alone and are not counted."""
+    """A partition before and after. Damaged parts are neither changed nor counted."""
 
     parts_before: int
     parts: int
@@ -43,35 +43,35 @@ class Rewritten:
 
 
 def compact(options: Compact) -> int:
-    """Write the parts of each model anew as few sorted ones; the exit code.
+    """Replace the parts of each model by few sorted ones; the exit code.
 
     Raises:
-        Refused: no index there, or another process is rewriting it.
+        Refused: the output has no index, or another process is rewriting it.
     """
     output = open_output(options.output_base_path)
     model_types = layout.model_types(options.model_type)
     model_types = [name for name in model_types if output.list_names(layout.index_folder(name), "*.parquet")]
     if not model_types:
-        raise OutputRefused(f"{output.at(layout.INDEX)}: no part of an index there; set --output_base_path")
+        raise OutputRefused(f"{output.display_path(layout.INDEX)}: no index; set --output_base_path")
     output.check_writable()
     with output.writing(runs.new_id()) as writer:
         for model_type in model_types:
-            done = rewrite(writer, model_type)
-            for name, reason in done.damaged.items():
-                LOG.warning(f"{output.at(name)}: left alone, can't be read: {reason}")
+            rewritten = rewrite(writer, model_type)
+            for name, reason in rewritten.damaged.items():
+                LOG.warning(f"{output.display_path(name)}: not compacted, can't be read: {reason}")
             print(
-                f"{model_type:<16} {done.rows_before:,} rows in {done.parts_before:,} parts are now"
-                f" {done.rows:,} in {done.parts:,}",
+                f"{model_type:<16} {rewritten.rows_before:,} rows in {rewritten.parts_before:,} parts are now"
+                f" {rewritten.rows:,} in {rewritten.parts:,}",
                 flush=True,
             )
     return OK
 
 
 def rewrite(writer: Writer, model_type: str, drop: Drop | None = None) -> Rewritten:
-    """Replace a partition's parts by few sorted ones with the newest row of each key, but for those that are dropped.
+    """Replace a partition's parts by few sorted ones with the newest row of each key, without the dropped ones.
 
-    Whenever it is killed, a reader sees every key that is kept, and of a dropped one its newest row or none. Parts that
-    appear meanwhile are left alone. Nothing is written if nothing would change, or nothing is to be dropped.
+    Whenever it is killed, readers see every key that is kept, and of a dropped key its newest row or none. Parts that
+    appear meanwhile are not touched. Writes nothing if nothing would change, or if no row is dropped.
 
     Raises:
         Refused: another process is rewriting this partition.
@@ -81,22 +81,24 @@ def rewrite(writer: Writer, model_type: str, drop: Drop | None = None) -> Rewrit
         return Rewritten(0, 0, 0, 0, 0, {})
     with output.locked(layout.index_folder(model_type)):
         sequence = itertools.count()
-        old, rows = _read(output, model_type)
+        old, rows = _open_partition(output, model_type)
         parts_before, rows_before = len(old.names), rows.num_rows
         newest, dropped = _newest(rows, drop)
         if dropped.any() and len(newest) < rows_before:
-            # old parts go one by one: a dropped key's older row must not be the last that is left of it
+            # Old parts are removed one by one, and the last row of a dropped key must not be an older one, which would
+            # count again: superseded rows are removed first.
             _replace(writer, model_type, old, newest, sequence)
-            old, rows = _read(output, model_type)
+            old, rows = _open_partition(output, model_type)
             newest, dropped = _newest(rows, drop)
         kept, parts_now = newest[~dropped], len(old.names)
-        if dropped.any() or (drop is None and not _is_compact(len(old.names), newest, rows.num_rows)):
+        is_compact = _is_compact(len(old.names), newest, rows.num_rows)
+        if dropped.any() or (drop is None and not is_compact):
             parts_now = _replace(writer, model_type, old, kept, sequence)
         return Rewritten(parts_before, parts_now, rows_before, len(kept), int(dropped.sum()), old.damaged)
 
 
 @retry_if_compacted
-def _read(output: Output, model_type: str) -> tuple[Partition, pa.Table]:
+def _open_partition(output: Output, model_type: str) -> tuple[Partition, pa.Table]:
     """The partition, and `COLUMNS` of its rows."""
     partition = Partition.open(output, model_type)
     return partition, partition.read(COLUMNS)
@@ -111,7 +113,7 @@ def _newest(rows: pa.Table, drop: Drop | None) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _is_compact(parts: int, newest: np.ndarray, rows: int) -> bool:
-    """Whether so many parts with so many rows are what a compaction would make of them."""
+    """Whether compaction would leave this number of parts with these rows as they are."""
     return parts <= math.ceil(rows / ROWS_A_PART) and np.array_equal(newest, np.arange(rows))
 
 
@@ -122,11 +124,11 @@ def _replace(writer: Writer, model_type: str, old: Partition, kept: np.ndarray, 
     try:
         for start in range(0, len(kept), ROWS_A_PART):
             new.append(layout.index_part(model_type, writer.run_id, next(sequence)))
-            writer.write_with(new[-1], functools.partial(_write, old, kept[start : start + ROWS_A_PART], schema))
+            writer.write_with(new[-1], functools.partial(_write_part, old, kept[start : start + ROWS_A_PART], schema))
             output.sync(new[-1])
-            pa.default_memory_pool().release_unused()  # a part's worth of rows, more than once
-        output.sync(layout.index_folder(model_type))  # or a power cut could take the new parts when the old are gone
-    except BaseException:  # the old ones hold all of it: each try would leave as many rows again
+            pa.default_memory_pool().release_unused()  # it holds the rows of a part more than once
+        output.sync(layout.index_folder(model_type))  # or a power cut could lose the new parts and not the removal
+    except BaseException:  # the old parts still have all rows, and each new try would double the rest
         with contextlib.suppress(OSError):
             output.remove_all(new)
         raise
@@ -134,6 +136,6 @@ def _replace(writer: Writer, model_type: str, old: Partition, kept: np.ndarray, 
     return len(new)
 
 
-def _write(old: Partition, numbers: np.ndarray, schema: pa.Schema, sink: Sink) -> None:
+def _write_part(old: Partition, numbers: np.ndarray, schema: pa.Schema, sink: Sink) -> None:
     table = old.take(numbers, schema)
     pq.write_table(table, sink, compression="zstd", row_group_size=ROWS_A_GROUP, write_page_checksum=True)

@@ -1,5 +1,5 @@
-"""The verb `convergence`: how near each step's image is to the last one's, measured by Ray Data tasks over the index.
-Knows which images are compared, the table and where it is written; the measure is in likeness, the plot in its own."""
+"""The command `convergence`: how similar each step's image is to the last step's, measured by Ray Data tasks.
+Knows which images are compared, the table and where it is written; `likeness` measures, `convergence_plot` plots."""
 
 import functools
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ SCHEMA = pa.schema([(name, kind) for name, (kind, _) in COLUMNS.items()])
 
 
 class Spread(NamedTuple):
-    """Of a measure over slots: the median and the quartiles. Never a mean: PSNR may be infinite."""
+    """Median and quartiles of a measure over slots. No mean: PSNR may be infinite."""
 
     low: float
     median: float
@@ -47,7 +47,7 @@ class Spread(NamedTuple):
 
 
 class Line(NamedTuple):
-    """One step of one kind of snapshot, over all its slots."""
+    """One step of one kind of snapshot, over all slots that have it."""
 
     model: str
     snapshot: str
@@ -59,48 +59,45 @@ class Line(NamedTuple):
 
 
 def convergence(options: Convergence) -> int:
-    """Measure, write, show; the exit code.
+    """Measure, write and print; the exit code.
 
     Raises:
         Refused: nothing to compare, or a place that can't be written.
     """
     output = open_output(options.output_base_path)
     output.check_writable()
-    wanted = layout.model_types(options.model_type)
-    shown = Trajectories(output, wanted, options.steps, options.snapshot)
+    shown = Trajectories(output, layout.model_types(options.model_type), options.steps, options.snapshot)
     compared = pa.concat_tables([pairs(shown.rows(model_type), model_type) for model_type in shown.models])
     if not compared.num_rows:
         raise OutputRefused(
-            f"{output.at(layout.INDEX)}: no slot has two steps' images of one denoise; nothing to compare"
+            f"{output.display_path(layout.INDEX)}: no slot has two steps' images of one denoise; nothing to compare"
         )
     with cluster.connected(options.address):
-        table = _measured(output, compared, options.shared_filesystem)
+        table = _measure_all(output, compared, options.shared_filesystem)
     lines = summary(table)
     with output.writing(runs.new_id()) as writer:
         writer.write(layout.CONVERGENCE_TABLE, index.to_parquet(table))
         writer.write(layout.CONVERGENCE_PLOT, convergence_plot.png(lines))
-    print("\n".join(_text(lines)))
-    print(f"table            {output.at(layout.CONVERGENCE_TABLE)}")
-    print(f"plot             {output.at(layout.CONVERGENCE_PLOT)}")
+    print("\n".join(_format_table(lines)))
+    print(f"table            {output.display_path(layout.CONVERGENCE_TABLE)}")
+    print(f"plot             {output.display_path(layout.CONVERGENCE_PLOT)}")
     return _tell_problems(table)
 
 
 def pairs(rows: pa.Table, model_type: str) -> pa.Table:
-    """A model's images, each beside the one that its slot has at the last step; slots in the order of their keys.
+    """A model's images, each with its slot's image at the last step; slots in the order of their keys.
 
-    Slots without an image at the last step are left out, and images of another denoise than the one there.
+    Slots without an image at the last step are left out, and images of another denoise than that image's.
     """
     rows = rows.filter(pc.equal(rows["status"], IS_OK))
     last_step = pc.max(rows["step"])
-    # x0 is xt after the last step: where both are there, both are compared with the file that xt has
+    key = [*SLOT_KEY, "denoise_id"]
+    # After the last step x0 equals xt: where both exist, both kinds of snapshots are compared with the file of xt.
     last = rows.filter(pc.equal(rows["step"], last_step)).sort_by([("snapshot", "descending")])
-    last = last.group_by([*SLOT_KEY, "denoise_id"], use_threads=False).aggregate([("path", "first")])
-    earlier = rows.filter(pc.less(rows["step"], last_step)).select(
-        [*SLOT_KEY, "denoise_id", "snapshot", "step", "path"]
-    )
-    joined = earlier.join(
-        last.rename_columns([*SLOT_KEY, "denoise_id", "last_path"]), [*SLOT_KEY, "denoise_id"], join_type="inner"
-    )
+    last = last.group_by(key, use_threads=False).aggregate([("path", "first")])
+    last = last.rename_columns([*key, "last_path"])
+    earlier = rows.filter(pc.less(rows["step"], last_step)).select([*key, "snapshot", "step", "path"])
+    joined = earlier.join(last, key, join_type="inner")
     joined = joined.sort_by([(name, "ascending") for name in (*SLOT_KEY, "snapshot", "step")])
     joined = joined.append_column("last_step", pa.repeat(last_step.cast(pa.int16()), joined.num_rows))
     return joined.append_column("model", pa.repeat(pa.scalar(model_type), joined.num_rows)).combine_chunks()
@@ -112,9 +109,9 @@ def summary(table: pa.Table) -> list[Line]:
     groups = table.group_by(["model", "last_step", "snapshot", "step"]).aggregate([]).to_pylist()
     lines = []
     for group in sorted(groups, key=lambda g: (g["model"] != "sdxl", g["snapshot"] != "xt", g["step"])):
-        here = functools.reduce(pc.and_, [pc.equal(table[name], value) for name, value in group.items()])
-        mine = table.filter(here)
-        lines.append(Line(**group, images=mine.num_rows, psnr=_spread(mine["psnr"]), ssim=_spread(mine["ssim"])))
+        is_of_group = functools.reduce(pc.and_, [pc.equal(table[name], value) for name, value in group.items()])
+        rows = table.filter(is_of_group)
+        lines.append(Line(**group, images=rows.num_rows, psnr=_spread(rows["psnr"]), ssim=_spread(rows["ssim"])))
     return lines
 
 
@@ -122,8 +119,8 @@ def _spread(values: pa.ChunkedArray) -> Spread:
     return Spread(*pc.quantile(values, [0.25, 0.5, 0.75], interpolation="nearest").to_pylist())
 
 
-def _measured(output: Output, compared: pa.Table, shared: bool) -> pa.Table:
-    """The table of all pairs, measured by tasks of some pairs each; images stay in the tasks."""
+def _measure_all(output: Output, compared: pa.Table, shared: bool) -> pa.Table:
+    """The table of all pairs, measured by tasks of `PAIRS_A_TASK` pairs each; image bytes stay in the tasks."""
     import ray.data
 
     ray_workarounds.quiet_data()
@@ -133,29 +130,32 @@ def _measured(output: Output, compared: pa.Table, shared: bool) -> pa.Table:
         functools.partial(_measure, output=output),
         batch_size=None,
         batch_format="pyarrow",
-        **cluster.placed(shared or output.everywhere),
+        **cluster.placed(shared or output.reachable_from_all_nodes),
     )
     blocks: Any = measured.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-    progress, done = Checked(compared.num_rows, "compared"), []
+    progress, measured_blocks = Checked(compared.num_rows, "compared"), []
     try:
         for block in blocks:
-            done.append(block)
+            measured_blocks.append(block)
             progress.add(block.num_rows)
     finally:
         progress.close()
     order = [(name, "ascending") for name in ("model", *SLOT_KEY, "snapshot", "step")]
-    return pa.concat_tables(done).sort_by(order).combine_chunks()
+    return pa.concat_tables(measured_blocks).sort_by(order).combine_chunks()
 
 
 def _measure(rows: pa.Table, output: Output) -> pa.Table:
     """A task: the rows of `SCHEMA` for some pairs."""
-    found = list(_compare_each(rows.to_pylist(), output))
-    values = {name: pa.array([each[name] for each in found], SCHEMA.field(name).type) for name in found[0]}
-    return pa.table([values[name] if name in values else rows[name] for name in SCHEMA.names], schema=SCHEMA)
+    results = list(_compare_each(rows.to_pylist(), output))
+    columns = {name: rows[name] for name in SCHEMA.names if name in rows.column_names}
+    for name in results[0]:
+        columns[name] = pa.array([result[name] for result in results], SCHEMA.field(name).type)
+    return pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA)
 
 
 def _compare_each(rows: list[dict[str, Any]], output: Output) -> Iterator[dict[str, Any]]:
-    read = functools.lru_cache(maxsize=1)(lambda path: likeness.decode(output.read(path)))  # a slot's rows are together
+    # one reference is enough: a slot's rows are adjacent
+    read = functools.lru_cache(maxsize=1)(lambda path: likeness.decode(output.read(path)))
     for row in rows:
         path = row["last_path"]
         try:
@@ -168,8 +168,8 @@ def _compare_each(rows: list[dict[str, Any]], output: Output) -> Iterator[dict[s
             yield {"psnr": None, "ssim": None, "problem": f"{path}: {reason or type(error).__name__}"}
 
 
-def _text(lines: list[Line]) -> list[str]:
-    """The table for people: medians, and what the middle half of the slots has."""
+def _format_table(lines: list[Line]) -> list[str]:
+    """The table as it is printed: medians, and the range of the middle half of the slots."""
     table = [["model", "snapshot", "step", "images", "PSNR", "half within", "SSIM", "half within"]]
     for line in lines:
         psnr, ssim = line.psnr, line.ssim

@@ -1,11 +1,12 @@
-"""The picture of `convergence`: PSNR and SSIM by step, a line a model and snapshot, a band where half of the slots are.
+"""The plot of `convergence`: PSNR and SSIM by step, a line per model and snapshot, a band around half of the slots.
 Knows matplotlib; nothing of images or files."""
 
 import io
 import itertools
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     from ray_app.convergence import Line
@@ -16,14 +17,14 @@ COLOURS = {"sdxl": "#1f5fa8", "flux": "#c4561a"}
 
 
 def png(lines: Sequence["Line"]) -> bytes:
-    """The plot as a PNG, without a display. A median or quartile that is infinite, equal images, is not drawn."""
+    """The plot as a PNG, without a display. Infinite medians and quartiles (equal images) are left out."""
     from matplotlib.figure import Figure  # not pyplot: that would look for a display
 
     figure = Figure(figsize=(10, 4), dpi=150, layout="constrained")
     steps = sorted({line.step for line in lines})
     for axes, (measure, label) in zip(figure.subplots(1, 2), MEASURES.items(), strict=True):
         for (model, snapshot), group in itertools.groupby(lines, lambda line: (line.model, line.snapshot)):
-            _draw(axes, list(group), measure, COLOURS[model], STYLES[snapshot], f"{model} {snapshot}")
+            _plot_measure(axes, list(group), measure, COLOURS[model], STYLES[snapshot], f"{model} {snapshot}")
         axes.set_xscale("log", base=2)
         axes.set_xticks(steps, [str(step) for step in steps])
         axes.minorticks_off()
@@ -39,11 +40,10 @@ def png(lines: Sequence["Line"]) -> bytes:
     return buffer.getvalue()
 
 
-def _draw(axes: Any, group: list["Line"], measure: str, colour: str, style: str, label: str) -> None:
+def _plot_measure(axes: Any, group: list["Line"], measure: str, colour: str, style: str, label: str) -> None:
     steps = [line.step for line in group]
-    low, median, high = (
-        [value if math.isfinite(value) else math.nan for value in values]
-        for values in zip(*(getattr(line, measure) for line in group), strict=True)
-    )
+    spreads = np.array([getattr(line, measure) for line in group], float)
+    spreads[~np.isfinite(spreads)] = np.nan  # not drawn
+    low, median, high = spreads.T
     axes.plot(steps, median, style, color=colour, marker="o", markersize=4, label=label)
     axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)

@@ -1,4 +1,4 @@
-"""The verb `demo`: the sample drawn with both tiny models, the tree, three questions to the index, and a gallery."""
+"""The command `demo`: images of the sample with both tiny models, the tree, three queries, and a gallery."""
 
 from pathlib import Path
 
@@ -32,13 +32,13 @@ def demo(options: Demo) -> int:
     with cluster.connected("local"):
         for model_type in ("sdxl", "flux"):
             print(f"\n# proxyqueue generate --model_type {model_type} --model_path tiny", flush=True)
-            asked = Generate(
+            generate_options = Generate(
                 model_type=model_type,
                 json_file=str(SAMPLE),
                 output_base_path=options.output_base_path,
                 model_path=tiny.NAME,
             )
-            codes.append(generate(asked))
+            codes.append(generate(generate_options))
     print("\n# The tree")
     print("\n".join(_tree(Path(options.output_base_path))))
     for question, sql in QUERIES.items():
@@ -53,9 +53,10 @@ def _tree(root: Path) -> list[str]:
     """The output's folders with the number of files in each."""
     lines = [f"{root}/"]
     for folder in sorted(path for path in root.rglob("*") if path.is_dir()):
-        if folder.relative_to(root).parts[0] == layout.GALLERY:  # of an earlier demo
+        if folder.relative_to(root).parts[0] == layout.GALLERY:  # from an earlier demo
             continue
         files = sum(path.is_file() for path in folder.iterdir())
         depth = len(folder.relative_to(root).parts)
-        lines.append(f"{'  ' * depth}{folder.name}/" + (f"  {files} files" if files else ""))
+        count = f"  {files} files" if files else ""
+        lines.append(f"{'  ' * depth}{folder.name}/{count}")
     return lines

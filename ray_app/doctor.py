@@ -135,7 +135,7 @@ def check_output(options: Doctor, nodes: list[Node]) -> Iterator[str]:
     try:
         storage = open_output(options.output_base_path)
         storage.check_writable()
-        if storage.everywhere:  # whether a store takes files, only a file tells
+        if storage.reachable_from_all_nodes:  # whether a store takes files, only a file tells
             name = f".proxyqueue_probe_{uuid.uuid4().hex}"
             storage.writer("doctor").write(name, b"")
             storage.remove(name)

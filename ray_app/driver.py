@@ -146,7 +146,7 @@ class Driver:
         self._report_shrunk(rows)
         if unwritten.num_rows:
             first = unwritten.slice(0, 1).to_pylist()[0]
-            path = self.writer.output.at(first["path"])
+            path = self.writer.output.display_path(first["path"])
             raise OutputRefused(f"{path}: {first['error_message']}", path=path, transient=True)
 
     def _report_shrunk(self, rows: pa.Table) -> None:
@@ -186,7 +186,7 @@ class Driver:
             **resources,
         )
         # no CPU for writers either, or on a laptop they would wait for the actors that wait for them
-        anywhere = options.shared_filesystem or self.writer.output.everywhere
+        anywhere = options.shared_filesystem or self.writer.output.reachable_from_all_nodes
         nodes = len(cluster.living_nodes()) if anywhere else 1
         return drawn.map_batches(
             functools.partial(write_images, writer=self.writer, model_type=recipe.model_type, notice=_Noticing(ledger)),

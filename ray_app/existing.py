@@ -1,8 +1,8 @@
-"""What of the asked images exists, decided by the index and the files, and whether it is what is asked for.
-Knows the index's columns and the tree; nothing of what is drawn next."""
+"""Which requested images exist, decided by the index and the files, and whether they are the ones requested.
+Knows the index's columns and the tree; nothing of what is generated next."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,9 @@ pc: Any = pyarrow.compute
 
 _SHARED = f"/{layout.COMBINED}_query"
 
+_NO_SIZE = -2
+"""In place of a row's size where it has none: no file has it, nor -1, which stands for a file that does not exist."""
+
 _COLUMNS = {
     **{name: pc.field(name) for name in (*KEY, "k")},
     **{name: pc.field(name) for name in ("status", "bytes", "denoise_id", "reference_img_id")},
@@ -26,172 +29,200 @@ _COLUMNS = {
 }
 
 
+class ImageMasks(NamedTuple):
+    """Two arrays of bool, (slots, captures)."""
+
+    ok: np.ndarray
+    """The image exists: its newest row says so, and a file of that size exists."""
+    failed: np.ndarray
+    """The newest row says that generating the image failed."""
+
+
 def check_recipe(output: Output, recipe: Recipe) -> list[str]:
-    """Compare with the recipes that this output's images were drawn by; a warning for each that moves low bits only.
+    """Compare with the recipes of this output's images; a warning for each difference that changes low bits only.
 
     Raises:
         Refused: another recipe, naming each field that differs and both values.
     """
-    rows = index.read(output, recipe.model_type, ["recipe"], only=pc.field("status") == "ok")
+    rows = index.read_rows(output, recipe.model_type, ["recipe"], only=pc.field("status") == "ok")
     warnings = []
-    known = index.recipes(output, recipe.model_type)
+    known_recipes = index.recipes(output, recipe.model_type)
     for fingerprint in rows["recipe"].unique().to_pylist():
-        theirs = known.get(fingerprint, {})
-        strict, low_bits = recipes.differences(recipe, theirs)
+        fields_of_output = known_recipes.get(fingerprint, {})
+        strict, low_bits = recipes.differences(recipe, fields_of_output)
         if strict:
-            drawn = Recipe(**{**vars(recipe), **theirs}).hub_revision if theirs else None
-            moved = drawn and recipe.hub_revision and drawn != recipe.hub_revision
-            back = f"; --revision {drawn} goes on with the model that it was drawn with" if moved else ""
             raise OutputRefused(
-                f"{output.url}: holds {recipe.model_type} images of another recipe: {', '.join(strict)};"
-                f" take another --output_base_path{back}"
+                f"{output.url}: holds {recipe.model_type} images of another recipe: {'; '.join(strict)};"
+                f" take another --output_base_path{_revision_advice(recipe, fields_of_output)}"
             )
-        warnings += [f"{output.url}: {text}: pictures may differ in their low bits" for text in low_bits]
+        warnings += [f"{output.url}: {text}: images may differ in their low bits" for text in low_bits]
     return warnings
 
 
-def find(
-    output: Output, model_type: str, slots: pa.Table, captures: Sequence[Capture], img_per_prompt: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Which images are there, and which failed when they were last tried: two arrays of bool, (slots, captures).
+def _revision_advice(recipe: Recipe, fields_of_output: dict[str, Any]) -> str:
+    """Which --revision matches the output, if the hub's default branch has moved since; "" otherwise."""
+    if not fields_of_output:
+        return ""
+    revision_of_output = Recipe(**{**vars(recipe), **fields_of_output}).hub_revision
+    if not revision_of_output or not recipe.hub_revision or revision_of_output == recipe.hub_revision:
+        return ""
+    return f"; --revision {revision_of_output} selects the model that generated them"
 
-    There means that the newest row says so and that a file of that size is there.
+
+def find_existing(
+    output: Output, model_type: str, slots: pa.Table, captures: Sequence[Capture], img_per_prompt: int
+) -> ImageMasks:
+    """Which images of these slots exist, and which failed when they were last tried.
 
     Raises:
-        Refused: an image is there under the same name, but of another prompt, seed, numbering or annotations.
+        Refused: an image exists under the same name, but of another prompt, seed, numbering or annotations.
     """
-    found = np.zeros((slots.num_rows, len(captures)), bool)
-    failed = np.zeros_like(found)
-    rows = index.read(output, model_type, _COLUMNS)
+    shape = slots.num_rows, len(captures)
+    masks = ImageMasks(ok=np.zeros(shape, bool), failed=np.zeros(shape, bool))
+    rows = index.read_rows(output, model_type, _COLUMNS)
     if not rows.num_rows or not slots.num_rows:
-        return found, failed
+        return masks
     slot_of_row = _match(slots, rows)
-    ok = np.asarray(pc.equal(rows["status"], "ok"))
-    _check_neighbours(output, slots, rows.filter(pa.array(ok)), img_per_prompt)
-    renamed, redrawn = _conflicts(slots, rows, slot_of_row)
-    bytes_in_row = np.asarray(rows["bytes"].fill_null(-2))  # no file has that size, nor -1, that of no file
-    for number, capture in enumerate(captures):
-        newest = _newest_row_of_slots(rows, slot_of_row, capture, slots.num_rows)
-        has_row = newest >= 0  # where it is false, what is taken below at -1 means nothing
-        has_ok_row = has_row & ok[newest]
+    row_is_ok = np.asarray(pc.equal(rows["status"], "ok"))
+    _check_name_collisions(output, slots, rows.filter(pa.array(row_is_ok)), img_per_prompt)
+    row_has_other_name, row_has_other_denoise = _conflicts(slots, rows, slot_of_row)
+    bytes_in_row = np.asarray(rows["bytes"].fill_null(_NO_SIZE))
+    for column, capture in enumerate(captures):
+        newest_row = _newest_row_of_slots(rows, slot_of_row, capture, slots.num_rows)
+        has_row = newest_row >= 0
+        # A slot without a row has -1 here, which picks the last row: `has_row` masks what is taken for it.
+        has_ok_row = has_row & row_is_ok[newest_row]
         folder = layout.step_folder(model_type, capture.snapshot, capture.step)
-        has_file = has_ok_row & (sizes(output, folder, slots["file"]) == bytes_in_row[newest])
-        # an image whose file is gone may be drawn anew from another prompt; under another name it would stay behind
-        is_another = (has_file & redrawn[newest]) | (has_ok_row & renamed[newest])
-        if is_another.any():
-            slot = int(is_another.argmax())
-            raise _other_image(output, model_type, slots.slice(slot, 1).to_pylist()[0], rows, int(newest[slot]))
-        found[:, number] = has_file
-        failed[:, number] = has_row & ~ok[newest]
-    return found, failed
+        has_file = has_ok_row & (file_sizes(output, folder, slots["file"]) == bytes_in_row[newest_row])
+        # Another prompt or seed may replace an image whose file was deleted. Under another name it may not:
+        # the old name could still be used by another file.
+        is_other_image = has_file & row_has_other_denoise[newest_row]
+        is_other_name = has_ok_row & row_has_other_name[newest_row]
+        is_refused = is_other_image | is_other_name
+        if is_refused.any():
+            number = int(is_refused.argmax())
+            (slot,) = slots.slice(number, 1).to_pylist()
+            raise _other_image(output, model_type, slot, rows, int(newest_row[number]))
+        masks.ok[:, column] = has_file
+        masks.failed[:, column] = has_row & ~row_is_ok[newest_row]
+    return masks
 
 
 def _newest_row_of_slots(rows: pa.Table, slot_of_row: np.ndarray, capture: Capture, slots: int) -> np.ndarray:
     """For each slot the number of its newest row of a capture, -1 where it has none."""
-    of_capture = pc.and_(pc.equal(rows["snapshot"], capture.snapshot), pc.equal(rows["step"], capture.step))
-    (numbers,) = np.nonzero(np.asarray(of_capture) & (slot_of_row >= 0))
-    newest = np.full(slots, -1)
-    newest[slot_of_row[numbers]] = numbers  # rows are sorted by age: the last one assigned is the newest
-    return newest
+    is_requested = slot_of_row >= 0
+    (numbers,) = np.nonzero(index.is_of_capture(rows, capture.snapshot, capture.step) & is_requested)
+    newest_row = np.full(slots, -1)
+    newest_row[slot_of_row[numbers]] = numbers  # rows are sorted by age: the last one assigned is the newest
+    return newest_row
 
 
-def are_there(output: Output, model_type: str, rows: pa.Table) -> np.ndarray:
-    """Which rows of the index are ok, and their file there with the size that they say: bool, one a row.
+def mask_rows_with_files(output: Output, model_type: str, rows: pa.Table) -> np.ndarray:
+    """Which rows of the index are ok and have a file of the size that they say: bool, one per row.
 
     Args:
         rows: have snapshot, step, status, bytes and path.
     """
-    there = np.asarray(pc.equal(rows["status"], "ok")).copy()
+    mask = np.asarray(pc.equal(rows["status"], "ok")).copy()
     for capture in rows.group_by(["snapshot", "step"]).aggregate([]).to_pylist():
-        here = pc.and_(pc.equal(rows["snapshot"], capture["snapshot"]), pc.equal(rows["step"], capture["step"]))
-        (places,) = np.nonzero(np.asarray(here))
+        (row_numbers,) = np.nonzero(index.is_of_capture(rows, capture["snapshot"], capture["step"]))
+        rows_of_capture = rows.take(pa.array(row_numbers))
         folder = layout.step_folder(model_type, capture["snapshot"], capture["step"])
-        mine = rows.take(pa.array(places))
-        files = pc.utf8_slice_codeunits(mine["path"], len(folder) + 1)
-        there[places] &= sizes(output, folder, files) == np.asarray(mine["bytes"].fill_null(-2))
-    return there
+        files = pc.utf8_slice_codeunits(rows_of_capture["path"], len(folder) + 1)
+        bytes_in_row = np.asarray(rows_of_capture["bytes"].fill_null(_NO_SIZE))
+        mask[row_numbers] &= file_sizes(output, folder, files) == bytes_in_row
+    return mask
 
 
-def sizes(output: Output, folder: str, files: pa.ChunkedArray) -> np.ndarray:
-    """The size of each file in a step's folder, -1 where there is none."""
-    listing = output.sizes(folder)
-    if not listing:
+def file_sizes(output: Output, folder: str, files: pa.ChunkedArray) -> np.ndarray:
+    """The size of each file in a step's folder, -1 where it does not exist."""
+    size_of_file = output.file_sizes(folder)
+    if not size_of_file:
         return np.full(len(files), -1)
-    place = pc.index_in(files, value_set=pa.array(list(listing), pa.string()))
-    found = pc.take(pa.array(list(listing.values()), pa.int64()), place)
-    return np.asarray(found.fill_null(-1))
+    names = pa.array(list(size_of_file), pa.string())
+    sizes = pa.array(list(size_of_file.values()), pa.int64())
+    sizes_or_null = pc.take(sizes, pc.index_in(files, value_set=names))
+    return np.asarray(sizes_or_null.fill_null(-1))
 
 
 def _match(slots: pa.Table, rows: pa.Table) -> np.ndarray:
-    """For each row the number of its slot, -1 for rows of slots that are not asked for."""
+    """For each row the number of its slot, -1 for rows of slots that are not requested."""
     query_ids = np.unique(np.asarray(slots["query_id"]))
     prompts, images = (int(pc.max(slots[name]).as_py()) + 1 for name in ("prompt_index", "image_index"))
 
     def keys(table: pa.Table) -> np.ndarray:
+        """One whole number per slot that these ranges can hold, -1 outside of them."""
         query, prompt, image = (np.asarray(table[name]).astype(np.int64) for name in SLOT_KEY)
-        place = np.minimum(np.searchsorted(query_ids, query), len(query_ids) - 1)
-        asked = (query_ids[place] == query) & (prompt < prompts) & (image < images)
-        return np.where(asked, (place * prompts + prompt) * images + image, -1)
+        position = np.minimum(np.searchsorted(query_ids, query), len(query_ids) - 1)
+        is_in_range = (query_ids[position] == query) & (prompt < prompts) & (image < images)
+        return np.where(is_in_range, (position * prompts + prompt) * images + image, -1)
 
     slot_keys, row_keys = keys(slots), keys(rows)
     order = np.argsort(slot_keys, kind="stable")
-    place = np.minimum(np.searchsorted(slot_keys[order], row_keys), len(order) - 1)
-    return np.where(slot_keys[order][place] == row_keys, order[place], -1)
+    position = np.minimum(np.searchsorted(slot_keys[order], row_keys), len(order) - 1)
+    return np.where(slot_keys[order][position] == row_keys, order[position], -1)
 
 
 def _conflicts(slots: pa.Table, rows: pa.Table, slot_of_row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each row whether its slot now has another file name, and whether it asks for another picture."""
+    """For each row whether its slot now has another file name, and whether it now requests another image."""
     compared = slots.select(["denoise_id", "k", "reference_img_id", "file"])
-    asked = compared.take(pa.array(np.maximum(slot_of_row, 0)))
-    in_own_folder = pc.invert(pc.starts_with(asked["file"], f"{layout.COMBINED}/"))
-    renamed = [
-        pc.not_equal(asked["k"], rows["k"]),
-        pc.not_equal(asked["reference_img_id"], rows["reference_img_id"]),
+    slot_per_row = compared.take(pa.array(np.maximum(slot_of_row, 0)))
+    in_own_folder = pc.invert(pc.starts_with(slot_per_row["file"], f"{layout.COMBINED}/"))
+    name_differences = [
+        pc.not_equal(slot_per_row["k"], rows["k"]),
+        pc.not_equal(slot_per_row["reference_img_id"], rows["reference_img_id"]),
         pc.not_equal(in_own_folder, rows["in_own_folder"]),
     ]
-    redrawn = pc.not_equal(asked["denoise_id"], rows["denoise_id"])
-    return np.logical_or.reduce([np.asarray(column) for column in renamed]), np.asarray(redrawn)
+    has_other_name = np.logical_or.reduce([np.asarray(column) for column in name_differences])
+    has_other_denoise = np.asarray(pc.not_equal(slot_per_row["denoise_id"], rows["denoise_id"]))
+    return has_other_name, has_other_denoise
 
 
 def _other_image(output: Output, model_type: str, slot: dict, rows: pa.Table, row: int) -> OutputRefused:
-    """The error for an image that stands where another is asked for, naming what differs."""
-    there = {name: rows[name][row].as_py() for name in rows.column_names}
-    query = there["query_id"]
-    same = (pc.field("query_id") == query) & (pc.field("denoise_id") == there["denoise_id"])
-    drawn = index.read(output, model_type, ["prompt", "seed", "path"], only=same).to_pylist()[-1]
-    differences = (
-        ("--img_per_prompt", "k", there["k"], slot["k"]),
-        ("annotations", "reference_img_id", there["reference_img_id"], slot["reference_img_id"]),
-        ("annotations or --prompt_field", "prompt", drawn["prompt"], slot["prompt"]),
-        ("--seed or --seed_mode", "seed", drawn["seed"], slot["seed"]),
-        ("annotations", "path", drawn["path"].split("/", 1)[1], slot["file"]),
-    )
-    flag, name, before, now = next(found for found in differences if found[2] != found[3])
+    """The error for an existing image that differs from the requested one, naming what differs."""
+    existing = {name: rows[name][row].as_py() for name in rows.column_names}
+    query = existing["query_id"]
+    same_image = (pc.field("query_id") == query) & (pc.field("denoise_id") == existing["denoise_id"])
+    existing |= index.read_rows(output, model_type, ["prompt", "seed", "path"], only=same_image).to_pylist()[-1]
+    existing["file"] = existing["path"].split("/", 1)[1]
+    flag_of_column = {
+        "k": "--img_per_prompt",
+        "reference_img_id": "annotations",
+        "prompt": "annotations or --prompt_field",
+        "seed": "--seed or --seed_mode",
+        "file": "annotations",
+    }
+    name = next(name for name in flag_of_column if existing[name] != slot[name])
     return OutputRefused(
-        f"{output.url}: query {query}, prompt {there['prompt_index']}: {name} is {before!r} there and {now!r} here"
-        f" (other {flag}); take another --output_base_path"
+        f"{output.url}: query {query}, prompt {existing['prompt_index']}: {name}: this output has {existing[name]!r},"
+        f" this run asks for {slot[name]!r} (other {flag_of_column[name]}); take another --output_base_path"
     )
 
 
-def _check_neighbours(output: Output, slots: pa.Table, rows: pa.Table, img_per_prompt: int) -> None:
-    """Raise Refused if images that are not asked for stand under names that ours would take."""
+def _check_name_collisions(output: Output, slots: pa.Table, rows: pa.Table, img_per_prompt: int) -> None:
+    """Raise Refused if existing images that are not requested have names that requested ones would take."""
     prompt, image, k = (np.asarray(rows[name]).astype(np.int64) for name in ("prompt_index", "image_index", "k"))
-    (other,) = np.nonzero(k != prompt * img_per_prompt + image)
-    if len(other):
-        before = (k[other[0]] - image[other[0]]) // prompt[other[0]]
+    (misnumbered,) = np.nonzero(k != prompt * img_per_prompt + image)
+    if len(misnumbered):
+        row = misnumbered[0]
+        img_per_prompt_of_output = (k[row] - image[row]) // prompt[row]
         raise OutputRefused(
-            f"{output.url}: --img_per_prompt is {before} there and {img_per_prompt} here: file numbers would"
-            " collide; take another --output_base_path"
+            f"{output.url}: --img_per_prompt: this output has {img_per_prompt_of_output}, this run asks for"
+            f" {img_per_prompt}: file numbers would collide; take another --output_base_path"
         )
-    ours = slots.filter(pc.starts_with(slots["file"], f"{layout.COMBINED}/"))
-    owner = {row["reference_img_id"]: row["query_id"] for row in _pairs(ours)}
-    for row in _pairs(rows.filter(pc.invert(rows["in_own_folder"]))):
-        if owner.get(row["reference_img_id"], row["query_id"]) != row["query_id"]:
+    requested_in_combined = slots.filter(pc.starts_with(slots["file"], f"{layout.COMBINED}/"))
+    existing_in_combined = rows.filter(pc.invert(rows["in_own_folder"]))
+    query_of_reference = {pair["reference_img_id"]: pair["query_id"] for pair in _pairs(requested_in_combined)}
+    for pair in _pairs(existing_in_combined):
+        reference, query = pair["reference_img_id"], pair["query_id"]
+        requested_query = query_of_reference.get(reference, query)
+        if requested_query != query:
             raise OutputRefused(
-                f"{output.url}: reference {row['reference_img_id']} is query {row['query_id']}'s there and query"
-                f" {owner[row['reference_img_id']]}'s here (other annotations); take another --output_base_path"
+                f"{output.url}: reference {reference} belongs to query {query} in this output, but to query"
+                f" {requested_query} in these annotations; take another --output_base_path"
             )
 
 
 def _pairs(table: pa.Table) -> list[dict]:
+    """The different pairs of reference and query."""
     return table.group_by(["reference_img_id", "query_id"]).aggregate([]).to_pylist()

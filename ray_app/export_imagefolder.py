@@ -1,7 +1,6 @@
-"""`export --format imagefolder`: metadata.parquet beside each `combined/`, so that an image comes with its row.
-Knows what the datasets library wants of such a file; copies no image."""
+"""`export --format imagefolder`: a metadata.parquet in each step's folder, so that an image is loaded with its row.
+Knows what the datasets library expects of such a file; copies no image."""
 
-import numpy as np
 import pyarrow as pa
 
 from ray_app import existing, index, layout, runs
@@ -14,33 +13,32 @@ LEFT_OUT = ("path", "status", "error_type", "error_message")
 
 
 def export(output: Output, options: Export) -> int:
-    """Write the file of every step's folder anew; the exit code."""
+    """Write the metadata file of every step's folder; the exit code."""
     output.check_writable()
     written = 0
     with output.writing(runs.new_id()) as writer:
         for model_type in layout.model_types(options.model_type):
-            rows = index.read(output, model_type, SCHEMA.names)
+            rows = index.read_rows(output, model_type, SCHEMA.names)
             rows = rows.take(pa.array(index.newest(rows)))
-            rows = rows.filter(pa.array(existing.are_there(output, model_type, rows)))
-            steps, snapshots = np.asarray(rows["step"]), np.asarray(rows["snapshot"].to_pylist(), dtype=object)
+            rows = rows.filter(pa.array(existing.mask_rows_with_files(output, model_type, rows)))
             for folder in output.step_folders(model_type):
                 if options.steps and folder.step not in options.steps:
                     continue
                 if options.snapshot not in (None, folder.snapshot):
                     continue
-                mine = rows.filter(pa.array((steps == folder.step) & (snapshots == folder.snapshot)))
-                if mine.num_rows:
+                of_folder = rows.filter(pa.array(index.is_of_capture(rows, folder.snapshot, folder.step)))
+                if of_folder.num_rows:
                     name = f"{folder.name}/{layout.METADATA}"
-                    writer.write(name, index.to_parquet(_metadata(mine, folder)))
-                    print(f"{output.at(name)}: {mine.num_rows:,} images")
+                    writer.write(name, index.to_parquet(_metadata(of_folder, folder)))
+                    print(f"{output.display_path(name)}: {of_folder.num_rows:,} images")
                     written += 1
     if not written:
-        raise OutputRefused(f"{output.at(layout.INDEX)}: no such image in it; set --output_base_path")
+        raise OutputRefused(f"{output.display_path(layout.INDEX)}: no such image in it; set --output_base_path")
     return OK
 
 
 def _metadata(rows: pa.Table, folder: layout.StepFolder) -> pa.Table:
-    """The rows under the names of their files within the step's folder."""
+    """The rows, with `file_name`, the path of each image within the step's folder."""
     files = [path.removeprefix(f"{folder.name}/") for path in rows["path"].to_pylist()]
     rows = rows.drop_columns(list(LEFT_OUT)).append_column("model", pa.repeat(folder.model_type, rows.num_rows))
     return rows.add_column(0, "file_name", pa.array(files, pa.string())).replace_schema_metadata(None)

@@ -1,5 +1,5 @@
-"""`export --format trajectories`: Parquet files of one row a slot with one image column a snapshot and step.
-Knows how the datasets library marks a column as images; a batch of slots is all that is in memory."""
+"""`export --format trajectories`: Parquet files with one row per slot and one image column per snapshot and step.
+Knows how the datasets library marks a column as images; only one group of slots is in memory."""
 
 import itertools
 import json
@@ -20,7 +20,7 @@ from ray_app.trajectories import OK as IS_OK
 from ray_app.trajectories import Capture, Trajectories, Trajectory
 
 SLOTS_A_GROUP = 50
-"""Written together; a few tens of megabytes."""
+"""Slots that are written together; a few tens of megabytes."""
 THREADS = 16
 
 COLUMNS = {
@@ -45,20 +45,20 @@ def export(output: Output, options: Export) -> int:
     with new_folder(str(options.export_path)) as folder, ThreadPoolExecutor(THREADS) as pool:
         while first := list(itertools.islice(slots, 1)):
             shard = itertools.chain(first, itertools.islice(slots, options.shard_images - 1))
-            path = folder / f"trajectories-{files:05d}.parquet"
-            rows += _write(path, schema, _groups(output, shown.captures, shard, pool))
+            groups = _groups(output, shown.captures, shard, pool)
+            rows += _write_shard(folder / f"trajectories-{files:05d}.parquet", schema, groups)
             files += 1
     print(f"{options.export_path}: {rows:,} slots, {len(shown.captures)} images each, in {files:,} files")
     return OK
 
 
 def column(capture: Capture) -> str:
-    """A capture's column: xt_step_4."""
+    """The name of a capture's column: xt_step_4."""
     return f"{capture[0]}_step_{capture[1]}"
 
 
 def _schema(captures: list[Capture]) -> pa.Schema:
-    """Types, and for the datasets library which columns are images."""
+    """The columns' types, and for the datasets library which of them are images."""
     fields = [pa.field(name, kind) for name, kind in COLUMNS.items()]
     fields += [pa.field(column(capture), IMAGE) for capture in captures]
     features: dict[str, Any] = {name: {"dtype": str(kind), "_type": "Value"} for name, kind in COLUMNS.items()}
@@ -70,21 +70,22 @@ def _groups(
     output: Output, captures: list[Capture], shard: Iterator[Trajectory], pool: ThreadPoolExecutor
 ) -> Iterator[list[dict[str, Any]]]:
     while group := list(itertools.islice(shard, SLOTS_A_GROUP)):
-        yield list(pool.map(lambda one: _row(output, captures, one), group))
+        yield list(pool.map(lambda trajectory: _row(output, captures, trajectory), group))
 
 
-def _row(output: Output, captures: list[Capture], one: Trajectory) -> dict[str, Any]:
-    """A slot with its images; null for those that failed or are not there."""
-    row = {"model": one.model, **{name: one.slot[name] for name in COLUMNS if name != "model"}}
+def _row(output: Output, captures: list[Capture], trajectory: Trajectory) -> dict[str, Any]:
+    """A slot with its images; null for those that failed or are missing."""
+    row = {name: trajectory.slot[name] for name in COLUMNS if name != "model"}
+    row["model"] = trajectory.model
     for capture in captures:
-        image = one.images.get(capture)
+        image = trajectory.images.get(capture)
         row[column(capture)] = None
         if image is not None and image["status"] == IS_OK:
             row[column(capture)] = {"bytes": output.read(image["path"]), "path": image["path"]}
     return row
 
 
-def _write(path: Path, schema: pa.Schema, groups: Iterator[list[dict[str, Any]]]) -> int:
+def _write_shard(path: Path, schema: pa.Schema, groups: Iterator[list[dict[str, Any]]]) -> int:
     rows = 0
     with pq.ParquetWriter(path, schema, compression="none") as writer:  # images are compressed already
         for group in groups:

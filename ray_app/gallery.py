@@ -1,4 +1,4 @@
-"""The verb `gallery`: static pages of an output's slots, with small copies of the images; or one contact sheet.
+"""The command `gallery`: static pages of an output's slots, with thumbnails of the images; or one contact sheet.
 Knows what is shown and where it is written; how it looks is in gallery.html.jinja, gallery.css and gallery.js."""
 
 import dataclasses
@@ -34,7 +34,7 @@ def gallery(options: Gallery) -> int:
     """Write the pages, or the sheet; the exit code.
 
     Raises:
-        Refused: no such images, an unknown query, a folder that can't be written.
+        Refused: the output has no such images, an unknown query, a folder that can't be written.
     """
     output = open_output(options.output_base_path)
     shown = Trajectories(output, layout.model_types(options.model_type))
@@ -51,11 +51,12 @@ def gallery(options: Gallery) -> int:
     return EXIT_OK
 
 
-def _chosen(there: list[int], options: Gallery) -> list[int]:
-    unknown = set(options.query_ids) - set(there)
+def _chosen(known_ids: list[int], options: Gallery) -> list[int]:
+    requested = set(options.query_ids) or set(known_ids)
+    unknown = requested - set(known_ids)
     if unknown:
         raise InputRefused(f"--query_ids {min(unknown)}: no image of this query in the index", flag="query_ids")
-    chosen = [query for query in there if not options.query_ids or query in set(options.query_ids)]
+    chosen = [query for query in known_ids if query in requested]
     return chosen[: options.limit]
 
 
@@ -85,13 +86,13 @@ class _Pages:
         self.folder = Path(named).expanduser().absolute()
         self.to_output = None if is_remote else Path(os.path.relpath(output.url, self.folder)).as_posix()
         self.captions = _captions(options, output)
-        self.unreadable: dict[str, str] = {}  # paths of images that are there but can't be decoded, and why
+        self.unreadable: dict[str, str] = {}  # why an existing image can't be decoded, by its path
         self.chunks = [query_ids[i : i + QUERIES_A_PAGE] for i in range(0, len(query_ids), QUERIES_A_PAGE)]
 
     def write(self) -> None:
-        """Copies first, then the pages that show them."""
+        """Write the thumbnails, then the pages that show them."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        made = self._write_thumbnails() if self.options.thumbnails else 0
+        new_thumbnails = self._write_thumbnails() if self.options.thumbnails else 0
         environment = jinja2.Environment(
             autoescape=True,
             loader=jinja2.FileSystemLoader(HERE),
@@ -100,20 +101,20 @@ class _Pages:
             lstrip_blocks=True,
         )
         template = environment.get_template("gallery.html.jinja")
-        known: list[tuple[int, int, str]] = []
+        search_entries: list[tuple[int, int, str]] = []
         for number, chunk in enumerate(self.chunks, 1):
             sections = [self._section(query_id) for query_id in chunk]
-            known += [(section.query_id, number, _text(section)) for section in sections]
+            search_entries += [(section.query_id, number, _filter_text(section)) for section in sections]
             page = template.render(sections=sections, number=number, **self._constants())
             self._replace(layout.gallery_page(number), page)
         for name in ASSETS:
             self._replace(name, (HERE / name).read_text())
-        self._replace("queries.js", f"window.QUERIES = {json.dumps(known, ensure_ascii=True)};\n")
+        self._replace("queries.js", f"window.QUERIES = {json.dumps(search_entries, ensure_ascii=True)};\n")
         self._remove_other_pages()
         slots = sum(1 for _ in self.shown.of(self.query_ids))
         print(f"gallery          {len(self.query_ids):,} queries, {slots:,} slots, {len(self.chunks):,} pages")
         if self.options.thumbnails:
-            print(f"thumbnails       {made:,} new")
+            print(f"thumbnails       {new_thumbnails:,} new")
         print(f"open             {self.folder / layout.gallery_page(1)}")
 
     def _constants(self) -> dict[str, Any]:
@@ -126,83 +127,90 @@ class _Pages:
         }  # fmt: skip
 
     def _section(self, query_id: int) -> _Section:
-        slots = list(self.shown.of([query_id]))
+        trajectories = list(self.shown.of([query_id]))
+        reference = trajectories[0].slot["reference_img_id"]
         caption, concept = self.captions.get(query_id, ("", ""))
-        return _Section(query_id, slots[0].slot["reference_img_id"], caption, concept, [self._slot(s) for s in slots])
+        slots = [self._slot(trajectory) for trajectory in trajectories]
+        return _Section(query_id, reference, caption, concept, slots)
 
-    def _slot(self, one: Trajectory) -> dict[str, Any]:
+    def _slot(self, trajectory: Trajectory) -> dict[str, Any]:
         cells = []
         for snapshot, step in self.shown.captures:
-            row = one.images.get((snapshot, step))
-            cell: dict[str, Any] = {"snapshot": snapshot, "step": step, "status": row["status"] if row else MISSING}
-            if row and row["path"] in self.unreadable:
-                cell |= {"status": FAILED, "error": "Unreadable", "message": self.unreadable[row["path"]]}
-            elif row and row["status"] == OK:
-                cell |= {"source": self._source(row["path"]), "full": self._full(row["path"])}
-                cell |= {"width": row["width"], "height": row["height"]}
-            elif row:
-                cell |= {"error": row["error_type"] or "", "message": row["error_message"] or ""}
+            cell = {"snapshot": snapshot, "step": step, **self._cell(trajectory.images.get((snapshot, step)))}
             cells.append(cell)
         errors = dict.fromkeys(f"{cell['error']}: {cell['message']}" for cell in cells if cell.get("error"))
-        return {"model": one.model, **one.slot, "cells": cells, "errors": list(errors)}
+        return {"model": trajectory.model, **trajectory.slot, "cells": cells, "errors": list(errors)}
+
+    def _cell(self, row: dict[str, Any] | None) -> dict[str, Any]:
+        """What the page shows of a slot at one capture; `row` is None where the index has no such image."""
+        if row is None:
+            return {"status": MISSING}
+        path = row["path"]
+        if path in self.unreadable:
+            return {"status": FAILED, "error": "Unreadable", "message": self.unreadable[path]}
+        if row["status"] == OK:
+            size = {"width": row["width"], "height": row["height"]}
+            return {"status": OK, "source": self._source(path), "full": self._full(path), **size}
+        return {"status": row["status"], "error": row["error_type"] or "", "message": row["error_message"] or ""}
 
     def _source(self, path: str) -> str:
-        """What the page shows of an image, relative to the page."""
+        """The URL of what the page shows of an image, relative to the page."""
         return urllib.parse.quote(layout.thumbnail(path)) if self.options.thumbnails else self._full(path)
 
     def _full(self, path: str) -> str:
-        """The image itself; of a remote output there is none."""
+        """The URL of the image itself, relative to the page; of a remote output that of its thumbnail."""
         if self.to_output is None:
             return urllib.parse.quote(layout.thumbnail(path))
         return urllib.parse.quote(posixpath.join(self.to_output, path))
 
     def _write_thumbnails(self) -> int:
         progress = Checked(sum(1 for _ in self._images()), "made small")
-        made = 0
+        written = 0
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             try:
                 for chunk in self.chunks:
                     rows = list(self._images(chunk))
                     for is_new in pool.map(self._write_thumbnail, rows):
-                        made += is_new
+                        written += is_new
                         progress.add(1)
             finally:
                 progress.close()
-        return made
+        return written
 
     def _images(self, query_ids: Sequence[int] | None = None) -> Iterator[dict[str, Any]]:
-        for one in self.shown.of(self.query_ids if query_ids is None else query_ids):
-            yield from (row for row in one.images.values() if row["status"] == OK)
+        for trajectory in self.shown.of(self.query_ids if query_ids is None else query_ids):
+            yield from (row for row in trajectory.images.values() if row["status"] == OK)
 
     def _write_thumbnail(self, row: dict[str, Any]) -> bool:
-        """Make a copy unless there is one that is as large as asked and younger than the image."""
+        """Write an image's thumbnail, unless one of the requested size exists that is newer; whether it was written."""
         path = self.folder / layout.thumbnail(row["path"])
-        longest = min(self.options.thumbnails, max(row["width"] or 0, row["height"] or 0) or self.options.thumbnails)
+        size = self.options.thumbnails
+        longest = min(size, max(row["width"] or 0, row["height"] or 0) or size)
         if _is_current(path, longest, row["created_at"].timestamp()):
             return False
         try:
-            picture = pictures.small(self.output.read(row["path"]), self.options.thumbnails)
-        except OSError as error:  # the page goes on without it
+            thumbnail = pictures.small(self.output.read(row["path"]), size)
+        except OSError as error:  # the page says so
             self.unreadable[row["path"]] = one_line(error)
-            LOG.warning(f"{self.output.at(row['path'])}: can't be shown: {one_line(error)}")
+            LOG.warning(f"{self.output.display_path(row['path'])}: can't be shown: {one_line(error)}")
             return False
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, pictures.to_jpeg(picture))
+        _write_file(path, pictures.to_jpeg(thumbnail))
         return True
 
     def _replace(self, name: str, text: str) -> None:
-        _write(self.folder / name, text.encode())
+        _write_file(self.folder / name, text.encode())
 
     def _remove_other_pages(self) -> None:
-        """Those of an earlier gallery that had more."""
-        mine = {layout.gallery_page(number) for number in range(1, len(self.chunks) + 1)}
+        """Remove the pages of an earlier gallery that had more."""
+        current = {layout.gallery_page(number) for number in range(1, len(self.chunks) + 1)}
         for path in self.folder.glob("page*.html"):
-            if layout.is_gallery_file(path.name) and path.name not in mine:
+            if layout.is_gallery_file(path.name) and path.name not in current:
                 path.unlink()
 
 
 def _captions(options: Gallery, output: Output) -> Captions:
-    """By query id, from the annotations; without them the page has prompts alone."""
+    """By query id, from the annotations; without them the pages have prompts only."""
     if options.json_file is not None:
         return circo.captions(options.json_file)
     for record in reversed(runs.read_all(output)):
@@ -216,8 +224,8 @@ def _captions(options: Gallery, output: Output) -> Captions:
     return {}
 
 
-def _text(section: _Section) -> str:
-    """What the filter looks at, in small letters."""
+def _filter_text(section: _Section) -> str:
+    """What the page's filter searches in, in lower case."""
     words = [f"query {section.query_id}", section.reference, section.caption, section.concept]
     for slot in section.slots:
         words += [slot["model"], slot["prompt"] or "", *slot["errors"]]
@@ -225,11 +233,11 @@ def _text(section: _Section) -> str:
     return " ".join(dict.fromkeys(words)).lower()
 
 
-def _is_current(path: Path, longest: int, drawn: float) -> bool:
+def _is_current(path: Path, longest: int, created: float) -> bool:
     from PIL import Image
 
     try:
-        if path.stat().st_mtime < drawn:
+        if path.stat().st_mtime < created:
             return False
         with Image.open(path) as image:
             return max(image.size) == longest
@@ -237,7 +245,7 @@ def _is_current(path: Path, longest: int, drawn: float) -> bool:
         return False
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all."""
+def _write_file(path: Path, data: bytes) -> None:
+    """Write the whole file or nothing."""
     with whole_file(path) as staged:
         staged.write_bytes(data)

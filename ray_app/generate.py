@@ -52,7 +52,7 @@ def generate(options: Generate, worker: type[Worker] = Worker) -> int:
             with contextlib.suppress(OSError), job.output.writing(runs.new_id()) as writer:
                 runs.mark_dead_runs(writer)
             return SOME_FAILED if given_up else OK
-        with job.output.writing(runs.new_id(), elsewhere=True) as writer:
+        with job.output.writing(runs.new_id(), others_write=True) as writer:
             return _draw(job, writer, interrupts, worker)
 
 
@@ -72,8 +72,8 @@ def prepare(options: Generate) -> Job:
     _report(_odd_options(options))
     _report(existing.check_recipe(output, recipe))
     captures = options.captures()
-    there, failed = existing.find(output, options.model_type, slots, captures, options.img_per_prompt)
-    todo = plan.make(slots, there, captures, given_up=failed if options.skip_failed else None)
+    masks = existing.find_existing(output, options.model_type, slots, captures, options.img_per_prompt)
+    todo = plan.make_plan(slots, masks.ok, captures, given_up=masks.failed if options.skip_failed else None)
     wanted = asked.record(slots, [(capture.snapshot, capture.step) for capture in captures])
     return Job(options, recipe, todo, output, len(queries), len(annotations.skipped), wanted)
 
@@ -136,8 +136,10 @@ def _draw(job: Job, writer: Writer, interrupts: Interrupts, worker: type[Worker]
 
 def _begin(job: Job, writer: Writer) -> runs.Record:
     """Write the run's record, and see that nobody else is at the same work."""
-    captures = [(c.snapshot, c.step) for number, c in enumerate(job.plan.captures) if job.plan.draws(number)]
-    work = runs.work(job.recipe.model_type, job.plan.query_ids(), captures)
+    captures = [
+        (c.snapshot, c.step) for number, c in enumerate(job.plan.captures) if job.plan.has_missing_images(number)
+    ]
+    work = runs.claimed_images(job.recipe.model_type, job.plan.query_ids(), captures)
     flags, recipe = dataclasses.asdict(job.options), dataclasses.asdict(job.recipe)
     facts = {"recipe": recipe, "options": flags, "work": work, "asked": job.asked}
     record = runs.Record(writer, model_type=job.recipe.model_type, **facts)
@@ -145,7 +147,7 @@ def _begin(job: Job, writer: Writer) -> runs.Record:
     runs.mark_dead_runs(writer)
     try:
         if not job.options.force:
-            runs.check_alone(writer, work)
+            runs.check_no_overlapping_run(writer, work)
     except BaseException:
         record.drop()
         raise
@@ -179,14 +181,14 @@ def _summary_text(summary: dict[str, Any], writer: Writer) -> str:
         f"denoises         {summary['denoises']:,} in {summary['steps_run']:,} steps"
         f" ({summary['duplicates_saved']:,} duplicates saved)\n"
         f"wall time        {seconds:,} s with starting Ray and loading models; {rate:g} images/s\n"
-        f"record           {writer.output.at(layout.run_file(writer.run_id))}"
+        f"record           {writer.output.display_path(layout.run_file(writer.run_id))}"
     )
 
 
 def _remove_caches(job: Job) -> None:
     """Features that retrieval scripts cached of a folder are stale once an image of it is drawn again."""
     for number, capture in enumerate(job.plan.captures):
-        if job.plan.draws(number):
+        if job.plan.has_missing_images(number):
             folder = layout.step_folder(job.recipe.model_type, capture.snapshot, capture.step)
             job.output.remove_feature_caches(folder)
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 MODEL_TYPES = ("sdxl", "flux")
 STAGING = ".staging"
 SET_ASIDE = ".set_aside"
-"""What is taken out of the tree, each file under the path that it had; hidden, so that no reader's pattern finds it."""
+"""Files moved out of the tree, each under the path that it had; hidden, so that no reader's pattern matches them."""
 RUNS = "runs"
 INDEX = "index"
 COMBINED = "combined"
@@ -18,9 +18,9 @@ CONVERGENCE_TABLE = f"{CONVERGENCE}/convergence.parquet"
 CONVERGENCE_PLOT = f"{CONVERGENCE}/convergence.png"
 THUMBNAILS = "thumbnails"
 METADATA = "metadata.parquet"
-"""What `export --format imagefolder` writes beside the images: each one's row, for the datasets library."""
+"""What `export --format imagefolder` writes into a step's folder: each image's row, for the datasets library."""
 FEATURE_CACHES = ("aug_features_*.npz", "source_features_*.npz", METADATA)
-"""What retrieval scripts cache beside the images, and METADATA; stale as soon as an image is written or removed."""
+"""Files that retrieval scripts cache beside the images, and METADATA; stale once an image is written or removed."""
 
 MAX_NAME_BYTES = 200
 
@@ -41,7 +41,7 @@ class StepFolder(NamedTuple):
 
 
 def model_types(only: str | None) -> list[str]:
-    """The families, or the one that is named."""
+    """All families, or only this one."""
     return [name for name in MODEL_TYPES if only in (None, name)]
 
 
@@ -67,9 +67,12 @@ def step_folder(model_type: str, snapshot: str, step: int) -> str:
 
 
 def parse_step_folder(name: str) -> StepFolder | None:
-    """What `step_folder` made the name of; None if it made no such name."""
-    found = _STEP_FOLDER.fullmatch(name)
-    return StepFolder(name, found[1], "x0" if found[2] else "xt", int(found[3])) if found else None
+    """What a name that `step_folder` made stands for; None for other names."""
+    match = _STEP_FOLDER.fullmatch(name)
+    if match is None:
+        return None
+    snapshot = "x0" if match[2] else "xt"
+    return StepFolder(name, match[1], snapshot, int(match[3]))
 
 
 def query_folder(query_id: int, owns_reference: bool) -> str:
@@ -88,14 +91,15 @@ def is_image_file(file: str) -> bool:
 
 
 def is_clutter(path: str) -> bool:
-    """Whether a system leaves such files of its own accord: hidden ones, and those that Windows makes of pictures."""
+    """Whether an operating system makes such files by itself: hidden ones, and thumbnails of Windows."""
     name = path.rsplit("/", 1)[-1]
     return name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini")
 
 
 def is_feature_cache(file: str) -> bool:
-    """Whether a path's last part names something made of the images beside it."""
-    return any(fnmatch.fnmatchcase(file.rsplit("/", 1)[-1], kind) for kind in FEATURE_CACHES)
+    """Whether a file was made from the images beside it, by its name."""
+    name = file.rsplit("/", 1)[-1]
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in FEATURE_CACHES)
 
 
 def index_folder(model_type: str) -> str:

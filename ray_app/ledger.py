@@ -1,5 +1,5 @@
-"""The ledger: an actor beside the workers that remembers what was in flight when one of them died.
-Knows ids and clocks; nothing of images. Ray replays a dead actor's batch for ever: this is what ends it."""
+"""The ledger: an actor that tracks what each worker has in flight, so that it is known when a worker dies.
+Knows ids and clocks; nothing of images. Ray would replay the batch of a dead actor for ever: the ledger ends that."""
 
 import dataclasses
 import statistics
@@ -9,23 +9,23 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 ALONE_TRIES = 2
-"""Deaths of a worker with one and the same prompt, drawn alone, before the prompt is given up."""
+"""How often a worker may die with the same prompt, run on its own, before the prompt is given up."""
 NODES_EXCUSED = 3
-"""Deaths with a batch, or with a prompt drawn alone, that are not held against it because the whole node went: a spot
-worker was taken, say. Not more, since a prompt may also take all of a node's memory."""
+"""How many deaths of workers do not count against a batch or a prompt because the whole node was lost, as a spot node
+that was preempted. Not more, since a prompt may also use up all of a node's memory."""
 MEDIAN_OF = 1_000
 MOST_NOTICES = 100
-"""Different lines of workers that a run tells."""
+"""How many different notices of workers a run prints."""
 
 
 @dataclasses.dataclass
 class InFlight:
-    """A batch at a worker, or one prompt of a batch that a worker died with."""
+    """A batch that a worker is processing, or one prompt of a batch that a worker died with."""
 
     worker: str
     node: str | None
     started: float
-    alone: bool = False
+    is_one_prompt: bool = False
     timed_out: bool = False
     node_died: bool = False
     nodes_lost: int = 0
@@ -33,7 +33,7 @@ class InFlight:
 
 @dataclasses.dataclass
 class Suspect:
-    """A prompt that is drawn alone, since a worker died with its batch."""
+    """A prompt that runs on its own, since a worker died with its batch."""
 
     tries: int = 0
     cause: str = "WorkerDied"
@@ -43,21 +43,21 @@ class Suspect:
 
 @dataclasses.dataclass(frozen=True)
 class Status:
-    """What the driver asks for now and then."""
+    """What the driver polls."""
 
     loads: int
     deaths_while_loading: int
     replays: int
     median_seconds: float | None
-    in_flight: list[tuple[str, float]]  # worker and seconds since it began
-    notices: Sequence[str] = ()  # what workers had to say since the last time, of a topic the first line
+    in_flight: list[tuple[str, float]]  # worker, and seconds since it began
+    notices: Sequence[str] = ()  # of workers, since the last status; per topic only the first
 
 
 class Ledger:
-    """Workers report what they begin and finish, in calls that return before they go on.
+    """Workers report what they begin and finish, and wait until each report is stored.
 
     Args:
-        alive_nodes: ids of the nodes that are there; None to know only what `status` was told.
+        alive_nodes: gives the ids of the nodes that are alive; None to know only those passed to `status`.
     """
 
     def __init__(self, alive_nodes: Callable[[], set[str]] | None = None) -> None:
@@ -72,85 +72,89 @@ class Ledger:
         self._notices: list[str] = []
 
     def notice(self, line: str, topic: str) -> None:
-        """A worker or a writer has something to say; of a topic the first line is told, whoever says it."""
+        """A worker or a writer has something to report; only the first line of a topic is kept, whoever reports it."""
         if topic not in self._noticed and len(self._noticed) < MOST_NOTICES:
             self._noticed.add(topic)
             self._notices.append(line)
 
     def loading(self, worker: str, node_id: str, pid: int) -> None:
-        """A worker begins to load the model; if it had begun before, it died of it."""
+        """A worker begins to load the model; if it had begun before, it died of that."""
         self._deaths_while_loading += worker in self._loading
         self._loading.add(worker)
         self._places[worker] = (node_id, pid)
 
     def loaded(self, worker: str) -> None:
-        """It has loaded the model."""
+        """A worker has loaded the model."""
         self._loading.discard(worker)
         self._loads += 1
 
     def begin(self, batch: str, worker: str) -> bool:
-        """A worker begins a batch. False: another died with it, so its prompts are to be drawn one by one.
+        """A worker begins a batch. False: another worker died with it, so its prompts are to run one by one.
 
-        One that went with its whole node, a spot worker say, says nothing about the batch: that is a first try again.
+        A worker whose whole node was lost says nothing about the batch: that counts as a first try again.
         """
-        before = self._batches.get(batch)
+        previous = self._batches.get(batch)
         current = self._batches[batch] = self._in_flight(worker)
-        if before is None:
+        if previous is None:
             return True
         self._replays += 1
-        excused = self._went_with_its_node(before) and before.nodes_lost < NODES_EXCUSED
-        current.nodes_lost = before.nodes_lost + excused
-        current.alone = before.alone or not excused
-        return not current.alone
+        is_excused = self._is_node_lost(previous) and previous.nodes_lost < NODES_EXCUSED
+        current.nodes_lost = previous.nodes_lost + is_excused
+        current.is_one_prompt = previous.is_one_prompt or not is_excused
+        return not current.is_one_prompt
 
     def begin_alone(self, batch: str, prompt: str, worker: str) -> tuple[str, str] | None:
-        """A worker begins one prompt of such a batch. If it killed often enough: why it is given up, type and words."""
+        """A worker begins one prompt of such a batch.
+
+        If workers died with it too often: why it is given up, as error type and message; the prompt must not run then.
+        """
         suspect = self._suspects.setdefault(prompt, Suspect())
-        before = suspect.in_flight
-        if before is not None and before.timed_out:
+        previous = suspect.in_flight
+        if previous is not None and previous.timed_out:
             suspect.cause = "DenoiseTimeout"
-        if before is not None and suspect.nodes_lost < NODES_EXCUSED and self._went_with_its_node(before):
+        if previous is not None and suspect.nodes_lost < NODES_EXCUSED and self._is_node_lost(previous):
             suspect.nodes_lost += 1
             suspect.tries -= 1
-        current = self._batches[batch] = self._in_flight(worker)  # from here on the prompt is watched, not the batch
-        current.alone = True
+        # the batch's entry now stands for this prompt: the time limit is per prompt from here on
+        current = self._batches[batch] = self._in_flight(worker)
+        current.is_one_prompt = True
         if suspect.tries >= ALONE_TRIES:
             suspect.in_flight = None
-            return _why(suspect.cause, suspect.tries)
+            return _give_up_reason(suspect.cause, suspect.tries)
         suspect.tries += 1
         suspect.in_flight = current
         return None
 
     def end_alone(self, prompt: str) -> None:
-        """The prompt came out, or failed without killing anybody."""
+        """The prompt is done, or failed without killing its worker."""
         self._suspects.pop(prompt, None)
 
     def end(self, batch: str) -> None:
-        """The batch came out."""
-        unit = self._batches.pop(batch, None)
-        if unit is not None:
-            self._seconds.append(time.monotonic() - unit.started)
+        """The batch is done."""
+        finished = self._batches.pop(batch, None)
+        if finished is not None:
+            self._seconds.append(time.monotonic() - finished.started)
 
     def status(self, nodes: set[str]) -> Status:
-        """Counts, and how long what is in flight on these nodes has been; all others are dead."""
+        """Counts, and for how long each worker on these nodes has been busy; all other nodes are dead."""
         now = time.monotonic()
-        for unit in self._batches.values():
-            unit.node_died = unit.node not in nodes
+        for in_flight in self._batches.values():
+            in_flight.node_died = in_flight.node not in nodes
         return Status(
             loads=self._loads,
             deaths_while_loading=self._deaths_while_loading,
             replays=self._replays,
             median_seconds=statistics.median(self._seconds) if self._seconds else None,
             in_flight=[
-                (unit.worker, now - unit.started)
-                for unit in self._batches.values()
-                if not unit.timed_out and not unit.node_died
+                (in_flight.worker, now - in_flight.started)
+                for in_flight in self._batches.values()
+                if not in_flight.timed_out and not in_flight.node_died
             ],
             notices=self._take_notices(),
         )
 
     def finish(self) -> tuple[int, list[str]]:
-        """At a run's end: batches that began again after a worker died with them, and the notices not yet told."""
+        """At a run's end: how many batches began again after a worker died with them, and the remaining notices."""
         return self._replays, self._take_notices()
 
     def _take_notices(self) -> list[str]:
@@ -161,21 +165,23 @@ class Ledger:
         node, _ = self._places.get(worker, (None, None))
         return InFlight(worker, node, time.monotonic())
 
-    def _went_with_its_node(self, unit: InFlight) -> bool:
-        return unit.node_died or (self._alive_nodes is not None and unit.node not in self._alive_nodes())
+    def _is_node_lost(self, in_flight: InFlight) -> bool:
+        if in_flight.node_died:
+            return True
+        return self._alive_nodes is not None and in_flight.node not in self._alive_nodes()
 
     def time_out(self, worker: str) -> tuple[str, int]:
-        """A worker has been at one thing for too long; its node and process id, to be killed."""
-        for unit in self._batches.values():
-            if unit.worker == worker:
-                unit.timed_out = True
+        """A worker takes too long for a batch or prompt; its node and process id, so that it can be killed."""
+        for in_flight in self._batches.values():
+            if in_flight.worker == worker:
+                in_flight.timed_out = True
         return self._places[worker]
 
 
-def _why(cause: str, tries: int) -> tuple[str, str]:
+def _give_up_reason(cause: str, tries: int) -> tuple[str, str]:
     if cause == "DenoiseTimeout":
-        return cause, f"drawn alone, this prompt did not end in time, {tries} times"
-    return cause, f"drawn alone, this prompt ended the worker's process, {tries} times (a crash, or memory)"
+        return cause, f"Run on its own, this prompt exceeded the time limit {tries} times (--denoise_timeout)."
+    return cause, f"Run on its own, this prompt crashed the worker {tries} times (crash or out of memory)."
 
 
 def start(node_id: str) -> Any:
@@ -187,7 +193,7 @@ def start(node_id: str) -> Any:
 
 
 def alive_nodes() -> set[str]:
-    """Ids of the nodes that are there."""
+    """Ids of the nodes that are alive."""
     import ray
 
     return {node["NodeID"] for node in ray.nodes() if node["Alive"]}

@@ -1,4 +1,4 @@
-"""How alike two pictures are: PSNR and SSIM. Knows scikit-image and encoded bytes; nothing of steps or files."""
+"""How similar two images are: PSNR and SSIM. Knows scikit-image and encoded bytes; nothing of steps or files."""
 
 import io
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ SIGMA, WINDOW = 1.5, 11
 
 
 class Likeness(NamedTuple):
-    """Of one picture to another of the same size; equal ones have infinite PSNR and an SSIM of 1."""
+    """Similarity of two images of the same size; equal ones have infinite PSNR and an SSIM of 1."""
 
     psnr: float
     """Peak signal-to-noise ratio in dB, over all channels."""
@@ -20,7 +20,7 @@ class Likeness(NamedTuple):
 
 
 def decode(data: bytes) -> np.ndarray:
-    """A picture's pixels, uint8 (height, width, 3).
+    """An image's pixels, uint8 (height, width, 3).
 
     Raises:
         OSError: it can't be decoded.
@@ -29,22 +29,22 @@ def decode(data: bytes) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-def compare(picture: np.ndarray, reference: np.ndarray) -> Likeness:
-    """PSNR and SSIM of two pictures, uint8 (height, width, 3).
+def compare(image: np.ndarray, reference: np.ndarray) -> Likeness:
+    """PSNR and SSIM of two images, uint8 (height, width, 3).
 
     Raises:
         ValueError: they differ in size, or are smaller than SSIM's window.
     """
     from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-    if picture.shape != reference.shape:
-        raise ValueError(f"{picture.shape[1]}x{picture.shape[0]} pixels, not {reference.shape[1]}x{reference.shape[0]}")
+    if image.shape != reference.shape:
+        raise ValueError(f"{image.shape[1]}x{image.shape[0]} pixels, not {reference.shape[1]}x{reference.shape[0]}")
     if min(reference.shape[:2]) < WINDOW:
-        raise ValueError(f"smaller than the {WINDOW} pixels that SSIM looks at together")
+        raise ValueError(f"smaller than SSIM's window of {WINDOW} pixels")
     with np.errstate(divide="ignore"):
-        psnr = peak_signal_noise_ratio(reference, picture, data_range=255)
+        psnr = peak_signal_noise_ratio(reference, image, data_range=255)
     ssim: Any = structural_similarity(
-        reference, picture, channel_axis=2, data_range=255, gaussian_weights=True, sigma=SIGMA,
+        reference, image, channel_axis=2, data_range=255, gaussian_weights=True, sigma=SIGMA,
         use_sample_covariance=False,
     )  # fmt: skip
     return Likeness(float(psnr), float(ssim))

@@ -1,5 +1,5 @@
-"""OUTPUT on a local or shared filesystem: every file is staged beside the tree, then renamed to its place.
-Knows folders, links and locks; which errors can pass is said by `patience`."""
+"""OUTPUT on a local or shared filesystem: every file is staged outside the tree, then renamed into it.
+Knows folders, links and locks; `patience` says which errors are transient."""
 
 import collections
 import contextlib
@@ -22,7 +22,7 @@ from ray_app.patience import Patience
 from ray_app.storage import Entry, Output, Writer
 
 _patience: collections.defaultdict[str | None, Patience] = collections.defaultdict(Patience)
-"""By run. Of the process, not of a Output: a writer gets a new one with each batch, and can't wait anew for each."""
+"""By run. Kept per process: a writer gets a new Output with each batch, and must not retry as long for each of them."""
 
 
 class LocalOutput(Output):
@@ -34,7 +34,7 @@ class LocalOutput(Output):
         self.root = Path(os.path.expanduser(root)).absolute()
         super().__init__(str(self.root), LocalFileSystem())
 
-    def at(self, relative: str) -> str:
+    def display_path(self, relative: str) -> str:
         return self.path(relative)
 
     def path(self, relative: str) -> str:
@@ -66,20 +66,20 @@ class LocalOutput(Output):
         return self.root / layout.STAGING / run_id
 
     def remove_staging(self, run_id: str) -> None:
-        with uninterrupted(), contextlib.suppress(OSError):  # another run's is in it, or it is gone
+        with uninterrupted(), contextlib.suppress(OSError):  # another run's is in it, or it does not exist
             shutil.rmtree(self.staging(run_id), ignore_errors=True)
             self.staging(run_id).parent.rmdir()
 
     def staging_age(self, run_id: str) -> float:
         folder = self.staging(run_id)
         try:
-            newest = max([folder.stat().st_mtime, *(entry.stat().st_mtime for entry in _scan(folder))])
+            times = [folder.stat().st_mtime, *(entry.stat().st_mtime for entry in _scan(folder))]
         except FileNotFoundError:
             return 0.0
-        return self.now() - newest
+        return self.now() - max(times)
 
     def now(self) -> float:
-        """That of a file without a name, where one can be made; else this host's."""
+        """The filesystem's clock, read from a temporary file, where one can be created; else this host's clock."""
         try:
             with tempfile.TemporaryFile(dir=self.root) as file:
                 return os.fstat(file.fileno()).st_mtime
@@ -87,26 +87,25 @@ class LocalOutput(Output):
             return time.time()
 
     def entries(self, folder: str) -> Iterator[Entry]:
-        """What vanishes meanwhile is left out."""
-        for entry in _scan(self.root / folder):
-            if found := _entry(entry, entry.name):
-                yield found
+        """Leaves out what vanishes meanwhile."""
+        for scanned in _scan(self.root / folder):
+            if entry := _entry(scanned):
+                yield entry
 
     def files(self, folder: str) -> Iterator[Entry]:
-        """Links to folders are followed, as `entries` does, but for those back to a folder above. What vanishes
-        meanwhile is left out."""
+        """Follows links to folders, as `entries` does, except to a folder above. Leaves out what vanishes meanwhile."""
         return self._files(folder, (self.root / folder).resolve().parents)
 
     def _files(self, folder: str, above: Sequence[Path]) -> Iterator[Entry]:
         real = (self.root / folder).resolve()
         if real in above:
             return
-        for entry in _scan(self.root / folder):
-            if entry.is_dir():
-                below = self._files(posixpath.join(folder, entry.name), (*above, real))
-                yield from (found._replace(name=f"{entry.name}/{found.name}") for found in below)
-            elif found := _entry(entry, entry.name):
-                yield found
+        for scanned in _scan(self.root / folder):
+            if scanned.is_dir():
+                for entry in self._files(posixpath.join(folder, scanned.name), (*above, real)):
+                    yield entry._replace(name=f"{scanned.name}/{entry.name}")
+            elif entry := _entry(scanned):
+                yield entry
 
     def remove(self, relative: str) -> None:
         try:
@@ -118,7 +117,7 @@ class LocalOutput(Output):
         for name in self.folders(folder):
             if not (self.root / folder / name).is_symlink():
                 self.remove_empty(f"{folder}/{name}")
-        with contextlib.suppress(OSError):  # something is in it, or it is gone
+        with contextlib.suppress(OSError):  # it is not empty, or does not exist
             (self.root / folder).rmdir()
 
     def set_aside(self, relative: str) -> None:
@@ -144,7 +143,7 @@ class LocalOutput(Output):
             finally:
                 os.close(descriptor)
         except OSError as error:
-            # some filesystems (CIFS, FUSE) know no such thing for folders, and then it is they who keep names
+            # some filesystems (CIFS, FUSE) can't sync folders: they keep names by themselves
             if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
                 raise _named(error, path, "written") from error
 
@@ -159,7 +158,7 @@ class LocalOutput(Output):
                 raise OutputRefused(
                     f"{self.path(folder)}: another compact, clean or verify --repair is rewriting it; wait for its end"
                 ) from None
-            except OSError:  # filesystems that can't lock a folder (some NFS): then it is the user who takes care
+            except OSError:  # some filesystems (NFS) can't lock a folder: the user has to run one command at a time
                 pass
             yield
         finally:
@@ -167,9 +166,9 @@ class LocalOutput(Output):
 
 
 class LocalWriter(Writer):
-    """Stages each file in the run's own folder, then renames it to its place.
+    """Stages each file in the run's own folder, then renames it into the tree.
 
-    After `begin`, OUTPUT and that folder are never made again: no run continues beside an OUTPUT that vanished.
+    After `begin`, OUTPUT and that folder are never created again: a run ends if its OUTPUT vanishes.
     """
 
     output: LocalOutput
@@ -196,7 +195,7 @@ class LocalWriter(Writer):
 
     def write_with(self, relative: str, write: Callable[[Any], object]) -> None:
         try:
-            self._try_for_a_while(relative, lambda: self._write_once(self.output.root / relative, write))
+            self._try_for_a_while(relative, lambda: self._stage_and_rename(self.output.root / relative, write))
         except OSError as error:
             raise _named(error, self.output.root / relative, "written") from error
 
@@ -211,7 +210,7 @@ class LocalWriter(Writer):
                 if not patience.wait(error, self.output.root / relative):
                     raise
 
-    def _write_once(self, final: Path, write: Callable[[Path], object]) -> None:
+    def _stage_and_rename(self, final: Path, write: Callable[[Path], object]) -> None:
         staged = self._staged_file()
         try:
             self._stage(staged, write)
@@ -221,7 +220,7 @@ class LocalWriter(Writer):
                 self._make(final.parent)
                 os.replace(staged, final)
         finally:
-            with contextlib.suppress(OSError):  # half a file would keep the room that the next try needs
+            with contextlib.suppress(OSError):  # half a file would take the space that the next try needs
                 staged.unlink(missing_ok=True)
 
     def _staged_file(self) -> Path:
@@ -240,8 +239,8 @@ class LocalWriter(Writer):
         if not self._began:
             self.output.root.mkdir(parents=True, exist_ok=True)
         elif not staging.is_dir():
-            gone = f"{staging} is gone since the run began: removed, renamed or unmounted"
-            raise FileNotFoundError(errno.ENOENT, gone)
+            reason = f"{staging} is gone since the run began: removed, renamed or unmounted"
+            raise FileNotFoundError(errno.ENOENT, reason)
         made = self.output.root
         for name in folder.relative_to(self.output.root).parts:
             made /= name
@@ -251,13 +250,13 @@ class LocalWriter(Writer):
                 raise NotADirectoryError(errno.ENOTDIR, f"{made} is a file") from None
 
 
-def _entry(entry: os.DirEntry[str], name: str) -> Entry | None:
-    """None if it is gone since the folder was listed."""
+def _entry(scanned: os.DirEntry[str]) -> Entry | None:
+    """None if it does not exist any more."""
     try:
-        found = entry.stat()
+        stat = scanned.stat()
     except FileNotFoundError:
         return None
-    return Entry(name, entry.is_dir(), entry.is_file(), found.st_size, found.st_mtime_ns)
+    return Entry(scanned.name, scanned.is_dir(), scanned.is_file(), stat.st_size, stat.st_mtime_ns)
 
 
 def _scan(folder: Path | str) -> Iterator[os.DirEntry[str]]:
@@ -270,10 +269,12 @@ def _scan(folder: Path | str) -> Iterator[os.DirEntry[str]]:
         raise _named(error, Path(folder), "read") from error
 
 
-def _named(error: OSError, path: Path, done: str) -> OSError:
+def _named(error: OSError, path: Path, action: str) -> OSError:
     """The same error about the path that a user knows, instead of a staged one or none."""
-    return OSError(error.errno or errno.EIO, f"can't be {done}: {_reason(error)}", str(path))
+    return OSError(error.errno or errno.EIO, f"can't be {action}: {_reason(error)}", str(path))
 
 
 def _reason(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) and error.strerror else str(error)) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__

@@ -1,4 +1,4 @@
-"""What a model says of itself, read from its config files before anything is loaded: family, scheduler, default size.
+"""What a model's config files say, read before anything is loaded: family, scheduler, default size.
 Knows folders and the hub; imports neither torch nor diffusers."""
 
 import dataclasses
@@ -20,7 +20,7 @@ PIPELINE_CLASSES = {"sdxl": "StableDiffusionXLPipeline", "flux": "FluxPipeline"}
 SCHEDULER = "scheduler/scheduler_config.json"
 TOKENIZER = "tokenizer_2/tokenizer_config.json"
 VAE_FACTOR = 8
-"""Pixels a latent, in both directions, of the published models' VAE; a model's own follows from its blocks."""
+"""Pixels per latent, in both directions, of the published models' VAE; a model's own follows from its blocks."""
 FLUX_SAMPLE_SIZE = 128
 """Flux's transformer config has no sample size; the pipeline's own default, in latent pixels."""
 
@@ -29,8 +29,8 @@ FLUX_SAMPLE_SIZE = 128
 class ModelCard:
     """A model as its files describe it.
 
-    `commit` is the hub's or "builtin:…", None of a local folder; `folder` and `files` where and what a pipeline reads,
-    `prompt_tokens` what the last tokenizer takes at most, None where it does not say.
+    `commit` is the hub's or "builtin:…", None for a local folder; `folder` and `files` are what a pipeline reads;
+    `prompt_tokens` is the most that the last tokenizer takes, None if its config does not say.
     """
 
     model_type: str
@@ -46,7 +46,7 @@ class ModelCard:
     files: tuple[str, ...] = ()
 
     def revision(self) -> str:
-        """A hub commit, "sha256:…" of a local folder, whose weights are read for it once, or "builtin:…".
+        """A hub commit, "builtin:…", or for a local folder "sha256:…", for which its weights are read once.
 
         Raises:
             Refused: a file can't be read.
@@ -60,31 +60,32 @@ class ModelCard:
 
     def scheduler_fingerprint(self) -> str:
         """A hash of what decides the scheduler's steps."""
-        return fingerprint({name: value for name, value in self.scheduler_config.items() if not name.startswith("_")})
+        settings = {name: value for name, value in self.scheduler_config.items() if not name.startswith("_")}
+        return fingerprint(settings)
 
     def check_steps(self, num_inference_steps: int) -> None:
-        """Raise Refused if the scheduler would run another number of steps than the one asked for."""
+        """Raise Refused if the scheduler would run another number of steps than the requested one."""
         trained = int(self.scheduler_config.get("num_train_timesteps", 1000))
         if num_inference_steps > trained:
             raise ModelRefused(
-                f"--max_inference_steps {num_inference_steps}: {self.path} knows at most {trained} steps"
+                f"--max_inference_steps {num_inference_steps}: {self.path} supports at most {trained} steps"
             )
         if self.scheduler_config.get("timestep_spacing") == "trailing":
-            # as diffusers spaces them: floating point gives one more for some numbers, 61 among them
-            real = _arange_length(trained, trained / num_inference_steps)
-            if real != num_inference_steps:
+            # as diffusers spaces them: floating point gives one step more for some numbers, such as 61
+            actual_steps = _arange_length(trained, trained / num_inference_steps)
+            if actual_steps != num_inference_steps:
                 raise ModelRefused(
-                    f"--max_inference_steps {num_inference_steps}: {self.scheduler} would run {real} steps;"
+                    f"--max_inference_steps {num_inference_steps}: {self.scheduler} would run {actual_steps} steps;"
                     " take another number"
                 )
 
     def check_size(self, height: int, width: int) -> None:
-        """Raise Refused for a size in pixels that the model can't draw."""
-        # diffusers wants multiples of 8 of SDXL whatever its VAE is, and rounds sizes of Flux down without a word
+        """Raise Refused for a size in pixels that the model can't generate."""
+        # diffusers requires multiples of 8 for SDXL with any VAE, and silently rounds sizes down for Flux
         multiple = 2 * self.vae_factor if self.model_type == "flux" else math.lcm(8, self.vae_factor)
         for name, value in (("height", height), ("width", width)):
             if value <= 0 or value % multiple:
-                raise ModelRefused(f"--{name} {value}: {self.model_type} draws multiples of {multiple} pixels")
+                raise ModelRefused(f"--{name} {value}: must be a multiple of {multiple} for {self.model_type}")
 
 
 def read_card(model_type: str, path: str, revision: str | None, half: bool, variant: str | None = None) -> ModelCard:
@@ -93,21 +94,28 @@ def read_card(model_type: str, path: str, revision: str | None, half: bool, vari
     Args:
         path: "tiny", a local folder, or a hub id (its config files are downloaded to the hub's cache).
         revision: a branch, tag or commit of the hub; None is its default branch.
-        half: whether the weights are wanted in float16, so that fp16 files serve where there are some.
-        variant: the variant of the weights that is asked for.
+        half: whether the weights run in float16, so that fp16 files are preferred where they exist.
+        variant: the requested variant of the weights.
 
     Raises:
         Refused: no such model, another family, weights that are not safetensors.
     """
     if path == tiny.NAME:
-        _only_plain(path, revision, variant)
+        _no_revision_or_variant(path, revision, variant)
         built_in = read_card(model_type, str(tiny.folder(model_type)), None, half)
         return dataclasses.replace(built_in, path=path, commit=tiny.revision(model_type), default_size=tiny.SIZE)
     if path in random_weights.NAMES:
-        _only_plain(path, revision, variant)
-        scheduler, size = random_weights.scheduler(model_type), random_weights.default_size(path, model_type)
+        _no_revision_or_variant(path, revision, variant)
+        scheduler = random_weights.scheduler(model_type)
         return ModelCard(
-            model_type, path, random_weights.REVISION, None, scheduler.pop("_class_name"), scheduler, size, None
+            model_type=model_type,
+            path=path,
+            commit=random_weights.REVISION,
+            variant=None,
+            scheduler=scheduler.pop("_class_name"),
+            scheduler_config=scheduler,
+            default_size=random_weights.default_size(path, model_type),
+            prompt_tokens=None,
         )
     folder, commit = Path(os.path.expanduser(path)), None
     if path and folder.is_dir():
@@ -120,24 +128,26 @@ def read_card(model_type: str, path: str, revision: str | None, half: bool, vari
             f" {PIPELINE_CLASSES[model_type]}.from_single_file({path!r}).save_pretrained(FOLDER)"
         )
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", path) and not path.startswith("."):
-        found = _of_hub(path, revision)
-        folder, names, commit = found.folder, list(found.sizes), found.commit
+        snapshot = _of_hub(path, revision)
+        folder, names, commit = snapshot.folder, list(snapshot.sizes), snapshot.commit
     else:
         raise ModelRefused(f"{path or repr(path)}: no such folder, and no hub id (owner/name); set --model_path")
     index = _read_json(path, folder, "model_index.json")
-    found_class = index.get("_class_name")
-    if found_class != PIPELINE_CLASSES[model_type]:
-        other = next((kind for kind, name in PIPELINE_CLASSES.items() if name == found_class), None)
-        advice = f"; use --model_type {other}" if other else ""
-        raise ModelRefused(f"{path}: holds a {found_class}, but --model_type {model_type} draws with a"
-                      f" {PIPELINE_CLASSES[model_type]}{advice}")  # fmt: skip
+    class_name = index.get("_class_name")
+    if class_name != PIPELINE_CLASSES[model_type]:
+        other_type = next((kind for kind, name in PIPELINE_CLASSES.items() if name == class_name), None)
+        advice = f"; use --model_type {other_type}" if other_type else ""
+        raise ModelRefused(
+            f"{path}: holds a {class_name}, but --model_type {model_type} needs a"
+            f" {PIPELINE_CLASSES[model_type]}{advice}"
+        )
     scheduler = _read_json(path, folder, SCHEDULER)
     vae_factor = _vae_factor(path, folder)
     try:
         variant = weights.choose(names, model_type, variant, half)
     except ModelError as error:
         raise ModelRefused(f"{path}: {error}", path=path) from None
-    _whole(path, SCHEDULER, scheduler, "num_train_timesteps", 1000)  # `check_steps` relies on it
+    _positive_int(path, SCHEDULER, scheduler, "num_train_timesteps", 1000)  # `check_steps` relies on this
     return ModelCard(
         model_type=model_type,
         path=path,
@@ -153,7 +163,7 @@ def read_card(model_type: str, path: str, revision: str | None, half: bool, vari
     )
 
 
-def _only_plain(path: str, revision: str | None, variant: str | None) -> None:
+def _no_revision_or_variant(path: str, revision: str | None, variant: str | None) -> None:
     _no_revision(path, revision)
     if variant is not None:
         raise ModelRefused(f"--variant {variant}: {path} has none; leave it out", flag="variant")
@@ -165,7 +175,7 @@ def _no_revision(path: str, revision: str | None) -> None:
 
 
 def _scheduler(path: str, index: dict[str, Any]) -> str:
-    """The class that diffusers goes by: the scheduler's own config may name another."""
+    """The class that diffusers loads, from the pipeline's index: the scheduler's own config may name another."""
     named = index.get("scheduler")
     if not isinstance(named, list) or len(named) != 2 or not all(isinstance(word, str) for word in named):
         raise ModelRefused(
@@ -186,15 +196,16 @@ def _vae_factor(path: str, folder: Path) -> int:
 
 
 def _default_latents(model_type: str, path: str, folder: Path) -> int:
-    """The side of an image in latents where no size is asked for; a UNet that names none has the pipeline's own."""
+    """The default size of an image in latents; the pipeline's own if the UNet's config names none."""
     if model_type == "flux":
         return FLUX_SAMPLE_SIZE
-    unet = {name: value for name, value in _read_json(path, folder, "unet/config.json").items() if value is not None}
-    return _whole(path, "unet/config.json", unet, "sample_size", 128)
+    config = _read_json(path, folder, "unet/config.json")
+    unet = {name: value for name, value in config.items() if value is not None}
+    return _positive_int(path, "unet/config.json", unet, "sample_size", 128)
 
 
 def _prompt_tokens(folder: Path) -> int | None:
-    """Tokenizers that name no limit leave the file out, or say 1e30."""
+    """The tokenizer's limit; None without a limit, which is a missing file or one that says 1e30."""
     try:
         longest = json.loads((folder / TOKENIZER).read_text()).get("model_max_length")
     except (OSError, ValueError, AttributeError, RecursionError):
@@ -202,8 +213,8 @@ def _prompt_tokens(folder: Path) -> int | None:
     return longest if isinstance(longest, int) and 0 < longest < 2**31 else None
 
 
-def _whole(path: str, name: str, config: dict[str, Any], key: str, default: int) -> int:
-    """A number from 1 of a model's config."""
+def _positive_int(path: str, name: str, config: dict[str, Any], key: str, default: int) -> int:
+    """A whole number of at least 1 from a model's config."""
     value = config.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ModelRefused(f"{path}: {name}: '{key}' is {str(value)[:80]!r}, not a whole number from 1", path=path)

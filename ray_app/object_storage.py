@@ -18,13 +18,13 @@ _patience: collections.defaultdict[str | None, Patience] = collections.defaultdi
 
 
 class ObjectStoreOutput(Output):
-    """An OUTPUT under a URL. A file is there when its PUT has ended, whole; a killed upload leaves nothing to see.
+    """An OUTPUT under a URL. A file exists once its PUT has ended, and is whole; a killed upload leaves no file.
 
-    Two processes that rewrite the same index at once are not kept apart: stores have no locks.
+    Two processes can rewrite the same index at the same time: stores have no locks.
     """
 
-    everywhere = True
-    at_once = 16
+    reachable_from_all_nodes = True
+    parallel_requests = 16
 
     def __init__(self, url: str):
         self._connection = url
@@ -41,18 +41,19 @@ class ObjectStoreOutput(Output):
         return next(self.entries(""), None) is not None
 
     def check_writable(self) -> None:
-        """Raise Refused unless the bucket is there and answers. Whether it takes files, a run's first one tells."""
+        """Raise Refused unless the bucket exists. Whether it accepts files shows only with a run's first file."""
         from pyarrow.fs import FileType
 
         bucket = self._prefix.split("/")[0]
         try:
-            with remote.translated(self.url, "reached"):
-                found = self.filesystem.get_file_info(bucket)
+            with remote.as_os_error(self.url, action="reached"):
+                bucket_info = self.filesystem.get_file_info(bucket)
         except OSError as error:
             raise OutputRefused(f"--output_base_path {self.url}: {error.strerror}", flag="output_base_path") from error
-        if found.type == FileType.NotFound:
+        if bucket_info.type == FileType.NotFound:
             raise OutputRefused(
-                f"--output_base_path {self.url}: there is no bucket {bucket}; make it first", flag="output_base_path"
+                f"--output_base_path {self.url}: bucket {bucket} does not exist; create it first",
+                flag="output_base_path",
             )
 
     def writer(self, run_id: str) -> "ObjectStoreWriter":
@@ -62,7 +63,7 @@ class ObjectStoreOutput(Output):
         return remote.reason(error) or super().failed(error)
 
     def open(self, relative: str) -> Any:
-        with remote.translated(self.at(relative), "read"):
+        with remote.as_os_error(self.display_path(relative), action="read"):
             return super().open(relative)
 
     def entries(self, folder: str) -> Iterator[Entry]:
@@ -77,21 +78,24 @@ class ObjectStoreOutput(Output):
 
         base = self.path(folder)
         selector = FileSelector(base, allow_not_found=True, recursive=recursive)
-        with remote.translated(self.at(folder), "listed"):
-            found = self.filesystem.get_file_info(selector)
-        for info in found:
+        with remote.as_os_error(self.display_path(folder), action="listed"):
+            infos = self.filesystem.get_file_info(selector)
+        for info in infos:
             name = info.path.removeprefix(f"{base}/")
             kind = info.type
             yield Entry(name, kind == FileType.Directory, kind == FileType.File, info.size or 0, info.mtime_ns or 0)
 
     def remove(self, relative: str) -> None:
-        with contextlib.suppress(FileNotFoundError), remote.translated(self.at(relative), "removed"):
+        with contextlib.suppress(FileNotFoundError), remote.as_os_error(self.display_path(relative), action="removed"):
             self.filesystem.delete_file(self.path(relative))
 
     def remove_empty(self, folder: str) -> None:
-        """Folders are in the names alone, but Arrow leaves empty objects in their stead."""
+        """Folders exist only as prefixes of names, but Arrow creates empty objects to stand for them."""
         if next(self.files(folder), None) is None:
-            with contextlib.suppress(FileNotFoundError), remote.translated(self.at(folder), "removed"):
+            with (
+                contextlib.suppress(FileNotFoundError),
+                remote.as_os_error(self.display_path(folder), action="removed"),
+            ):
                 self.filesystem.delete_dir(self.path(folder))
 
     def set_aside(self, relative: str) -> None:
@@ -100,7 +104,10 @@ class ObjectStoreOutput(Output):
         number = 0
         while (aside := f"{name}.{number}" if number else name) in taken:
             number += 1
-        with contextlib.suppress(FileNotFoundError), remote.translated(self.at(relative), "set aside"):
+        with (
+            contextlib.suppress(FileNotFoundError),
+            remote.as_os_error(self.display_path(relative), action="set aside"),
+        ):
             self.filesystem.move(self.path(relative), self.path(f"{folder}/{aside}"))
 
     def sync(self, relative: str) -> None:
@@ -127,10 +134,10 @@ class ObjectStoreWriter(Writer):
         self.output.check_writable()
 
     def write(self, relative: str, data: bytes) -> None:
-        name, patience = self.output.at(relative), _patience[self.run_id]
+        name, patience = self.output.display_path(relative), _patience[self.run_id]
         while True:
             try:
-                with remote.translated(name, "written"), self._open(relative) as stream:
+                with remote.as_os_error(name, action="written"), self._open(relative) as stream:
                     stream.write(data)  # all in one call: if it is interrupted, the stream is closed with all or none
                 patience.restore()
                 return

@@ -1,5 +1,5 @@
-"""A model's share of the index: its parts as they were listed, which of them can be read, and their rows.
-Knows Parquet and checksums; nothing of why a row is wanted."""
+"""A model's partition of the index: its parts as they were listed, which of them can be read, and their rows.
+Knows Parquet and checksums; nothing of why a row is read."""
 
 import dataclasses
 import functools
@@ -23,11 +23,11 @@ from ray_app.storage import Output
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
-LISTINGS = 6
-"""How often a reader lists the parts before it gives up: they go one by one while an index is compacted."""
+MAX_READ_ATTEMPTS = 6
+"""How often a reader lists the parts before it gives up: compaction removes them one by one."""
 
 Identity = tuple[str, int, int]
-"""A part is immutable: its path, size and modification time stand for its content."""
+"""A part is immutable: its path, size and modification time identify its content."""
 
 _CHECKED = ds.ParquetFileFormat(
     default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
@@ -37,11 +37,11 @@ _DAMAGE = (pa.ArrowException, OSError, ValueError)
 
 
 class NewerSchema(Refused):
-    """A part of a later version of the schema: nobody here can read it, rewrite it or say that it is damaged."""
+    """A part of a later version of the schema: this version can't read it, rewrite it or tell whether it is damaged."""
 
 
 class Vanished(FileNotFoundError):
-    """A part was there when the folder was listed and is gone now: list it again."""
+    """A part existed when the folder was listed and does not exist any more: list it again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Partition:
     Raises:
         NewerSchema: a part is of a later version.
         Refused: a part can't be opened, though it may be whole (no permission, a failing disk).
-        Vanished: a part went meanwhile.
+        Vanished: a part was removed meanwhile.
     """
 
     def __init__(self, output: Output, identities: dict[str, Identity]):
@@ -103,7 +103,10 @@ class Partition:
     @property
     def recipes(self) -> dict[str, dict[str, Any]]:
         """Those of all parts, by fingerprint."""
-        return {name: recipe for footer in self.footers.values() for name, recipe in footer.recipes.items()}
+        recipes = {}
+        for footer in self.footers.values():
+            recipes |= footer.recipes
+        return recipes
 
     @property
     def schema(self) -> pa.Schema:
@@ -117,13 +120,13 @@ class Partition:
             for field in footer.schema:
                 if fields.setdefault(field.name, field).type != field.type:
                     raise OutputRefused(
-                        f"{self.output.at(name)}: column {field.name} is {field.type}, and"
+                        f"{self.output.display_path(name)}: column {field.name} is {field.type}, and"
                         f" {fields[field.name].type} in other parts; take the proxyqueue that wrote it"
                     )
         return pa.schema(list(fields.values()))
 
     def dataset(self) -> ds.Dataset:
-        """The rows of all parts, read when they are asked for, each page compared with its checksum."""
+        """The rows of all parts, read lazily; each page is compared with its checksum."""
         paths = [self.output.path(name) for name in self.footers]
         return ds.dataset(paths, self.schema, _CHECKED, self.output.filesystem)
 
@@ -144,13 +147,13 @@ class Partition:
         return pa.concat_tables(tables)
 
     def take(self, numbers: np.ndarray, schema: pa.Schema) -> pa.Table:
-        """The rows of these numbers, their places in `read`, in the order of the numbers; read part by part.
+        """The rows with these numbers, counted as `read` returns them, in the order of the numbers; read part by part.
 
         Args:
             schema: the columns to read.
 
         Raises:
-            FileNotFoundError: a part is gone since it was listed.
+            FileNotFoundError: a part does not exist any more.
         """
         starts = np.cumsum([0, *(footer.rows for footer in self.footers.values())])
         ascending = np.sort(numbers)
@@ -161,32 +164,35 @@ class Partition:
                 continue
             with _opened(self.output, name) as file:
                 table = _read_columns(file, schema)
-            of_part = ascending[first:last] - start
-            pieces.append(table if len(of_part) == table.num_rows else table.take(pa.array(of_part)))
+            numbers_in_part = ascending[first:last] - start
+            if len(numbers_in_part) < table.num_rows:
+                table = table.take(pa.array(numbers_in_part))
+            pieces.append(table)
         table = pa.concat_tables(pieces)
-        del pieces
-        in_order = np.searchsorted(ascending, numbers)
-        return table if (in_order == np.arange(len(in_order))).all() else table.take(pa.array(in_order))
+        del pieces  # they may be most of the memory in use: the copy below should not add to them
+        positions = np.searchsorted(ascending, numbers)
+        is_in_order = (positions == np.arange(len(positions))).all()
+        return table if is_in_order else table.take(pa.array(positions))
 
     def find_damage(self) -> bool:
         """Read every part whole, now that reading some of their columns has failed; whether any of them is damaged."""
-        before = len(self.damaged)
+        damaged_before = len(self.damaged)
         for name in self.names:
             try:
                 with _opened(self.output, name) as file:
                     file.read()
             except _DAMAGE as error:
                 self._set_damaged(name, error)
-        return len(self.damaged) > before
+        return len(self.damaged) > damaged_before
 
     def tell_damage(self) -> None:
-        """Say on stderr, once a process, which parts are damaged."""
+        """Say on stderr, once per process, which parts are damaged."""
         for name, reason in self.damaged.items():
             if self._identities[name] not in _told:
                 _told.add(self._identities[name])
                 LOG.warning(
-                    f"{self.output.at(name)}: a damaged part of the index ({reason}); its rows don't"
-                    " count, and generate sets it aside and draws its images again"
+                    f"{self.output.display_path(name)}: a damaged part of the index ({reason}); its rows are ignored;"
+                    " the next generate moves it to .set_aside and regenerates its images"
                 )
 
     def _set_damaged(self, name: str, error: Exception) -> None:
@@ -194,8 +200,8 @@ class Partition:
         del self.footers[name]
 
     def _reason(self, name: str, error: Exception) -> str:
-        """Why a part is damaged. An error of the place is none of the part's."""
-        path = self.output.at(name)
+        """Why a part is damaged. Raises if the place is to blame instead, which says nothing about the part."""
+        path = self.output.display_path(name)
         if isinstance(error, FileNotFoundError):
             raise Vanished(path) from None
         if why := self.output.failed(error):
@@ -204,14 +210,14 @@ class Partition:
 
 
 def retry_if_compacted(read: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """A reader that begins anew with a fresh listing if a part is gone that it had listed.
+    """A reader that starts over with a fresh listing if a part that it had listed does not exist any more.
 
-    That is compaction: the part's rows stand in another by then.
+    That happens during compaction: the part's rows are in another part by then.
     """
 
     @functools.wraps(read)
     def reader(*arguments: Arguments.args, **named: Arguments.kwargs) -> Result:
-        for listing in range(1, LISTINGS):
+        for listing in range(1, MAX_READ_ATTEMPTS):
             try:
                 return read(*arguments, **named)
             except FileNotFoundError:
@@ -224,15 +230,16 @@ def retry_if_compacted(read: Callable[Arguments, Result]) -> Callable[Arguments,
 def part_names(output: Output, model_type: str) -> list[str]:
     """The parts of a model's partition, by path under OUTPUT.
 
-    Listed until two listings agree: a single one of a big folder can miss a part that comes meanwhile, and just as well
-    the old ones that go because of it.
+    Listed until two listings agree: during a compaction, a single listing of a big folder can miss the new part and
+    the old parts that it replaces.
     """
-    names: list[str] | None = None
-    for _ in range(LISTINGS**2):
-        before, names = names, output.list_names(layout.index_folder(model_type), "*.parquet")
-        if names == before:
+    folder = layout.index_folder(model_type)
+    names = output.list_names(folder, "*.parquet")
+    for _ in range(MAX_READ_ATTEMPTS**2 - 1):
+        previous_names, names = names, output.list_names(folder, "*.parquet")
+        if names == previous_names:
             break
-    return names or []
+    return names
 
 
 def _read_footer(output: Output, name: str) -> Footer:
@@ -242,11 +249,13 @@ def _read_footer(output: Output, name: str) -> Footer:
     version = metadata.get(VERSION_KEY, VERSION.encode()).decode(errors="replace")
     if version != VERSION:
         raise NewerSchema(
-            f"{output.at(name)}: version {version} of the index's schema, and this proxyqueue reads {VERSION};"
-            " take the proxyqueue that wrote it"
+            f"{output.display_path(name)}: version {version} of the index's schema, and this proxyqueue reads"
+            f" {VERSION}; take the proxyqueue that wrote it"
         )
-    known = {field.name: field.type for field in schema}
-    if not known.keys() >= set(REQUIRED) or any(known.get(field.name, field.type) != field.type for field in SCHEMA):
+    type_of_column = {field.name: field.type for field in schema}
+    has_required = type_of_column.keys() >= set(REQUIRED)
+    has_other_type = any(type_of_column.get(field.name, field.type) != field.type for field in SCHEMA)
+    if not has_required or has_other_type:
         raise ValueError("its columns are not the index's")
     recipes = json.loads(metadata.get(RECIPES_KEY, b"{}"))
     if not isinstance(recipes, dict) or not all(isinstance(recipe, dict) for recipe in recipes.values()):
@@ -255,32 +264,34 @@ def _read_footer(output: Output, name: str) -> Footer:
 
 
 def _identities(output: Output, names: list[str]) -> dict[str, Identity]:
-    """Of one listing a folder, not of a request a part."""
+    """Each part's identity, by name; costs one listing per folder, not one request per part."""
     entries = {}
     for folder in {name.rpartition("/")[0] for name in names}:
         entries |= {f"{folder}/{entry.name}": entry for entry in output.entries(folder)}
-    if gone := next((name for name in names if name not in entries), None):
-        raise Vanished(output.at(gone))
-    return {name: (output.at(name), entries[name].bytes, entries[name].mtime_ns) for name in names}
+    if vanished := next((name for name in names if name not in entries), None):
+        raise Vanished(output.display_path(vanished))
+    return {name: (output.display_path(name), entries[name].bytes, entries[name].mtime_ns) for name in names}
 
 
 def _opened(output: Output, name: str) -> pq.ParquetFile:
-    """A part, to be used in a `with`; its checksums are looked at wherever it is read."""
+    """A part, to be used in a `with`; every page that is read is compared with its checksum."""
     return pq.ParquetFile(output.path(name), filesystem=output.filesystem, page_checksum_verification=True)
 
 
 def _read_columns(file: pq.ParquetFile, schema: pa.Schema, whole: bool = False) -> pa.Table:
     """The schema's columns in its order; null where a part is too old to have one."""
-    known = file.schema_arrow.names
     if whole:
         groups = (_conform(file.read_row_group(number), schema) for number in range(file.num_row_groups))
         return pa.concat_tables([schema.empty_table(), *groups])
-    return _conform(file.read([name for name in schema.names if name in known]), schema)
+    columns_of_part = file.schema_arrow.names
+    return _conform(file.read([name for name in schema.names if name in columns_of_part]), schema)
 
 
 def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    columns = [
-        table[field.name] if field.name in table.column_names else pa.nulls(table.num_rows, field.type)
-        for field in schema
-    ]
+    columns = []
+    for field in schema:
+        if field.name in table.column_names:
+            columns.append(table[field.name])
+        else:
+            columns.append(pa.nulls(table.num_rows, field.type))
     return pa.table(columns, schema=schema)

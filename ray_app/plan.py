@@ -16,15 +16,15 @@ from ray_app.schema import SLOT, names_from
 pc: Any = pyarrow.compute
 
 SLOT_FIELDS = (*names_from(SLOT), "file")
-"""What the writer has to know of a slot."""
+"""What the writer has to know about a slot."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """What a run has to do.
 
-    `denoises` has one row a denoise: denoise_id, prompt, seed, `captures` (which of `captures` it is run for) and
-    `slots`, the slots it serves, each with the captures that slot misses. Rows with equal captures stand together.
+    `denoises` has one row per denoise: denoise_id, prompt, seed, `captures` (indices into the plan's captures) and
+    `slots`, the slots it serves, each with the captures that slot misses. Rows with equal captures are adjacent.
     """
 
     captures: list[Capture]
@@ -38,106 +38,116 @@ class Plan:
 
     @property
     def images_wanted(self) -> int:
-        """Images asked for, those that are there included."""
+        """Images requested, existing ones included."""
         return self.slots * len(self.captures)
 
     @property
     def duplicates_saved(self) -> int:
-        """Denoises that need not be run because another slot asks for the very same."""
+        """Denoises that need not run because another slot requests exactly the same."""
         return self.slots_to_do - self.denoises.num_rows
 
-    def draws(self, capture: int) -> bool:
-        """Whether any image of this capture (its number) is to be drawn."""
-        return bool(pc.any(pc.equal(pc.list_flatten(self.denoises["captures"]), capture)).as_py())
+    def has_missing_images(self, capture_index: int) -> bool:
+        """Whether any image of this capture is to be generated; `capture_index` is its place in `captures`."""
+        missing_captures = pc.list_flatten(self.denoises["captures"])
+        return bool(pc.any(pc.equal(missing_captures, capture_index)).as_py())
 
     def query_ids(self) -> list[int]:
-        """The queries that any image is drawn for."""
+        """The queries that have a missing image."""
         slots = pc.list_flatten(self.denoises["slots"])
         return pc.struct_field(slots, "query_id").unique().to_pylist()
 
     def last_steps(self) -> np.ndarray:
         """For each denoise the step after which it stops."""
         steps = np.array([capture.step for capture in self.captures])
-        wanted = self.denoises["captures"].combine_chunks()
-        if not len(wanted):
+        captures_of_denoise = self.denoises["captures"].combine_chunks()
+        if not len(captures_of_denoise):
             return np.zeros(0, int)
-        starts = np.asarray(wanted.offsets)[:-1] - wanted.offsets[0].as_py()
-        return np.maximum.reduceat(steps[np.asarray(wanted.flatten())], starts)
+        # a slice of a list array keeps the offsets of the whole
+        starts = np.asarray(captures_of_denoise.offsets)[:-1] - captures_of_denoise.offsets[0].as_py()
+        step_of_capture = steps[np.asarray(captures_of_denoise.flatten())]
+        return np.maximum.reduceat(step_of_capture, starts)
 
     def steps_to_run(self, separate: bool = False) -> int:
         """Denoising steps of all denoises together, padding not counted; `separate`: a run for each capture."""
         if not separate:
             return int(self.last_steps().sum())
         steps = np.array([capture.step for capture in self.captures], int)
-        return int(steps[np.asarray(pc.list_flatten(self.denoises["captures"]))].sum())
+        captures = np.asarray(pc.list_flatten(self.denoises["captures"]))
+        return int(steps[captures].sum())
 
     def batches(self, batch_size: int) -> Iterator[pa.Table]:
-        """The denoises in batches, one each for a task of the cluster."""
+        """The denoises in batches, one per task of the cluster."""
         for start in range(0, self.denoises.num_rows, batch_size):
             yield self.denoises.slice(start, batch_size)
 
 
-def make(slots: pa.Table, there: np.ndarray, captures: Sequence[Capture], given_up: np.ndarray | None = None) -> Plan:
+def make_plan(
+    slots: pa.Table, exists: np.ndarray, captures: Sequence[Capture], given_up: np.ndarray | None = None
+) -> Plan:
     """Plan what is missing.
 
     Args:
         slots: the table of `circo.slots`.
-        there: bool, (slots, captures): which images exist.
-        captures: the images wanted of each slot.
-        given_up: bool, (slots, captures): which are to be left alone though they are missing.
+        exists: bool, (slots, captures): which images exist.
+        captures: the images requested of each slot.
+        given_up: bool, (slots, captures): which are not to be generated though they are missing.
     """
-    given_up = np.zeros_like(there) if given_up is None else given_up
-    missing = ~there & ~given_up
-    to_do = np.nonzero(missing.any(1))[0]
-    work = slots.take(pa.array(to_do))
-    code, first = _codes(work["denoise_id"])
-    wanted = np.zeros((len(first), len(captures)), bool)
-    np.logical_or.at(wanted, code, missing[to_do])
-    rank = _ranks(wanted, captures)
-    # slots in the order of the plan: denoises with equal captures together, then as they stand in the file
-    slot_order = np.lexsort((code, rank[code]))
-    denoise_order = np.lexsort((np.arange(len(first)), rank))
-    served = work.take(pa.array(slot_order)).select(SLOT_FIELDS)
+    given_up = np.zeros_like(exists) if given_up is None else given_up
+    missing = ~exists & ~given_up
+    (slots_to_do,) = np.nonzero(missing.any(1))
+    table = slots.take(pa.array(slots_to_do))
+    missing_of_slot = missing[slots_to_do]
+    denoise, first_slot = _number_denoises(table["denoise_id"])
+    # a denoise runs for every capture that any of its slots misses
+    missing_of_denoise = np.zeros((len(first_slot), len(captures)), bool)
+    np.logical_or.at(missing_of_denoise, denoise, missing_of_slot)
+    rank = _order_by_last_step(missing_of_denoise, captures)
+    # denoises with equal captures together, and otherwise in the order of the annotations; slots in the same order
+    denoise_order = np.lexsort((np.arange(len(first_slot)), rank))
+    slot_order = np.lexsort((denoise, rank[denoise]))
+    served = table.take(pa.array(slot_order)).select(SLOT_FIELDS)
+    columns = [column.combine_chunks() for column in served.columns]
     slot_structs = pa.StructArray.from_arrays(
-        [*(column.combine_chunks() for column in served.columns), _index_lists(missing[to_do][slot_order])],
-        names=[*SLOT_FIELDS, "captures"],
+        [*columns, _index_lists(missing_of_slot[slot_order])], names=[*SLOT_FIELDS, "captures"]
     )
-    counts = np.bincount(code, minlength=len(first))[denoise_order]
-    chosen = work.take(pa.array(first[denoise_order]))
+    slots_per_denoise = np.bincount(denoise, minlength=len(first_slot))[denoise_order]
+    first = table.take(pa.array(first_slot[denoise_order]))
     denoises = pa.table(
         {
-            "denoise_id": chosen["denoise_id"],
-            "prompt": chosen["prompt"],
-            "seed": chosen["seed"],
-            "captures": _index_lists(wanted[denoise_order]),
-            "slots": pa.ListArray.from_arrays(_offsets(counts), slot_structs),
+            "denoise_id": first["denoise_id"],
+            "prompt": first["prompt"],
+            "seed": first["seed"],
+            "captures": _index_lists(missing_of_denoise[denoise_order]),
+            "slots": pa.ListArray.from_arrays(_offsets(slots_per_denoise), slot_structs),
         }
     )
     return Plan(
         captures=list(captures),
         slots=slots.num_rows,
         different_denoises=pc.count_distinct(slots["denoise_id"]).as_py(),
-        images_there=int(there.sum()),
+        images_there=int(exists.sum()),
         images_given_up=int(given_up.sum()),
         denoises=denoises,
         images_to_draw=int(missing.sum()),
-        slots_to_do=len(to_do),
+        slots_to_do=len(slots_to_do),
     )
 
 
-def _codes(ids: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+def _number_denoises(ids: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     """Number the different ids by first appearance: each row's number, and each number's first row."""
-    code = np.asarray(ids.combine_chunks().dictionary_encode().indices)
-    _, first = np.unique(code, return_index=True)
-    return code, first
+    number = np.asarray(ids.combine_chunks().dictionary_encode().indices)
+    _, first_row = np.unique(number, return_index=True)
+    return number, first_row
 
 
-def _ranks(wanted: np.ndarray, captures: Sequence[Capture]) -> np.ndarray:
-    """Number each row's set of captures so that equal sets are equal; those that run the most steps come first."""
+def _order_by_last_step(missing: np.ndarray, captures: Sequence[Capture]) -> np.ndarray:
+    """A number for each row's set of captures: the same for equal sets, and lower for those that run more steps."""
     steps = np.array([capture.step for capture in captures])
-    sets, number = np.unique(wanted, axis=0, return_inverse=True)
+    sets, set_of_row = np.unique(missing, axis=0, return_inverse=True)
     last_steps = np.where(sets, steps, 0).max(1, initial=0)
-    return np.argsort(np.argsort(-last_steps, kind="stable"))[number.reshape(-1)]
+    order = np.argsort(-last_steps, kind="stable")
+    rank_of_set = np.argsort(order)
+    return rank_of_set[set_of_row.reshape(-1)]
 
 
 def _index_lists(mask: np.ndarray) -> pa.ListArray:

@@ -1,4 +1,4 @@
-"""The verb `preview`: one prompt, its steps as png files, drawn in this process."""
+"""The command `preview`: one prompt, its steps as png files, generated in this process."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from ray_app.options import Generate, Preview, parse_steps
 
 
 def preview(options: Preview) -> int:
-    """Draw and save; the exit code. Steps that can't be drawn are said, as generate says them, and not saved.
+    """Generate and save; the exit code. Steps that fail are reported and not saved.
 
     Raises:
         Refused: bad options, a model that can't be loaded, a folder that can't be written.
@@ -24,14 +24,14 @@ def preview(options: Preview) -> int:
 def _preview(options: Preview, model: str) -> int:
     shared = ("max_inference_steps", "guidance_scale", "sdxl_path", "flux_path", "model_path", "height", "width")
     shared += ("seed", "snapshot", "device", "save_steps", "variant")
-    asked = Generate(
+    generate_options = Generate(
         model_type=model,  # type: ignore[arg-type]
         image_format="png",
         batch_size=1,
         **{name: getattr(options, name) for name in shared},
     )
-    asked.check_flags()
-    recipe = recipes.resolve(asked)
+    generate_options.check_flags()
+    recipe = recipes.resolve(generate_options)
     last = options.max_inference_steps
     steps = sorted({*parse_steps(options.save_steps, last), last})
     folder = Path(options.output_dir) / f"{model}_multistep"
@@ -41,14 +41,17 @@ def _preview(options: Preview, model: str) -> int:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         generator = ImageGenerator(recipe, [Capture(step, options.snapshot) for step in steps])
-        drawn = generator({"prompt": [options.prompt], "seed": [options.seed], "captures": [list(range(len(steps)))]})
-        for step, png, kind, message in zip(
-            *(drawn[name] for name in ("step", "image", "error_type", "error_message")), strict=True
-        ):
+        batch = {"prompt": [options.prompt], "seed": [options.seed], "captures": [list(range(len(steps)))]}
+        images = generator(batch)
+        columns = [images[name] for name in ("step", "image", "error_type", "error_message")]
+        for step, png, error_type, message in zip(*columns, strict=True):
             if png is None:
-                LOG.warning(f"{recipe.model_path}: step {step}: {kind}: {message}")
+                LOG.warning(f"{recipe.model_path}: step {step}: {error_type}: {message}")
                 continue
-            for name in (f"step_{step:02}.png", *(["final.png"] if step == last else [])):
+            names = [f"step_{step:02}.png"]
+            if step == last:
+                names.append("final.png")
+            for name in names:
                 with whole_file(folder / name) as staged:
                     staged.write_bytes(png)
                 saved.append(name)

@@ -8,9 +8,9 @@ from typing import Any
 
 
 def identity(pid: int) -> dict[str, Any] | None:
-    """What tells a process from others with its number: the boot, the pid namespace, and when it began, in ticks.
+    """What distinguishes a process from others with its number: the boot, the pid namespace, its start time in ticks.
 
-    None where there is no such process, or no /proc to ask.
+    None where the process or /proc does not exist.
     """
     try:
         after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -24,16 +24,16 @@ def identity(pid: int) -> dict[str, Any] | None:
 
 
 def is_running(record: dict[str, Any]) -> bool | None:
-    """Whether a record's process is there; None if that can't be told from here: another host, container or boot."""
-    theirs, here = record.get("process"), identity(os.getpid())
-    if not isinstance(theirs, dict) or here is None or record.get("host") != platform.node():
+    """Whether a record's process exists; None if this process can't tell: another host, container or boot."""
+    recorded, own = record.get("process"), identity(os.getpid())
+    if not isinstance(recorded, dict) or own is None or record.get("host") != platform.node():
         return None
-    if any(theirs.get(name) != here[name] for name in ("boot", "namespace")):
+    if any(recorded.get(name) != own[name] for name in ("boot", "namespace")):
         return None
-    found = identity(record["pid"])
-    if found is None and _exists(record["pid"]):  # hidden from this user
+    current = identity(record["pid"])
+    if current is None and _exists(record["pid"]):  # /proc hides other users' processes here
         return None
-    return found == theirs
+    return current == recorded
 
 
 def _exists(pid: int) -> bool:

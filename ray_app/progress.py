@@ -1,4 +1,4 @@
-"""Progress of a run, or of checking one: a bar on a terminal, a line every ten seconds elsewhere.
+"""Progress of a run, or of checking one: a bar on a terminal, otherwise a line every ten seconds.
 Counts on the driver; knows nothing of Ray."""
 
 import collections
@@ -33,17 +33,17 @@ class Progress:
 
     def __init__(self, total: int, done: int):
         self.total, self.done, self.failed = total, done, 0
-        self._drawn = 0
-        self._seen: collections.deque[tuple[float, int]] = collections.deque()
+        self._generated = 0
+        self._arrivals: collections.deque[tuple[float, int]] = collections.deque()
         self._next_line = time.monotonic() + LINE_SECONDS
         self._bar = _Bar(total, done) if sys.stderr.isatty() else None
 
     def add(self, ok: int, failed: int) -> None:
-        """Count images that arrived."""
+        """Count images that a worker has finished."""
         self.done += ok
         self.failed += failed
-        self._drawn += ok + failed
-        self._seen.append((time.monotonic(), self._drawn))
+        self._generated += ok + failed
+        self._arrivals.append((time.monotonic(), self._generated))
 
     def is_due(self) -> bool:
         """Whether the next line is to be shown; call it often."""
@@ -61,35 +61,37 @@ class Progress:
 
     def images_per_second(self) -> float:
         """Over the last minute, or since the first image arrived."""
-        if not self._seen:
+        if not self._arrivals:
             return 0.0
         now = time.monotonic()
-        while len(self._seen) > 2 and self._seen[0][0] < now - RATE_SECONDS:
-            self._seen.popleft()
-        seconds = now - self._seen[0][0]
-        return (self._drawn - self._seen[0][1]) / seconds if seconds > 0 else 0.0
+        while len(self._arrivals) > 2 and self._arrivals[0][0] < now - RATE_SECONDS:
+            self._arrivals.popleft()
+        seconds = now - self._arrivals[0][0]
+        return (self._generated - self._arrivals[0][1]) / seconds if seconds > 0 else 0.0
 
     def describe(self, pool: PoolState) -> str:
         """One line."""
         rate = self.images_per_second()
-        left = self.total - self.done - self.failed
-        if pool.waiting_for and left:
-            generated = f"{self.done:,} of {self.total:,} images, " if self._drawn else ""
-            return f"{generated}{pool.waiting_for}"
-        speed, eta = (f"{rate:.1f}", duration(left / rate)) if rate > 0 else ("?", "?")  # one batch tells no rate
+        images_left = self.total - self.done - self.failed
+        if pool.waiting_for and images_left:
+            images = f"{self.done:,} of {self.total:,} images, " if self._generated else ""
+            return f"{images}{pool.waiting_for}"
+        speed = eta = "?"
+        if rate > 0:  # it is 0 until a second batch has arrived
+            speed, eta = f"{rate:.1f}", duration(images_left / rate)
         return (
             f"{self.done:,} of {self.total:,} images, {speed} images/s, {eta} left, {self.failed:,} failed,"
             f" {pool.up} actors up"
         )
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar:
             self._bar.close()
 
 
 class Checked:
-    """Shows how many of an output's images are checked, or whatever is done with them, images/s and time left."""
+    """Shows how many of an output's images are checked (or read, compared, …), images/s and time left."""
 
     def __init__(self, total: int, what: str = "checked"):
         self.total, self.what, self.done = total, what, 0
@@ -98,7 +100,7 @@ class Checked:
         self._bar = _Bar(total, 0) if sys.stderr.isatty() else None
 
     def add(self, images: int) -> None:
-        """Count images, and show what is due."""
+        """Count images, and show a line if it is due."""
         self.done += images
         now = time.monotonic()
         if self._bar:
@@ -114,13 +116,13 @@ class Checked:
         return f"{self.done:,} of {self.total:,} images {self.what}, {rate:,.0f} images/s, {eta} left"
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar:
             self._bar.close()
 
 
 class Bytes:
-    """Shows how many bytes are read or fetched of all, MB/s and time left."""
+    """Shows how many bytes are read or downloaded, MB/s and time left."""
 
     def __init__(self, what: str):
         self.what = what
@@ -128,7 +130,7 @@ class Bytes:
         self._next_line = self._started + LINE_SECONDS
 
     def show(self, done: int, total: int) -> None:
-        """A line every ten seconds."""
+        """Show a line every ten seconds."""
         now = time.monotonic()
         if now >= self._next_line:
             self._next_line = now + LINE_SECONDS

@@ -1,5 +1,5 @@
-"""The verb `query`: SQL or a preset on an output's views, as a table or a file; an error is one line with its place.
-Knows what is asked and how it is said; the views are in `views`."""
+"""The command `query`: SQL or a preset on an output's views, as a table or a file; an error is one line with its place.
+Knows how queries run and how answers are written; the views are in `views`."""
 
 import json
 import sys
@@ -16,17 +16,17 @@ from ray_app import row_formats, views
 from ray_app.ask_options import Query
 from ray_app.errors import OK, InputRefused, one_line
 from ray_app.files import check_place, whole_file
-from ray_app.partition import LISTINGS
+from ray_app.partition import MAX_READ_ATTEMPTS
 from ray_app.schema import COLUMNS
 from ray_app.storage import Output, open_output
 
 Write = Callable[[pa.Schema, Iterator[pa.RecordBatch]], object]
-"""Takes the columns and the rows of an answer."""
+"""Writes the columns and the rows of an answer."""
 
 ROWS_A_BATCH = 10_000
 WAIT_SECONDS = 0.1
 PLACE = 24
-"""Characters of the SQL that an error shows from its place on."""
+"""How many characters of the SQL an error shows, from its place on."""
 
 PRESETS = {
     "steps": """
@@ -55,10 +55,10 @@ FROM images GROUP BY ALL HAVING len(query_ids) > 1 ORDER BY ALL""",
 
 
 def query(options: Query) -> int:
-    """Answer; the exit code.
+    """Answer a query; the exit code.
 
     Raises:
-        Refused: nothing or several things are asked, no index there, wrong SQL, a file that can't be written.
+        Refused: the output has no index, wrong SQL, a file that can't be written.
     """
     if options.schema:
         print(schema())
@@ -71,36 +71,38 @@ def query(options: Query) -> int:
 
 
 def answer(output: Output, sql: str, write: Write) -> None:
-    """Run one SELECT and hand its rows on, batch by batch. Without the parts that turn out to be damaged."""
-    for _ in range(LISTINGS):
+    """Run one SELECT and write its rows batch by batch, without those of parts that turn out to be damaged."""
+    for _ in range(MAX_READ_ATTEMPTS):
         try:
             with views.connected(output) as connection:
                 _interruptible(connection, lambda connection=connection: _run(connection, sql, write))
                 return
         except FileNotFoundError:
-            continue  # compaction: the part's rows stand in another by now
+            continue  # compaction: the part's rows are in another part by now
         except (duckdb.Error, pa.ArrowException) as error:
-            # DuckDB calls what it can't decode by many names
-            if _is_of_a_file(error) and views.find_damaged(output):
+            # DuckDB reports what it can't decode in many ways
+            if _may_be_of_a_file(error) and views.find_damaged(output):
                 continue
             raise InputRefused(_explained(error, sql)) from None
-    raise InputRefused(f"{output.at('index')}: its parts come and go; try again")
+    raise InputRefused(f"{output.display_path('index')}: its parts keep changing (is it being compacted?); try again")
 
 
 def schema() -> str:
     """Both views, column by column."""
     lines = ["images: the newest row of each image"]
-    model = ("model", "string", "sdxl or flux; the index's partition")
-    images = [model, *((name, str(column.type), column.meaning) for name, column in COLUMNS.items())]
-    runs = [(name, str(kind), text) for name, (kind, text) in views.RUN_COLUMNS.items()]
-    lines += [f"  {name:<20} {kind:<22} {text}" for name, kind, text in images]
-    lines += ["", "runs: one row a run of generate"]
-    lines += [f"  {name:<20} {kind:<22} {text}" for name, kind, text in runs]
+    lines.append(_schema_line("model", "string", "sdxl or flux; the index's partition"))
+    lines += [_schema_line(name, str(column.type), column.meaning) for name, column in COLUMNS.items()]
+    lines += ["", "runs: one row per run of generate"]
+    lines += [_schema_line(name, str(kind), meaning) for name, (kind, meaning) in views.RUN_COLUMNS.items()]
     return "\n".join(lines)
 
 
+def _schema_line(name: str, kind: str, meaning: str) -> str:
+    return f"  {name:<20} {kind:<22} {meaning}"
+
+
 def _interruptible(connection: duckdb.DuckDBPyConnection, run: Callable[[], object]) -> None:
-    """Run it in a thread of its own: in one that waits for DuckDB no signal would be seen."""
+    """Run a function in a thread of its own: the main thread sees no signal while it waits for DuckDB."""
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(run)
         try:
@@ -125,7 +127,7 @@ def _run(connection: duckdb.DuckDBPyConnection, sql: str, write: Write) -> None:
     try:
         relation = connection.sql(sql)
     except duckdb.Error:
-        connection.execute(sql)  # the same error, and this one tells its place
+        connection.execute(sql)  # raises the same error, with its place in the SQL
         raise
     if relation is None:
         raise InputRefused("SQL: gives no rows; one SELECT is answered")
@@ -134,9 +136,9 @@ def _run(connection: duckdb.DuckDBPyConnection, sql: str, write: Write) -> None:
 
 
 def _writer(options: Query) -> Write:
-    """What takes the answer: the terminal, or a file that is there whole or not at all."""
+    """What writes the answer: to the terminal, or to a file, which is written whole or not at all."""
     if options.output is None:
-        return lambda schema, batches: _write(sys.stdout, options.format or "table", schema, batches)
+        return lambda schema, batches: _write_rows(sys.stdout, options.format or "table", schema, batches)
     path = Path(options.output).expanduser().absolute()
     kind = options.format or {".csv": "csv", ".json": "json", ".parquet": "parquet"}.get(path.suffix, "table")
     check_place(path, "--output")
@@ -147,37 +149,41 @@ def _writer(options: Query) -> Write:
                 row_formats.write_parquet(str(staged), schema, batches)
                 return
             with open(staged, "w", encoding="utf-8", newline="") as file:
-                _write(file, kind, schema, batches)
+                _write_rows(file, kind, schema, batches)
 
     return write
 
 
-def _write(file: TextIO, kind: str, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
+def _write_rows(file: TextIO, kind: str, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
     if kind == "table":
         most = row_formats.TABLE_ROWS if file is sys.stdout else None
         row_formats.write_table(file, schema, batches, most)
+    elif kind == "csv":
+        row_formats.write_csv(file, schema, batches)
     else:
-        {"csv": row_formats.write_csv, "json": row_formats.write_json}[kind](file, schema, batches)
+        row_formats.write_json(file, schema, batches)
     file.flush()
 
 
-def _is_of_a_file(error: Exception) -> bool:
-    """Whether reading a part may have failed, and not the SQL be wrong."""
+def _may_be_of_a_file(error: Exception) -> bool:
+    """Whether the error may come from reading a part rather than from the SQL."""
     of_sql = (duckdb.ParserException, duckdb.BinderException, duckdb.CatalogException, duckdb.PermissionException)
     return not isinstance(error, (*of_sql, duckdb.ConversionException, duckdb.SyntaxException))
 
 
 def _explained(error: Exception, sql: str) -> str:
-    """DuckDB's words on one line, with the place in the SQL where it tells one."""
+    """DuckDB's message on one line, with its place in the SQL if DuckDB gives one."""
     text = str(error)
     try:
-        found: dict[str, Any] = json.loads(text[text.index("{") :])
+        fields: dict[str, Any] = json.loads(text[text.index("{") :])
     except ValueError:
         return f"SQL: {one_line(error)}"
-    message = " ".join(str(found.get("exception_message", text)).split())
-    if "position" not in found:
+    message = " ".join(str(fields.get("exception_message", text)).split())
+    if "position" not in fields:
         return f"SQL: {message}"
-    before = sql.encode()[: int(found["position"])].decode(errors="replace")
-    line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
-    rest = " ".join(sql[len(before) : len(before) + PLACE].split())
-    return f"SQL: line {line} column {column}: {message}" + (f" (at: {rest})" if rest else "")
+    # DuckDB counts bytes
+    sql_before = sql.encode()[: int(fields["position"])].decode(errors="replace")
+    line, column = sql_before.count("\n") + 1, len(sql_before) - sql_before.rfind("\n")
+    excerpt = " ".join(sql[len(sql_before) : len(sql_before) + PLACE].split())
+    place = f" (at: {excerpt})" if excerpt else ""
+    return f"SQL: line {line} column {column}: {message}{place}"

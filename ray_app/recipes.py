@@ -16,7 +16,7 @@ DTYPES = {
     ("cuda", "sdxl"): "float16",
     ("cuda", "flux"): "bfloat16",
 }
-"""What a model is drawn in, by device and family."""
+"""The dtype that a model runs in, by device and family."""
 
 
 def resolve(options: Generate) -> Recipe:
@@ -41,7 +41,7 @@ def resolve(options: Generate) -> Recipe:
     batch_size = options.batch_size
     if batch_size is None:
         batch_size = default_batch_size(options.model_type, device, height, width)
-    decided_here = {
+    decided_by_model = {
         "model_path": card.path,
         "model_revision": card.revision(),
         "variant": card.variant,
@@ -56,7 +56,7 @@ def resolve(options: Generate) -> Recipe:
         "batch_size": batch_size,
         "image_quality": None if options.image_format == "png" else options.image_quality,
     }
-    return Recipe(**_options_of_fields(options) | decided_here)
+    return Recipe(**_options_of_fields(options) | decided_by_model)
 
 
 OPTIONS = {"num_inference_steps": "max_inference_steps", "compiled": "compile"}
@@ -78,38 +78,46 @@ def _name_of_field(name: str) -> str:
 
 
 def default_batch_size(model_type: str, device: str, height: int, width: int) -> int:
-    """Prompts denoised together where nothing is said: what fits the smallest GPUs the families are run on."""
+    """Prompts denoised together by default: as many as fit the smallest GPUs that the families run on."""
     if device == "cpu":
         return 4
     at_512 = {"sdxl": 8, "flux": 4}[model_type]
     return max(1, at_512 * PIXELS_512 // (height * width))
 
 
-def differences(ours: Recipe, theirs: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """Fields in which another recipe (or what is known of it) differs: those that matter, and those of low bits only.
+def differences(recipe: Recipe, fields_of_output: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Fields in which a recipe differs from an output's recipe: those that are refused, and those of low bits only.
 
-    Each as "--flag: VALUE there, VALUE here".
+    Each is described as "--flag: this output has VALUE, this run asks for VALUE".
+
+    Args:
+        fields_of_output: what is known of the output's recipe; an unknown field does not count as a difference.
     """
     strict, low_bits = [], []
-    for field in dataclasses.fields(ours):
-        our_value = getattr(ours, field.name)
-        if_not_recorded = field.default if theirs and "later" in field.metadata else our_value
-        their_value = theirs.get(field.name, if_not_recorded)
-        if their_value != our_value:
-            text = f"{_name_of_field(field.name)} is {their_value!r} there and {our_value!r} here"
-            (low_bits if "low_bits" in field.metadata else strict).append(text)
+    for field in dataclasses.fields(recipe):
+        value = getattr(recipe, field.name)
+        # an older proxyqueue recorded its recipe without the fields that came later: it behaved as their defaults
+        is_default = bool(fields_of_output) and "later" in field.metadata
+        value_of_output = fields_of_output.get(field.name, field.default if is_default else value)
+        if value_of_output == value:
+            continue
+        text = f"{_name_of_field(field.name)}: this output has {value_of_output!r}, this run asks for {value!r}"
+        if "low_bits" in field.metadata:
+            low_bits.append(text)
+        else:
+            strict.append(text)
     return strict, low_bits
 
 
 def _runs(options: Generate) -> set[int]:
-    """The numbers of steps that the model is run for."""
+    """The numbers of steps that the model runs for."""
     if options.mode == "separate":
         return {capture.step for capture in options.captures()}
     return {options.max_inference_steps}
 
 
 def _prompt_tokens(options: Generate, card: ModelCard) -> int | None:
-    """Of Flux, and no more than the tokenizer takes: one trained on short prompts draws worse with more padding."""
+    """Flux's maximum, and no more than the tokenizer takes: models trained on short prompts are worse with padding."""
     if options.model_type != "flux":
         return None
     return min(options.max_sequence_length, card.prompt_tokens or options.max_sequence_length)

@@ -1,5 +1,5 @@
-"""Images drawn again from nothing but what the index holds, and compared byte for byte.
-Knows recipes and rows; the files it never looks at, their hashes are in the rows."""
+"""Images generated again from nothing but the index, and compared byte for byte by their hashes.
+Knows recipes and rows; reads no image file."""
 
 import hashlib
 from collections.abc import Iterator
@@ -19,53 +19,60 @@ SCHEMA = pa.schema(
 )
 
 
-def redraw(model_type: str, found: Partition, numbers: np.ndarray) -> Iterator[Problem]:
-    """Draw the rows of these numbers again, in this process; those that come out otherwise.
+def redraw(model_type: str, partition: Partition, numbers: np.ndarray) -> Iterator[Problem]:
+    """Generate the images of the rows with these numbers again, in this process; a problem for each that differs.
 
-    On CPUs with one thread, as runs on CPUs draw. What was drawn on a GPU is drawn on one again.
+    On CPUs with one thread, as runs on CPUs do. Images of a GPU are generated on a GPU again.
     """
-    by_recipe: dict[str, list[tuple[int, dict[str, Any]]]] = {}
-    for number, row in zip(numbers.tolist(), found.take(numbers, SCHEMA).to_pylist(), strict=True):
-        by_recipe.setdefault(row["recipe"], []).append((number, row))
-    for fingerprint, rows in by_recipe.items():
-        for (number, row), why in zip(rows, _compare(found.recipes.get(fingerprint), rows), strict=True):
-            if why:
-                yield Problem(why[0], row["path"], why[1], model_type, number)
+    rows_by_recipe: dict[str, list[dict[str, Any]]] = {}
+    numbers_by_recipe: dict[str, list[int]] = {}
+    for number, row in zip(numbers.tolist(), partition.take(numbers, SCHEMA).to_pylist(), strict=True):
+        rows_by_recipe.setdefault(row["recipe"], []).append(row)
+        numbers_by_recipe.setdefault(row["recipe"], []).append(number)
+    for fingerprint, rows in rows_by_recipe.items():
+        differences = _compare(partition.recipes.get(fingerprint), rows)
+        for number, row, difference in zip(numbers_by_recipe[fingerprint], rows, differences, strict=True):
+            if difference is not None:
+                kind, detail = difference
+                yield Problem(kind, row["path"], detail, model_type, number)
 
 
-def _compare(known: dict[str, Any] | None, rows: list[tuple[int, dict[str, Any]]]) -> Iterator[tuple[str, str] | None]:
-    """For each row what is wrong, as kind and detail, or None."""
-    captures = sorted({Capture(row["step"], row["snapshot"]) for _, row in rows})
+def _compare(fields: dict[str, Any] | None, rows: list[dict[str, Any]]) -> Iterator[tuple[str, str] | None]:
+    """For each row what is wrong, as kind and detail, or None; all rows are of one recipe."""
+    capture_of_row = [Capture(row["step"], row["snapshot"]) for row in rows]
+    captures = sorted(set(capture_of_row))
     try:
-        generator = _load(known, captures)
+        generator = _load(fields, captures)
     except ModelError as error:
         yield from [("not redrawn", str(error))] * len(rows)
         return
-    size = generator.recipe.batch_size
-    for start in range(0, len(rows), size):
-        batch = [row for _, row in rows[start : start + size]]
-        wanted = [captures.index(Capture(row["step"], row["snapshot"])) for row in batch]
-        drawn = generator(
+    batch_size = generator.recipe.batch_size
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        # each prompt with the one capture of its row, as an index into the generator's captures
+        capture_indices = [[captures.index(capture)] for capture in capture_of_row[start : start + batch_size]]
+        images = generator(
             {
                 "prompt": [row["prompt"] for row in batch],
                 "seed": [row["seed"] for row in batch],
-                "captures": [[number] for number in wanted],
+                "captures": capture_indices,
             }
         )
-        for number, row in enumerate(batch):
-            yield _difference(row, {name: values[number] for name, values in drawn.items()})
+        for place, row in enumerate(batch):
+            image = {name: values[place] for name, values in images.items()}
+            yield _difference(row, image)
 
 
-def _load(known: dict[str, Any] | None, captures: list[Capture]) -> Any:
-    """The generator of a recipe.
+def _load(fields: dict[str, Any] | None, captures: list[Capture]) -> Any:
+    """The generator of a recipe with these fields.
 
     Raises:
-        ModelError: its images can't be drawn again here.
+        ModelError: its images can't be generated again by this process.
     """
-    if known is None:
+    if fields is None:
         raise ModelError("no part of the index holds its recipe in full")
     try:
-        recipe = Recipe(**known)
+        recipe = Recipe(**fields)
     except TypeError as error:  # of another version, with other fields
         raise ModelError(str(error)) from None
     import torch
@@ -73,7 +80,7 @@ def _load(known: dict[str, Any] | None, captures: list[Capture]) -> Any:
     from actors.generator import ImageGenerator
 
     if recipe.device == "cuda" and not torch.cuda.is_available():
-        raise ModelError("it was drawn on a GPU, and this machine has none; other hardware gives other low bits")
+        raise ModelError("it was generated on a GPU, and this machine has none; other hardware gives other low bits")
     return ImageGenerator(recipe, captures, threads=1 if recipe.device == "cpu" else None)
 
 

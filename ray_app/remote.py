@@ -14,12 +14,12 @@ from ray_app.errors import InputRefused, one_line
 
 SCHEMES = ("s3", "gs", "abfs")
 PARAMETERS = ("region", "endpoint_override", "scheme")
-"""What may stand behind ? in an s3:// URL."""
+"""The query parameters of an s3:// URL."""
 CONNECT_SECONDS = 10
 ANSWER_SECONDS = 30
-"""Without a byte for so long, a request counts as lost. Arrow's own 3 s are too short for a store under load."""
+"""A request that receives no byte for so long has failed. Arrow's own 3 s are too short for a store under load."""
 TRIES = 4
-"""Of each request, by the store's own client, before its error is told."""
+"""Of each request, by the store's own client, before it raises an error."""
 
 
 def is_remote(url: str) -> bool:
@@ -29,14 +29,14 @@ def is_remote(url: str) -> bool:
 
 @functools.lru_cache(maxsize=8)
 def connect(url: str) -> tuple[Any, str]:
-    """The filesystem of a URL, one a process, and the path in it, without a slash at its end. Connects to nothing yet.
+    """The filesystem of a URL, one per process, and the path in it without a final slash. Does not connect yet.
 
     s3:// takes `region`, `endpoint_override` and `scheme` as query parameters, else AWS_ENDPOINT_URL(_S3) and
-    AWS_REGION; a bucket on AWS itself is asked for its region. Credentials come from where each store's own client
+    AWS_REGION; the region of a bucket on AWS itself is looked up. Credentials come from where each store's own client
     looks for them.
 
     Raises:
-        Refused: a kind of store that isn't known, no bucket, credentials in the URL.
+        Refused: an unknown kind of store, no bucket, credentials in the URL.
     """
     import pyarrow as pa
     from pyarrow.fs import FileSystem
@@ -60,8 +60,8 @@ def connect(url: str) -> tuple[Any, str]:
             raise InputRefused(f"{url}: has {part!r} between two slashes; write the name without that")
     given = dict(parse_qsl(query, keep_blank_values=True))
     if unknown := next((name for name in given if scheme == "s3" and name not in PARAMETERS), None):
-        raise InputRefused(f"{url}: {unknown}: unknown parameter; behind ? there can be {', '.join(PARAMETERS)}")
-    with translated(url, "opened"):
+        raise InputRefused(f"{url}: {unknown}: unknown parameter; after ? it can be one of {', '.join(PARAMETERS)}")
+    with as_os_error(url, action="opened"):
         if scheme == "s3":
             return _s3(bucket, given), "/".join([bucket, *parts])
         try:
@@ -74,22 +74,26 @@ def connect(url: str) -> tuple[Any, str]:
         return filesystem, path
 
 
-def read(url: str) -> bytes:
+def read_file(url: str) -> bytes:
     """A remote file's content.
 
     Raises:
-        OSError: as `translated`.
+        OSError: see `as_os_error`.
     """
     filesystem, path = connect(url)
-    with translated(url, "read"), filesystem.open_input_file(path) as file:
+    with as_os_error(url, action="read"), filesystem.open_input_file(path) as file:
         return file.read()
 
 
 @contextlib.contextmanager
-def translated(name: str, done: str) -> Iterator[None]:
-    """The errors of a store as OSErrors of the system's kind, about a name that a person knows.
+def as_os_error(path: str, action: str) -> Iterator[None]:
+    """Raise the errors of a store as the OSErrors that a filesystem would raise.
 
-    FileNotFoundError for what isn't there, PermissionError for credentials, EIO for what may pass.
+    FileNotFoundError for what does not exist, PermissionError for credentials, EIO for what may be transient.
+
+    Args:
+        path: what the error is about, as messages name it.
+        action: what can't be done with it, as a participle: "read", "written".
     """
     import pyarrow as pa
 
@@ -97,11 +101,11 @@ def translated(name: str, done: str) -> Iterator[None]:
         yield
     except (OSError, pa.ArrowException) as error:
         text = _short(one_line(error, 500))
-        raise OSError(_number(error, text), f"can't be {done}: {text}", name) from error
+        raise OSError(_errno(error, text), f"can't be {action}: {text}", path) from error
 
 
 def reason(error: Exception) -> str | None:
-    """What a store says in an error that came through a library; None if it is another's word."""
+    """What a store says in an error that a library raised; None if the error is not a store's."""
     text = one_line(error, 500)
     return _short(text) if re.search(r"AWS Error|google::cloud|GCS|Azure", text) else None
 
@@ -113,7 +117,9 @@ def _s3(bucket: str, given: dict[str, str]) -> Any:
     *endpoints, region, fallback = (os.environ.get(name) for name in variables)
     endpoint = next(filter(None, (given.get("endpoint_override"), *endpoints)), "")
     scheme, _, host = endpoint.rpartition("://")
-    region = given.get("region") or ((region or fallback) if endpoint else resolve_s3_region(bucket))
+    region = given.get("region") or region or fallback
+    if not endpoint and not given.get("region"):
+        region = resolve_s3_region(bucket)  # AWS itself knows; the environment's may be of another bucket
     return S3FileSystem(
         region=region or "us-east-1",
         endpoint_override=host.rstrip("/") or None,
@@ -133,20 +139,20 @@ _FORBIDDEN = re.compile(
 _MISSING = re.compile(r"NO_SUCH_BUCKET|Bucket .* not found|does not exist|ContainerNotFound|NOT_FOUND")
 
 
-def _number(error: Exception, text: str) -> int:
+def _errno(error: Exception, text: str) -> int:
     if isinstance(error, FileNotFoundError) or _MISSING.search(text):
         return errno.ENOENT
     if _FORBIDDEN.search(text):
         return errno.EACCES
-    return (isinstance(error, OSError) and error.errno) or (
-        errno.EINVAL if isinstance(error, ValueError) else errno.EIO
-    )
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    return errno.EINVAL if isinstance(error, ValueError) else errno.EIO
 
 
 def _short(text: str) -> str:
     """What the store said, without Arrow's account of what it was doing."""
     text = re.sub(r"\s*\(Request ID: [^)]*\)", "", text)
-    found = re.search(r"AWS Error (.*)", text)
-    if found is None:
+    aws_error = re.search(r"AWS Error (.*)", text)
+    if aws_error is None:
         return "no such file" if "Path does not exist" in text else text
-    return found[1].split("; Details:")[0].strip().rstrip(".")
+    return aws_error[1].split("; Details:")[0].strip().rstrip(".")

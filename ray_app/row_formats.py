@@ -1,4 +1,4 @@
-"""Rows as a person or a program wants them: a plain table, csv, json, parquet. Batch by batch, never all at once.
+"""Rows in a form for people or programs: a plain table, csv, json, parquet. Batch by batch, never all in memory.
 Knows Arrow batches; nothing of where they come from."""
 
 import csv
@@ -17,23 +17,27 @@ from ray_app import text_table
 
 TABLE_ROWS = 100
 CELL = 60
-"""Characters of a table's cell; csv and json have them all."""
+"""Most characters of a table's cell; csv and json have the whole text."""
 
 
 def write_table(file: TextIO, schema: pa.Schema, batches: Iterable[pa.RecordBatch], most: int | None) -> None:
-    """Columns under their names, numbers to the right; the first `most` rows, and how many more there are."""
+    """A table with aligned columns, numbers to the right; the first `most` rows, and how many more there are."""
     rows = _rows(batches)
-    if schema.names == ["explain_key", "explain_value"]:  # a drawing of many lines
-        file.writelines(f"{text}\n" for _, text in rows)
+    if schema.names == ["explain_key", "explain_value"]:  # EXPLAIN: a value is a chart of many lines
+        for _, text in rows:
+            file.write(f"{text}\n")
         return
-    shown = [[_cell(value) for value in row] for row in itertools.islice(rows, most)]
-    widths = [max(map(len, column)) for column in zip(schema.names, *shown, strict=True)]
-    rule = ["-" * width for width in widths]
-    right = [column for column, kind in enumerate(schema.types) if _is_number(kind)]
-    file.writelines(f"{line}\n" for line in text_table.align([schema.names, rule, *shown], right))
-    more = sum(1 for _ in rows)
-    if more:
-        file.write(f"and {more:,} more rows: --format csv shows all\n")
+    cells = []
+    for row in itertools.islice(rows, most):
+        cells.append([_cell(value) for value in row])
+    columns = zip(schema.names, *cells, strict=True)
+    rule = ["-" * max(map(len, column)) for column in columns]
+    numeric = [column for column, kind in enumerate(schema.types) if _is_number(kind)]
+    for line in text_table.align([schema.names, rule, *cells], right=numeric):
+        file.write(f"{line}\n")
+    rows_left_out = sum(1 for _ in rows)
+    if rows_left_out:
+        file.write(f"and {rows_left_out:,} more rows: --format csv shows all\n")
 
 
 def _is_number(kind: pa.DataType) -> bool:
@@ -45,14 +49,11 @@ def write_csv(file: TextIO, schema: pa.Schema, batches: Iterable[pa.RecordBatch]
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(schema.names)
     for row in _rows(batches):
-        writer.writerow(
-            "" if value is None else _json(value) if isinstance(value, list | dict | bool) else _plain(value)
-            for value in row
-        )
+        writer.writerow([_csv_field(value) for value in row])
 
 
 def write_json(file: TextIO, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
-    """One list of objects, a line each."""
+    """One list of objects, one per line."""
     file.write("[")
     for number, row in enumerate(_rows(batches)):
         file.write(",\n " if number else "\n ")
@@ -72,12 +73,22 @@ def _rows(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[Any, ...]]:
         yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
-def _cell(value: Any) -> str:
+def _csv_field(value: Any) -> Any:
     if value is None:
         return ""
-    text = _json(value) if isinstance(value, list | dict | bool) else str(_plain(value))
+    return _json(value) if isinstance(value, list | dict | bool) else _plain(value)
+
+
+def _cell(value: Any) -> str:
+    """A value as a table shows it: on one line, cut to `CELL` characters."""
+    if value is None:
+        return ""
     if isinstance(value, float):
         text = f"{value:.6g}"
+    elif isinstance(value, list | dict | bool):
+        text = _json(value)
+    else:
+        text = str(_plain(value))
     text = " ".join(text.split())
     return text if len(text) <= CELL else text[: CELL - 1] + "…"
 
@@ -87,7 +98,7 @@ def _json(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON has for it: whole decimals are numbers, times ISO texts, what is no number is null."""
+    """A value as JSON can hold it: decimals as numbers, times as ISO texts, NaN and infinity as null."""
     if isinstance(value, dict):
         return {str(name): _plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,5 +1,5 @@
 """A run's record, runs/{run_id}.json: recipe, versions, counts, heartbeat, outcome; and what other runs' records say.
-Knows what a run leaves behind for people and for the next run; nothing of how it is done."""
+Knows what a run records for people and for the next run; nothing of how images are generated."""
 
 import contextlib
 import datetime
@@ -22,33 +22,33 @@ from ray_app.storage import Output, Writer
 
 BEAT_SECONDS = 10.0
 DEAD_SECONDS = 120.0
-"""A record that has not changed for so long is a dead run's, by the clock of the filesystem that it lies on."""
+"""A run whose record has not changed for so long is dead, by the clock of the record's filesystem."""
 WATCH_SECONDS = 3 * BEAT_SECONDS
-"""For which a younger record is watched before its work is begun again: a living run's changes."""
+"""How long a younger record is watched before another run takes over its images: the record of a live run changes."""
 SILENT = "silent_seconds"
-"""Of a record that was read: seconds since it was written. Not in the file."""
+"""Field of a record that was read: seconds since it was written. Not in the file."""
 ORPHAN_SECONDS = 10.0
-"""An unfinished file that belongs to no run is somebody's for so long after it was last written to."""
+"""An unfinished file that belongs to no recorded run may still be in use for so long after it was last written to."""
 RUNNING, DIED = "running", "died"
 
 
 def new_id() -> str:
-    """A run's id: the time, so that a listing is in order, and chance, so that two drivers never share one."""
+    """A run's id: the time, so that listings are in order, and random digits, so that two drivers never share one."""
     now = datetime.datetime.now(datetime.UTC)
     return f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
 
 
 class Record:
-    """The record of this run; what it says of the run is true at every heartbeat and at the end.
+    """The record of this run, up to date at every heartbeat and at the end.
 
     Args:
         writer: where; its run id names the file.
-        facts: what is known at the start: model_type, recipe, options, work.
+        facts: what is known at the start: model_type, recipe, options, work (see `claimed_images`).
     """
 
     def __init__(self, writer: Writer, **facts: Any):
         self.writer = writer
-        self._next = 0.0
+        self._next_beat = 0.0
         self._record = {
             "run_id": writer.run_id,
             "state": RUNNING,
@@ -66,7 +66,7 @@ class Record:
         self._ended = threading.Event()
 
     def begin(self) -> None:
-        """Write it, and beat from a thread of its own: watching another run, starting Ray or a slow disk take minutes.
+        """Write the record, and start a thread that beats: watching another run or starting Ray can take minutes.
 
         Raises:
             Refused: the record can't be written.
@@ -76,19 +76,19 @@ class Record:
 
     def _keep_beating(self) -> None:
         while not self._ended.wait(BEAT_SECONDS / 2):
-            with contextlib.suppress(Refused):  # the run's own next beat tells
+            with contextlib.suppress(Refused):  # the next beat of the main thread raises it
                 self.beat()
 
     def beat(self, **changes: Any) -> None:
-        """Write that the run lives, if the last time is long enough ago.
+        """Write that the run is alive, if the last beat was long enough ago.
 
         Raises:
             Refused: the record can't be written.
         """
         with self._lock:
-            if time.monotonic() < self._next or self._ended.is_set():
+            if time.monotonic() < self._next_beat or self._ended.is_set():
                 return
-            self._next = time.monotonic() + BEAT_SECONDS
+            self._next_beat = time.monotonic() + BEAT_SECONDS
             try:
                 self._write(heartbeat_at=_now(), **changes)
             except OSError as error:
@@ -101,17 +101,17 @@ class Record:
             self._write(state=state, ended_at=_now(), **changes)
 
     def drop(self) -> None:
-        """Take the record back: the run did not begin."""
+        """Remove the record: the run did not begin."""
         self._ended.set()
         self.writer.output.remove(layout.run_file(self.writer.run_id))
 
     def _write(self, **changes: Any) -> None:
         self._record |= changes
-        _write(self.writer, self._record)
+        _write_record(self.writer, self._record)
 
 
-def work(model_type: str, query_ids: Iterable[int], captures: Iterable[tuple[str, int]]) -> dict[str, Any]:
-    """What a run draws, short enough for its record: query ids as [first, last] ranges of consecutive ones."""
+def claimed_images(model_type: str, query_ids: Iterable[int], captures: Iterable[tuple[str, int]]) -> dict[str, Any]:
+    """What a run generates, short enough for its record: query ids as [first, last] ranges of consecutive ones."""
     ranges: list[list[int]] = []
     for query_id in sorted(set(query_ids)):
         if ranges and ranges[-1][1] == query_id - 1:
@@ -121,64 +121,74 @@ def work(model_type: str, query_ids: Iterable[int], captures: Iterable[tuple[str
     return {"model_type": model_type, "query_ids": ranges, "captures": sorted(map(list, captures))}
 
 
-def check_alone(writer: Writer, mine: dict[str, Any]) -> None:
-    """Raise Refused if an older run that is going on draws some of the same; call it after one's own record is written.
+def check_no_overlapping_run(writer: Writer, claimed: dict[str, Any]) -> None:
+    """Raise Refused if an older run that is still active generates some of the same images.
 
-    Of two that begin at once, both see each other, and the older goes on.
+    Call it after the run's own record is written: of two runs that begin at the same time, both then see each other's
+    record, and the older one continues.
+
+    Args:
+        claimed: what this run generates, from `claimed_images`.
     """
     output = writer.output
     for record in read_all(output):
-        theirs = record.get("work")
-        older = str(record.get("run_id")) < writer.run_id
-        if not older or not theirs or not is_alive(record) or theirs["model_type"] != mine["model_type"]:
+        is_older = str(record.get("run_id")) < writer.run_id
+        claimed_by_other = record.get("work")
+        if not is_older or not claimed_by_other or not is_alive(record):
             continue
-        shared = _overlap(mine["query_ids"], theirs["query_ids"])
-        same_images = shared is not None and any(capture in theirs["captures"] for capture in mine["captures"])
-        if same_images and (process.is_running(record) or _changes(writer, record)):
+        shared_query = _first_shared_query(claimed, claimed_by_other)
+        if shared_query is None:
+            continue
+        # a process that can't be seen from this host may still be running: its record tells
+        if process.is_running(record) or _changes(writer, record):
             raise OutputRefused(
-                f"{output.at(layout.run_file(record['run_id']))}: this run is going on (process {record['pid']} on"
-                f" {record['host']}) and draws query {shared} too; wait for it, take other --idx or --query_ids,"
-                " or say --force"
+                f"{output.display_path(layout.run_file(record['run_id']))}: run still active (process {record['pid']}"
+                f" on {record['host']}), and it generates query {shared_query} too; wait for it, take other --idx or"
+                " --query_ids, or pass --force"
             )
 
 
 def _changes(writer: Writer, record: dict[str, Any]) -> bool:
-    """Watch a run's record, whose process can't be seen from here, until it changes or has had its time."""
+    """Watch the record of a run whose process can't be seen from this host; whether the run is active.
+
+    One whose record does not change within WATCH_SECONDS is marked as died.
+    """
     output, name = writer.output, layout.run_file(record["run_id"])
     LOG.warning(
-        f"{output.at(name)}: looking for {WATCH_SECONDS:g} s whether this run still goes on"
+        f"{output.display_path(name)}: checking for {WATCH_SECONDS:g} s whether this run is still active"
         f" (process {record['pid']} on {record['host']})"
     )
-    before, until = output.read(name), time.monotonic() + WATCH_SECONDS
-    while time.monotonic() < until:
+    content, deadline = output.read(name), time.monotonic() + WATCH_SECONDS
+    while time.monotonic() < deadline:
         time.sleep(min(1.0, WATCH_SECONDS / 10))
         try:
-            now = output.read(name)
+            new_content = output.read(name)
         except FileNotFoundError:
             return False
-        if now != before:
-            return json.loads(now).get("state") == RUNNING
-    _write(writer, {**record, "state": DIED})
+        if new_content != content:
+            return json.loads(new_content).get("state") == RUNNING
+    _write_record(writer, {**record, "state": DIED})
     return False
 
 
 def mark_dead_runs(writer: Writer) -> list[str]:
-    """Mark runs that ended without a word as died, remove what they left unfinished; their ids."""
+    """Mark runs that ended without recording it as died, and remove their unfinished files; their ids."""
     output = writer.output
     records = {str(record.get("run_id")): record for record in read_all(output)}
     dead = [run_id for run_id, record in records.items() if record.get("state") == RUNNING and not is_alive(record)]
     for run_id in dead:
-        _write(writer, {**records[run_id], "state": DIED})
-    living = {run_id for run_id, record in records.items() if is_alive(record)} | {writer.run_id}
+        _write_record(writer, {**records[run_id], "state": DIED})
+    alive = {run_id for run_id, record in records.items() if is_alive(record)} | {writer.run_id}
     for run_id in output.folders(layout.STAGING):
-        # one without a record may be of a run that begins just now, or of a compaction
-        if run_id not in living and (run_id in records or output.staging_age(run_id) > ORPHAN_SECONDS):
+        # staging without a record may belong to a run that has just begun, or to a compaction
+        is_dead = run_id in records or output.staging_age(run_id) > ORPHAN_SECONDS
+        if run_id not in alive and is_dead:
             output.remove_staging(run_id)
     return dead
 
 
 def read_all(output: Output) -> list[dict[str, Any]]:
-    """Every run's record, oldest first; files that are no records are passed over."""
+    """Every run's record, oldest first; files that are not records are skipped."""
     records, now = [], None
     for entry in sorted(output.entries(layout.RUNS)):
         if not entry.is_file or not layout.is_run_file(f"{layout.RUNS}/{entry.name}"):
@@ -195,28 +205,35 @@ def read_all(output: Output) -> list[dict[str, Any]]:
     return records
 
 
-def going_on(output: Output) -> list[dict[str, Any]]:
-    """Records of the runs that are going on."""
+def active_runs(output: Output) -> list[dict[str, Any]]:
+    """The records of the runs that are active."""
     return [record for record in read_all(output) if is_alive(record)]
 
 
 def is_alive(record: dict[str, Any]) -> bool:
-    """Whether a run, whose record was read just now, is going on: its process is there, or else its record changes."""
+    """Whether a run is active, from its record that was just read: its process exists, or else its record changes."""
     if record.get("state") != RUNNING:
         return False
-    running = process.is_running(record)
-    return record.get(SILENT, math.inf) < DEAD_SECONDS if running is None else running
+    is_running = process.is_running(record)
+    if is_running is None:
+        return record.get(SILENT, math.inf) < DEAD_SECONDS
+    return is_running
 
 
-def _overlap(mine: list[list[int]], theirs: list[list[int]]) -> int | None:
-    for first, last in mine:
-        for low, high in theirs:
-            if first <= high and low <= last:
-                return max(first, low)
+def _first_shared_query(claimed: dict[str, Any], claimed_by_other: dict[str, Any]) -> int | None:
+    """A query of which two runs both generate images of the same model and capture; None if there is none."""
+    if claimed["model_type"] != claimed_by_other["model_type"]:
+        return None
+    if not any(capture in claimed_by_other["captures"] for capture in claimed["captures"]):
+        return None
+    for first, last in claimed["query_ids"]:
+        for other_first, other_last in claimed_by_other["query_ids"]:
+            if first <= other_last and other_first <= last:
+                return max(first, other_first)
     return None
 
 
-def _write(writer: Writer, record: dict[str, Any]) -> None:
+def _write_record(writer: Writer, record: dict[str, Any]) -> None:
     record = {name: value for name, value in record.items() if name != SILENT}
     text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
     writer.write(layout.run_file(str(record["run_id"])), text.encode())

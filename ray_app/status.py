@@ -1,4 +1,4 @@
-"""The verb `status`: what is there of what was asked, the runs, the rate of the last minutes and the time left.
+"""The command `status`: images done, failed and missing, the runs, the rate of the last minutes and the time left.
 Reads the index, the tree and the runs' records; changes nothing and needs no Ray."""
 
 import dataclasses
@@ -15,7 +15,7 @@ import pyarrow.compute
 
 from ray_app import asked, circo, existing, index, layout, runs, text_table
 from ray_app.ask_options import Status
-from ray_app.asked import Asked
+from ray_app.asked import RequestedImages
 from ray_app.errors import INTERRUPTED, OK, OutputRefused
 from ray_app.progress import duration
 from ray_app.schema import KEY
@@ -25,18 +25,20 @@ from ray_app.storage import Output, open_output
 pc: Any = pyarrow.compute
 
 RATE_SECONDS = 300
-"""Images/s are those of the last five minutes, or since the first image of them."""
+"""Images/s are measured over the last five minutes, or since the first image within them."""
 NUMBERS = ("step", "asked", "done", "failed", "missing", "bytes")
 """Columns of the table of steps."""
 MOST_RUNS = 10
-"""Runs that the text names, the newest; json names all."""
+"""How many runs the text names, the newest; json names all."""
+
+CLEAR_SCREEN = "\x1b[H\x1b[2J"
 
 _COLUMNS = (*KEY, "status", "bytes", "path", "run_id")
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One step's folder: images asked for, and what became of them. Null where nobody says what was asked."""
+    """One step's folder: its images by outcome. `asked` and `missing` are None if the requested number is unknown."""
 
     model: str
     snapshot: str
@@ -49,43 +51,45 @@ class Line:
 
 
 def status(options: Status) -> int:
-    """Show it, once or until Ctrl-C; the exit code.
+    """Show the status, once or until Ctrl-C; the exit code.
 
     Raises:
-        Refused: no output there, annotations that can't be read.
+        Refused: the output does not exist, annotations that can't be read.
     """
     output = open_output(options.output_base_path)
     slots = _slots(options)
     try:
         while True:
-            _show(look(output, options, slots), options)
+            _show(collect_status(output, options, slots), options)
             if not options.watch:
                 return OK
             time.sleep(options.seconds)
-    except KeyboardInterrupt:  # the usual end of --watch: nothing to say
+    except KeyboardInterrupt:  # the usual end of --watch needs no message
         if options.watch:
             return INTERRUPTED
         raise
 
 
-def look(output: Output, options: Status, slots: pa.Table | None = None) -> dict[str, Any]:
-    """All that `status` says, as JSON has it."""
+def collect_status(output: Output, options: Status, slots: pa.Table | None = None) -> dict[str, Any]:
+    """Everything that `status` shows, in the form of its JSON."""
     records = runs.read_all(output)
-    alive = {record["run_id"] for record in records if runs.is_alive(record)}
+    alive_ids = {record["run_id"] for record in records if runs.is_alive(record)}
     lines: list[Line] = []
-    going_on: list[dict[str, Any]] = []
+    paces: list[dict[str, Any]] = []
     for model_type in layout.model_types(options.model_type):
-        mine = [record for record in records if record.get("model_type") == model_type]
+        records_of_model = [record for record in records if record.get("model_type") == model_type]
         rows = _newest(output, model_type)
-        if not mine and not rows.num_rows:
+        if not records_of_model and not rows.num_rows:
             continue
-        there = np.asarray(pc.equal(rows["status"], "ok"))
-        if not options.index_only:
-            there = existing.are_there(output, model_type, rows)
-        lines += _lines(model_type, rows, there, _asked(options, slots, mine, rows))
-        running = [record for record in mine if record["run_id"] in alive]
-        if running:
-            going_on.append(_pace(model_type, rows, there, running))
+        if options.index_only:
+            is_done = np.asarray(pc.equal(rows["status"], "ok"))
+        else:
+            is_done = existing.mask_rows_with_files(output, model_type, rows)
+        requested = _requested_images(options, slots, records_of_model, rows)
+        lines += _count_by_step(model_type, rows, is_done, requested)
+        active_records = [record for record in records_of_model if record["run_id"] in alive_ids]
+        if active_records:
+            paces.append(_measure_pace(model_type, rows, is_done, active_records))
     if not lines and not records:
         raise OutputRefused(
             f"--output_base_path {output.url}: holds no index and no run's record", flag="output_base_path"
@@ -93,8 +97,8 @@ def look(output: Output, options: Status, slots: pa.Table | None = None) -> dict
     return {
         "output": output.url,
         "images": [dataclasses.asdict(line) for line in lines],
-        "runs": [_run(record, record["run_id"] in alive) for record in records],
-        "going_on": going_on,
+        "runs": [_summarize_run(record, record["run_id"] in alive_ids) for record in records],
+        "going_on": paces,
     }
 
 
@@ -106,71 +110,95 @@ def _slots(options: Status) -> pa.Table | None:
 
 
 def _newest(output: Output, model_type: str) -> pa.Table:
-    rows = index.read(output, model_type, _COLUMNS)
+    rows = index.read_rows(output, model_type, _COLUMNS)
     return rows.take(pa.array(index.newest(rows)))
 
 
-def _asked(options: Status, slots: pa.Table | None, records: list[dict[str, Any]], rows: pa.Table) -> Asked | None:
-    """What was asked; None where neither annotations nor a record says it."""
-    of_runs = asked.of_records(records)
-    found = of_runs if slots is None else asked.of_slots(slots, of_runs.captures)
-    if not found.slots:
+def _requested_images(
+    options: Status, slots: pa.Table | None, records: list[dict[str, Any]], rows: pa.Table
+) -> RequestedImages | None:
+    """What was requested; None where neither annotations nor a record says it."""
+    requested = asked.of_records(records)
+    if slots is not None:
+        # annotations name no captures: those of the runs and of the index
+        captures = requested.captures | set(_captures(rows))
+        requested = asked.of_slots(slots, captures)
+    if not requested.slots:
         return None
-    captures = found.captures | (set(_captures(rows)) if slots is not None else set())
-    if options.snapshot or options.steps:
-        snapshots = {options.snapshot} if options.snapshot else {snapshot for snapshot, _ in captures} or {"xt"}
-        steps = set(options.steps) or {step for _, step in captures}
-        captures = set(itertools.product(snapshots, steps))
-    return dataclasses.replace(found, captures=captures)
+    if not options.snapshot and not options.steps:
+        return requested
+    snapshots = {snapshot for snapshot, _ in requested.captures} or {"xt"}
+    if options.snapshot:
+        snapshots = {options.snapshot}
+    steps = set(options.steps) or {step for _, step in requested.captures}
+    return dataclasses.replace(requested, captures=set(itertools.product(snapshots, steps)))
 
 
-def _lines(model_type: str, rows: pa.Table, there: np.ndarray, wanted: Asked | None) -> list[Line]:
-    included = np.ones(rows.num_rows, bool) if wanted is None else wanted.includes(rows)
-    captures = set(_captures(rows)) if wanted is None else wanted.captures
-    failed = np.asarray(pc.equal(rows["status"], "failed"))
-    sizes = np.asarray(rows["bytes"].fill_null(0))
+def _count_by_step(
+    model_type: str, rows: pa.Table, is_done: np.ndarray, requested: RequestedImages | None
+) -> list[Line]:
+    """One line per step; of all rows where nobody says what was requested."""
+    if requested is None:
+        is_counted = np.ones(rows.num_rows, bool)
+        captures = set(_captures(rows))
+    else:
+        is_counted = requested.includes(rows)
+        captures = requested.captures
+    is_failed = np.asarray(pc.equal(rows["status"], "failed"))
+    bytes_of_row = np.asarray(rows["bytes"].fill_null(0))
     lines = []
     for snapshot, step in sorted(captures, key=lambda capture: (capture[0] != "xt", capture[1])):
-        of_step = included & _is(rows, snapshot, step)
-        is_done = of_step & there
-        done, gave_up = int(is_done.sum()), int((of_step & failed).sum())
+        is_of_step = is_counted & index.is_of_capture(rows, snapshot, step)
+        done = int((is_of_step & is_done).sum())
+        failed = int((is_of_step & is_failed).sum())
         total = missing = None
-        if wanted is not None:
-            total = wanted.slots
-            missing = total - done - gave_up
-        lines.append(Line(model_type, snapshot, step, total, done, gave_up, missing, int(sizes[is_done].sum())))
+        if requested is not None:
+            total = requested.slots
+            missing = total - done - failed
+        total_bytes = int(bytes_of_row[is_of_step & is_done].sum())
+        lines.append(Line(model_type, snapshot, step, total, done, failed, missing, total_bytes))
     return lines
 
 
-def _pace(model_type: str, rows: pa.Table, there: np.ndarray, running: list[dict[str, Any]]) -> dict[str, Any]:
-    """How fast the runs that are going on draw a model's images, and how long what they were asked for will take."""
-    wanted = asked.of_records(running)
-    ids = pa.array([record["run_id"] for record in running])
-    by_them = np.asarray(pc.is_in(rows["run_id"], value_set=ids))
-    now = time.time()
-    ages = now - np.asarray(rows["created_at"].cast(pa.int64())) / 1e6
-    recent = ages[by_them & (ages < RATE_SECONDS)]
-    # the first rows came at the end of the time that they took: counted from them, they don't count
-    span = recent.max(initial=0.0)
-    drawn = int((recent < span).sum())
-    rate = drawn / span if drawn else 0.0
-    of_capture = np.logical_or.reduce(
-        [_is(rows, *capture) for capture in wanted.captures] or [np.zeros(len(ages), bool)]
-    )
-    # what failed before is tried again; what failed in these runs is not
-    settled = wanted.includes(rows) & of_capture & (there | (by_them & ~np.asarray(pc.equal(rows["status"], "ok"))))
-    left = max(0, wanted.slots * len(wanted.captures) - int(settled.sum())) if wanted.slots else None
+def _measure_pace(
+    model_type: str, rows: pa.Table, is_done: np.ndarray, active_records: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """How fast the active runs generate a model's images, and how long the rest of what they requested will take."""
+    run_ids = pa.array([record["run_id"] for record in active_records])
+    is_of_active_run = np.asarray(pc.is_in(rows["run_id"], value_set=run_ids))
+    ages = time.time() - np.asarray(rows["created_at"].cast(pa.int64())) / 1e6
+    recent_ages = ages[is_of_active_run & (ages < RATE_SECONDS)]
+    # The oldest recent rows start the clock. They are not counted: generating them took time before it.
+    seconds = recent_ages.max(initial=0.0)
+    images = int((recent_ages < seconds).sum())
+    rate = images / seconds if images else 0.0
+    images_left = _count_images_left(rows, is_done, is_of_active_run, asked.of_records(active_records))
     return {
         "model": model_type,
-        "run_ids": ids.to_pylist(),
+        "run_ids": run_ids.to_pylist(),
         "images_per_second": round(rate, 2),
-        "images_left": left,
-        "seconds_left": round(left / rate) if rate and left is not None else None,
+        "images_left": images_left,
+        "seconds_left": round(images_left / rate) if rate and images_left is not None else None,
     }
 
 
-def _run(record: dict[str, Any], alive: bool) -> dict[str, Any]:
-    """What is said of a run. One that says it is running but isn't has died."""
+def _count_images_left(
+    rows: pa.Table, is_done: np.ndarray, is_of_active_run: np.ndarray, requested: RequestedImages
+) -> int | None:
+    """How many requested images the active runs have yet to generate; None if their records don't say."""
+    if not requested.slots:
+        return None
+    is_of_capture = np.zeros(rows.num_rows, bool)
+    for snapshot, step in requested.captures:
+        is_of_capture |= index.is_of_capture(rows, snapshot, step)
+    # images that failed in an earlier run are tried again, those that failed in these runs are not
+    is_failed = is_of_active_run & ~np.asarray(pc.equal(rows["status"], "ok"))
+    is_settled = requested.includes(rows) & is_of_capture & (is_done | is_failed)
+    return max(0, requested.slots * len(requested.captures) - int(is_settled.sum()))
+
+
+def _summarize_run(record: dict[str, Any], alive: bool) -> dict[str, Any]:
+    """What the report says about a run. One whose record says that it is running but that is not alive has died."""
     summary = record.get("summary") or {}
     counts = record.get("counts") or {}
     state = record.get("state")
@@ -189,7 +217,7 @@ def _run(record: dict[str, Any], alive: bool) -> dict[str, Any]:
 
 
 def _seconds(record: dict[str, Any], alive: bool) -> int | None:
-    """From its start to its end, to now, or to its last heartbeat."""
+    """From a run's start to its end, to now if it is alive, or else to its last heartbeat."""
     try:
         started = datetime.datetime.fromisoformat(record["started_at"])
         last = record.get("ended_at") or record["heartbeat_at"]
@@ -204,22 +232,21 @@ def _captures(rows: pa.Table) -> list[tuple[str, int]]:
     return [(pair["snapshot"], pair["step"]) for pair in pairs]
 
 
-def _is(rows: pa.Table, snapshot: str, step: int) -> np.ndarray:
-    return np.asarray(pc.and_(pc.equal(rows["snapshot"], snapshot), pc.equal(rows["step"], step)))
-
-
 def _show(report: dict[str, Any], options: Status) -> None:
     if options.format == "json":
         text = json.dumps(report, ensure_ascii=False, indent=None if options.watch else 1)
     else:
-        text = _text(report)
+        text = _format_report(report)
         if options.watch:
-            clear = "\x1b[H\x1b[2J" if sys.stdout.isatty() else ""
-            text = f"{clear}{datetime.datetime.now():%H:%M:%S}  {text}" + ("" if clear else "\n")
+            text = f"{datetime.datetime.now():%H:%M:%S}  {text}"
+            if sys.stdout.isatty():
+                text = f"{CLEAR_SCREEN}{text}"
+            else:
+                text += "\n"  # an empty line between reports
     print(text, flush=True)
 
 
-def _text(report: dict[str, Any]) -> str:
+def _format_report(report: dict[str, Any]) -> str:
     lines = [report["output"]]
     table = [["model", "snapshot", *NUMBERS]]
     for row in report["images"]:
@@ -227,19 +254,22 @@ def _text(report: dict[str, Any]) -> str:
         table.append([row["model"], row["snapshot"], *numbers])
     lines += text_table.align(table, right=range(2, len(table[0])))
     if any(row["asked"] is None for row in report["images"]):
-        lines.append("?: no run's record says what was asked; --json_file does")
+        lines.append("?: requested number unknown; pass --json_file")
     shown = report["runs"][-MOST_RUNS:]
     if len(shown) < len(report["runs"]):
         lines.append(f"and {len(report['runs']) - len(shown):,} runs before these (--format json names all)")
-    lines += [_run_text(run) for run in shown]
-    for pace in report["going_on"]:
-        left = "" if pace["images_left"] is None else f", {pace['images_left']:,} images to go"
-        eta = "?" if pace["seconds_left"] is None else duration(pace["seconds_left"])
-        lines.append(f"{pace['model']}: going on, {pace['images_per_second']:.1f} images/s{left}, {eta} left")
+    lines += [_format_run(run) for run in shown]
+    lines += [_format_pace(pace) for pace in report["going_on"]]
     return "\n".join(lines)
 
 
-def _run_text(run: dict[str, Any]) -> str:
+def _format_pace(pace: dict[str, Any]) -> str:
+    images_left = "" if pace["images_left"] is None else f", {pace['images_left']:,} images to go"
+    eta = "?" if pace["seconds_left"] is None else duration(pace["seconds_left"])
+    return f"{pace['model']}: active, {pace['images_per_second']:.1f} images/s{images_left}, {eta} left"
+
+
+def _format_run(run: dict[str, Any]) -> str:
     took = "?" if run["seconds"] is None else duration(run["seconds"])
     written = "" if run["images_written"] is None else f", {run['images_written']:,} images"
     failed = f", {run['images_failed']:,} failed" if run["images_failed"] else ""

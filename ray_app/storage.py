@@ -1,9 +1,10 @@
-"""One OUTPUT's files, on a filesystem or in an object store: what can be read there, and what writes whole files.
+"""The files of one OUTPUT, on a filesystem or in an object store: reading them, and writing whole files.
 Knows paths and bytes, nothing of images, rows or runs; each kind is a module, `local_storage` and `object_storage`."""
 
 import abc
 import contextlib
 import fnmatch
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -30,7 +31,7 @@ class Entry(NamedTuple):
 
 
 LATE_WRITERS_SECONDS, LATE_WRITERS_TRIES = 1.0, 5
-"""For how long, and how often, staging is removed again after a run that is cut short."""
+"""For how long, and how often, staging is removed again after an interrupted run."""
 
 Sink = Path | IO[bytes]
 """Where a library may write a file's content to."""
@@ -39,23 +40,23 @@ Sink = Path | IO[bytes]
 class Output(abc.ABC):
     """One OUTPUT. Made by `open_output`; files are written by its `Writer`.
 
-    Paths are relative to OUTPUT, with forward slashes. Every OSError that leaves it names the place (`filename`) and
-    says what can't be done and why (`strerror`); FileNotFoundError where something is gone.
+    Paths are relative to OUTPUT, with forward slashes. Every OSError that it raises names the place (`filename`) and
+    says what can't be done and why (`strerror`); it is a FileNotFoundError where something does not exist.
     """
 
-    everywhere = False
-    """Every node of a cluster reaches it by the same name."""
-    at_once = 1
-    """Files to write or remove at a time: where each is a request, waiting for one after the other is slow."""
+    reachable_from_all_nodes = False
+    """Whether every node of a cluster reaches it by the same name."""
+    parallel_requests = 1
+    """How many files are written or removed at a time: where each is a request, one after the other is slow."""
 
     def __init__(self, url: str, filesystem: Any):
         self.url = url
-        """As a person names it: an absolute path, or s3://bucket/prefix."""
+        """As messages name it: an absolute path, or s3://bucket/prefix."""
         self.filesystem = filesystem
         """The pyarrow filesystem that `path` is a path of."""
 
-    def at(self, relative: str) -> str:
-        """A file of OUTPUT as a person names it."""
+    def display_path(self, relative: str) -> str:
+        """A file of OUTPUT as messages name it."""
         return f"{self.url}/{relative}"
 
     @abc.abstractmethod
@@ -64,7 +65,7 @@ class Output(abc.ABC):
 
     @abc.abstractmethod
     def exists(self) -> bool:
-        """Whether there is anything at OUTPUT yet."""
+        """Whether OUTPUT exists."""
 
     @abc.abstractmethod
     def check_writable(self) -> None:
@@ -72,11 +73,11 @@ class Output(abc.ABC):
 
     @abc.abstractmethod
     def writer(self, run_id: str) -> "Writer":
-        """What writes files here for a run. Use `writing`, which also removes what is left unfinished."""
+        """What writes a run's files. Use `writing`, which also removes unfinished files."""
 
     @abc.abstractmethod
     def entries(self, folder: str) -> Iterator[Entry]:
-        """A folder's files and folders; none if there is no such folder."""
+        """A folder's files and folders; none if it does not exist."""
 
     @abc.abstractmethod
     def files(self, folder: str) -> Iterator[Entry]:
@@ -84,7 +85,7 @@ class Output(abc.ABC):
 
     @abc.abstractmethod
     def remove(self, relative: str) -> None:
-        """Remove a file; nothing if it is gone already."""
+        """Remove a file, if it exists."""
 
     @abc.abstractmethod
     def remove_empty(self, folder: str) -> None:
@@ -92,7 +93,7 @@ class Output(abc.ABC):
 
     @abc.abstractmethod
     def set_aside(self, relative: str) -> None:
-        """Move a file out of the tree, under the path that it had; overwrites nothing. No harm if it is gone."""
+        """Move a file to OUTPUT/.set_aside, under the path that it had, if it exists; overwrites nothing."""
 
     @abc.abstractmethod
     def sync(self, relative: str) -> None:
@@ -100,28 +101,28 @@ class Output(abc.ABC):
 
     @abc.abstractmethod
     def locked(self, folder: str) -> contextlib.AbstractContextManager[None]:
-        """Keep others that lock the same folder out, where that is possible; Refused if one is in it."""
+        """Hold a lock on a folder, where that is possible; raises Refused if another process holds it."""
 
     @abc.abstractmethod
     def remove_staging(self, run_id: str) -> None:
-        """Remove what a run has staged, and the place for it if no other run uses it."""
+        """Remove what a run has staged, and the staging folder if no other run uses it."""
 
     @abc.abstractmethod
     def staging_age(self, run_id: str) -> float:
-        """Seconds since something changed in a run's staging; 0 if there is none."""
+        """Seconds since something changed in a run's staging; 0 if it has none."""
 
     @abc.abstractmethod
     def now(self) -> float:
         """The time by the clock that stamps the files, in seconds: another host's may differ by minutes."""
 
     @contextlib.contextmanager
-    def writing(self, run_id: str, elsewhere: bool = False) -> Iterator["Writer"]:
-        """A run's writer; what it has staged is removed on every way out.
+    def writing(self, run_id: str, others_write: bool = False) -> Iterator["Writer"]:
+        """A run's writer; what it has staged is removed on every exit path.
 
         Args:
-            elsewhere: other processes write with copies of it, and may end a moment after a run that is cut short.
+            others_write: other processes write with copies of it, and may end a moment after an interrupted run.
         """
-        tries = LATE_WRITERS_TRIES if elsewhere else 1
+        tries = LATE_WRITERS_TRIES if others_write else 1
         try:
             yield self.writer(run_id)
             tries = 1
@@ -145,9 +146,9 @@ class Output(abc.ABC):
             return file.read()
 
     def list_names(self, folder: str, pattern: str) -> list[str]:
-        """Sorted relative paths of a folder's files that match; empty if there is no such folder.
+        """Sorted relative paths of a folder's files that match; empty if it does not exist.
 
-        Files that a system leaves of its own accord are passed over, see `layout.is_clutter`.
+        Files that an operating system makes by itself are skipped, see `layout.is_clutter`.
         """
         names = (entry.name for entry in self.entries(folder) if entry.is_file and not layout.is_clutter(entry.name))
         return [f"{folder}/{name}" for name in sorted(fnmatch.filter(names, pattern))]
@@ -156,33 +157,38 @@ class Output(abc.ABC):
         """Sorted names of a folder's folders."""
         return sorted(entry.name for entry in self.entries(folder) if entry.is_folder)
 
-    def sizes(self, folder: str) -> dict[str, int]:
+    def file_sizes(self, folder: str) -> dict[str, int]:
         """The files two levels below a step's folder (`combined/NAME`) with their sizes in bytes."""
-        pairs = ((name, entry) for name in self.folders(folder) for entry in self.entries(f"{folder}/{name}"))
-        return {f"{name}/{entry.name}": entry.bytes for name, entry in pairs}
+        sizes = {}
+        for subfolder in self.folders(folder):
+            for entry in self.entries(f"{folder}/{subfolder}"):
+                sizes[f"{subfolder}/{entry.name}"] = entry.bytes
+        return sizes
 
     def step_folders(self, model_type: str) -> list[layout.StepFolder]:
-        """The step folders of a model that are there, sorted by snapshot and step."""
-        found = (layout.parse_step_folder(name) for name in self.folders())
-        mine = (folder for folder in found if folder is not None and folder.model_type == model_type)
-        return sorted(mine, key=lambda folder: (folder.snapshot != "xt", folder.step))
+        """The existing step folders of a model, sorted by snapshot and step."""
+        parsed = (layout.parse_step_folder(name) for name in self.folders())
+        of_model = (folder for folder in parsed if folder is not None and folder.model_type == model_type)
+        return sorted(of_model, key=lambda folder: (folder.snapshot != "xt", folder.step))
 
     def remove_feature_caches(self, step_folder: str) -> int:
         """Remove retrieval scripts' feature caches of a step's folder; how many there were."""
         folders = [step_folder, *(f"{step_folder}/{name}" for name in self.folders(step_folder))]
-        stale = [name for folder in folders for kind in layout.FEATURE_CACHES for name in self.list_names(folder, kind)]
-        self.remove_all(stale)
-        return len(stale)
+        stale_files = []
+        for folder, pattern in itertools.product(folders, layout.FEATURE_CACHES):
+            stale_files += self.list_names(folder, pattern)
+        self.remove_all(stale_files)
+        return len(stale_files)
 
     def remove_all(self, names: Iterable[str]) -> None:
         """Remove files, in any order."""
         self.for_each(self.remove, names)
 
     def for_each(self, do: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-        """The results of something that waits for files of OUTPUT, `at_once` at a time."""
-        if self.at_once == 1:
+        """The results of calls that each wait for files of OUTPUT, `parallel_requests` at a time."""
+        if self.parallel_requests == 1:
             return list(map(do, items))
-        with ThreadPoolExecutor(self.at_once) as pool:
+        with ThreadPoolExecutor(self.parallel_requests) as pool:
             return list(pool.map(do, items))
 
 
@@ -194,7 +200,7 @@ class Writer(abc.ABC):
 
     @abc.abstractmethod
     def begin(self) -> None:
-        """Try whether files can be written, and make what is needed, before a run's first image.
+        """Check that files can be written, and create what is needed, before a run's first image.
 
         Raises:
             Refused: they can't.
@@ -204,7 +210,7 @@ class Writer(abc.ABC):
     def write_with(self, relative: str, write: Callable[[Any], object]) -> None:
         """Write a whole file or nothing, by a function that writes its content to a `Sink`.
 
-        What can pass (a full disk, a server's hiccup) is tried again for some 15 s, see `patience`.
+        Transient errors (a full disk, an overloaded server) are retried for some 15 s, see `patience`.
         """
 
     @abc.abstractmethod
@@ -216,7 +222,7 @@ def open_output(url: str) -> Output:
     """An OUTPUT by its local path, or by its URL in an object store.
 
     Raises:
-        Refused: no name of a folder, or of a kind of store that isn't known.
+        Refused: not the name of a folder, or of a known kind of store.
     """
     if not url.strip():
         raise OutputRefused(f"--output_base_path {url!r}: not the name of a folder", flag="output_base_path")

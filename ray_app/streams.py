@@ -1,4 +1,4 @@
-"""Standard output and error that a command outlives: what reads them may go, a disk may fill, or there is none at all.
+"""Standard output and error whose failure does not end a command: a closed pipe, a full disk, or no stream at all.
 Knows streams; nothing of what is printed."""
 
 import contextlib
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class Lasting:
-    """A stream whose troubles end what it shows, not the program: from the first error on it goes nowhere."""
+    """A stream whose errors do not end the program: from the first error on, what is written to it is dropped."""
 
     def __init__(self, stream: Any, quits: bool):
         self._stream, self._quits = stream, quits
@@ -29,9 +29,9 @@ class Lasting:
         try:
             yield
         except OSError as error:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())  # for what is still in its buffer, too
-            os.close(nowhere)
+            devnull = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(devnull, self._stream.fileno())  # also drops what is still in the stream's buffer
+            os.close(devnull)
             if self._quits and isinstance(error, BrokenPipeError):
                 raise
 
@@ -41,22 +41,22 @@ class Lasting:
 
 @contextlib.contextmanager
 def lasting(quits: bool) -> Iterator[None]:
-    """Standard output and error as `Lasting`; letters that their encoding lacks are replaced.
+    """Make standard output and error `Lasting`; characters that their encoding lacks are replaced.
 
     Args:
-        quits: raise BrokenPipeError when nobody reads standard output any more, as a command wants that only prints.
+        quits: raise BrokenPipeError when nobody reads standard output any more; for commands that only print.
     """
-    before = sys.stdout, sys.stderr
-    for stream in before:
+    original = sys.stdout, sys.stderr
+    for stream in original:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace" if stream is sys.stdout else "backslashreplace")
     with contextlib.ExitStack() as closing:
         streams: list[Any] = [
-            closing.enter_context(open(os.devnull, "w")) if stream is None else stream for stream in before
+            closing.enter_context(open(os.devnull, "w")) if stream is None else stream for stream in original
         ]
         sys.stdout, sys.stderr = Lasting(streams[0], quits), Lasting(streams[1], quits=False)  # type: ignore[assignment]
         try:
             yield
         finally:
             sys.stdout.flush()
-            sys.stdout, sys.stderr = before
+            sys.stdout, sys.stderr = original

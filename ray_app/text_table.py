@@ -7,23 +7,23 @@ GAP = "  "
 
 
 def align(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:
-    """Rows of cells, the head among them, as lines whose columns are as wide as their widest cell.
+    """Rows of cells, including the header, as lines whose columns are as wide as their widest cell.
 
     Args:
-        right: the columns that stand to the right, numbers say.
+        right: the columns that are aligned to the right, such as numbers.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        GAP.join(
-            cell.rjust(width) if column in right else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    lines = []
+    for row in rows:
+        cells = []
+        for column, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            cells.append(cell.rjust(width) if column in right else cell.ljust(width))
+        lines.append(GAP.join(cells).rstrip())
+    return lines
 
 
 def first(lines: Iterable[str], most: int, rest: str) -> Iterator[str]:
-    """The first `most` lines; if there are more, a last one that says how many, with `rest` behind the number."""
+    """The first `most` lines; if there are more, a last one that says how many, followed by `rest`."""
     left_out = 0
     for number, line in enumerate(lines):
         if number < most:

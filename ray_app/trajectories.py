@@ -1,5 +1,5 @@
-"""The slots of an output, each with its images by snapshot and step: what is shown, and exported, slot by slot.
-Knows the index and which files are there; nothing of pages or formats."""
+"""The slots of an output, each with its images by snapshot and step, as galleries and exports read them.
+Knows the index and which files exist; nothing of pages or formats."""
 
 import dataclasses
 import itertools
@@ -15,7 +15,7 @@ from ray_app.schema import KEY
 from ray_app.storage import Output
 
 OK, FAILED, MISSING = "ok", "failed", "missing"
-"""An image is there; could not be drawn; or its file is gone, or has another size than its row says."""
+"""An image exists; generating it failed; or its file does not exist or has another size than its row says."""
 
 _COLUMNS = (*KEY, "reference_img_id", "k", "status", "bytes", "path", "prompt", "seed", "denoise_id",
             "error_type", "error_message", "width", "height", "created_at")  # fmt: skip
@@ -27,7 +27,7 @@ Capture = tuple[str, int]
 
 @dataclasses.dataclass(frozen=True)
 class Trajectory:
-    """A slot: what it was drawn from, and the row of each capture that the index has, `status` as above."""
+    """A slot: what it was generated from, and the row of each capture that the index has, `status` as above."""
 
     model: str
     slot: dict[str, Any]
@@ -38,8 +38,8 @@ class Trajectories:
     """All slots of an output, read query by query.
 
     Args:
-        model_types: the families wanted.
-        steps, snapshot: captures wanted; every one where none is named.
+        model_types: the families to read.
+        steps, snapshot: the captures to read; all of them by default.
 
     Raises:
         Refused: the index has no such image.
@@ -55,35 +55,44 @@ class Trajectories:
         self._tables: dict[str, pa.Table] = {}
         captures: set[Capture] = set()
         for model_type in model_types:
-            rows = index.read(output, model_type, _COLUMNS)
+            rows = index.read_rows(output, model_type, _COLUMNS)
             rows = rows.take(pa.array(index.newest(rows)))
-            wanted = np.isin(np.asarray(rows["step"]), steps or np.asarray(rows["step"]))
+            is_selected = np.ones(rows.num_rows, bool)
+            if steps:
+                is_selected &= np.isin(np.asarray(rows["step"]), steps)
             if snapshot is not None:
-                wanted &= np.asarray(rows["snapshot"].to_numpy()) == snapshot
-            rows = rows.filter(pa.array(wanted))
+                is_selected &= np.asarray(rows["snapshot"].to_numpy()) == snapshot
+            rows = rows.filter(pa.array(is_selected))
             if not rows.num_rows:
                 continue
-            self._tables[model_type] = _with_status(rows, existing.are_there(output, model_type, rows))
+            has_file = existing.mask_rows_with_files(output, model_type, rows)
+            self._tables[model_type] = _with_status(rows, has_file)
             pairs = rows.group_by(["snapshot", "step"]).aggregate([]).to_pylist()
             captures |= {(pair["snapshot"], pair["step"]) for pair in pairs}
         if not self._tables:
-            what = " or ".join(model_types) + (f" at --steps {' '.join(map(str, steps))}" if steps else "")
-            raise OutputRefused(f"{output.at(layout.INDEX)}: no image of {what} in it; set --output_base_path")
+            what = " or ".join(model_types)
+            if steps:
+                what += f" at --steps {' '.join(map(str, steps))}"
+            raise OutputRefused(
+                f"{output.display_path(layout.INDEX)}: no image of {what} in it; set --output_base_path"
+            )
         self.captures = sorted(captures, key=lambda capture: (capture[0] != "xt", capture[1]))
         """(snapshot, step) of every image, xt before x0."""
-        # sorted: a query's rows stand together
+        # sorted by key: a query's rows are adjacent
         self._ids = {model_type: np.asarray(table["query_id"]) for model_type, table in self._tables.items()}
         self.query_ids: list[int] = np.unique(np.concatenate(list(self._ids.values()))).tolist()
         self.models = list(self._tables)
 
     def of(self, query_ids: Sequence[int]) -> Iterator[Trajectory]:
-        """The slots of these queries in the order of the ids; of one query by prompt and image, then by model."""
+        """The slots of these queries in the order of the ids; those of one query by prompt and image, then by model."""
         for query_id in query_ids:
-            found = [slot for model_type in self.models for slot in self._of_model(model_type, query_id)]
-            yield from sorted(found, key=lambda one: (one.slot["prompt_index"], one.slot["image_index"]))
+            slots: list[Trajectory] = []
+            for model_type in self.models:
+                slots += self._of_model(model_type, query_id)
+            yield from sorted(slots, key=lambda one: (one.slot["prompt_index"], one.slot["image_index"]))
 
     def rows(self, model_type: str) -> pa.Table:
-        """A model's rows, one an image, in the order of their keys."""
+        """A model's rows, one per image, in the order of their keys."""
         return self._tables[model_type]
 
     def _of_model(self, model_type: str, query_id: int) -> Iterator[Trajectory]:
@@ -91,15 +100,15 @@ class Trajectories:
         first, last = np.searchsorted(self._ids[model_type], [query_id, query_id + 1])
         rows = table.slice(first, last - first).to_pylist()
         for _, group in itertools.groupby(rows, key=lambda row: (row["prompt_index"], row["image_index"])):
-            mine = list(group)
-            newest = max(mine, key=lambda row: row["created_at"])
-            images = {(row["snapshot"], row["step"]): row for row in mine}
+            rows_of_slot = list(group)
+            newest = max(rows_of_slot, key=lambda row: row["created_at"])
+            images = {(row["snapshot"], row["step"]): row for row in rows_of_slot}
             yield Trajectory(model_type, {name: newest[name] for name in _OF_SLOT}, images)
 
 
-def _with_status(rows: pa.Table, there: np.ndarray) -> pa.Table:
-    """What the index says is ok is missing where its file is."""
+def _with_status(rows: pa.Table, has_file: np.ndarray) -> pa.Table:
+    """Rows with status "missing" instead of "ok" where the file does not exist."""
     rows = rows.combine_chunks()  # slices of one chunk cost nothing
     status = np.asarray(rows["status"].to_numpy(), dtype=object)
-    status[(status == OK) & ~there] = MISSING
+    status[(status == OK) & ~has_file] = MISSING
     return rows.set_column(rows.schema.get_field_index("status"), "status", pa.array(status, pa.string()))

@@ -1,5 +1,5 @@
-"""The verb `verify`: every check on every model of an output, the report, and the repair.
-Knows the order of things and how they are said; the checks are in `checks`, `redraw` and `repair`."""
+"""The command `verify`: every check on every model of an output, the report, and the repair.
+Knows the order of the checks and the report's form; the checks are in `checks` and `redraw`, the repair in `repair`."""
 
 import collections
 import datetime
@@ -23,14 +23,14 @@ from ray_app.storage import Output, open_output
 from ray_app.upkeep_options import Verify
 
 MOST_NAMED = 20
-"""Problems of a kind that the text report names; json names all."""
+"""How many problems of a kind the text report names; json names all."""
 
 
 def verify(options: Verify) -> int:
-    """Check, report and repair; the exit code.
+    """Check, repair and report; the exit code.
 
     Raises:
-        Refused: no output there, annotations that can't be read, or --repair while a run is going on.
+        Refused: the output does not exist, annotations that can't be read, or --repair while a run is active.
     """
     output = open_output(options.output_base_path)
     slots = _slots(options)
@@ -44,17 +44,18 @@ def verify(options: Verify) -> int:
         progress.close()
     order = list(checks.KINDS)
     problems.sort(key=lambda problem: order.index(problem.kind))
-    report = _report(output, models, problems)
+    report = _build_report(output, models, problems)
     if options.repair and problems:
         with output.writing(runs.new_id()) as writer:
             report["repaired"] = repair(writer, models, problems)
         report["to_redraw"] = to_redraw(problems)
-    print(json.dumps(report, ensure_ascii=False, indent=1) if options.format == "json" else _text(report), flush=True)
+    text = json.dumps(report, ensure_ascii=False, indent=1) if options.format == "json" else _format_report(report)
+    print(text, flush=True)
     return PROBLEMS if problems else OK
 
 
 def _slots(options: Verify) -> pa.Table | None:
-    """The slots of the annotations, if they are to be checked; of their seeds and formats nothing is asked."""
+    """The slots of the annotations, if they are to be checked; their seeds and image formats are not checked."""
     if options.json_file is None:
         return None
     annotations = circo.load(options.json_file, options.prompt_field, options.num_prompts)
@@ -67,43 +68,45 @@ def _models(output: Output, options: Verify) -> list[Model]:
     if not output.exists():
         raise OutputRefused(f"--output_base_path {output.url}: no such folder", flag="output_base_path")
     model_types = layout.model_types(options.model_type)
-    there = [
+    existing_models = [
         name
         for name in model_types
         if output.list_names(layout.index_folder(name), "*.parquet") or output.step_folders(name)
     ]
-    if not there:
+    if not existing_models:
         raise OutputRefused(
             f"--output_base_path {output.url}: holds no index and no images of {' or '.join(model_types)}"
         )
     columns = checks.COLUMNS if options.json_file is None else (*checks.COLUMNS, "prompt")
     since = _running_since(output)
-    return [_model(output, name, columns, since) for name in there]
+    return [_model(output, name, columns, since) for name in existing_models]
 
 
 @retry_if_compacted
 def _model(output: Output, model_type: str, columns: Sequence[str], since: float | None) -> Model:
-    found = Partition.open(output, model_type)
-    return Model(output, model_type, found, found.read(columns, whole=True), since)
+    partition = Partition.open(output, model_type)
+    return Model(output, model_type, partition, partition.read(columns, whole=True), since)
 
 
 def _running_since(output: Output) -> float | None:
-    """When the first of the runs began that may be going on, in seconds since the epoch; says so."""
-    records = runs.going_on(output)
+    """When the first of the runs that may be active began, in seconds since the epoch; warns of each such run."""
+    records = runs.active_runs(output)
     for record in records:
+        path = output.display_path(layout.run_file(record["run_id"]))
         LOG.warning(
-            f"{output.at(layout.run_file(record['run_id']))}: says it is running on {record['host']};"
-            " images without a row that were written since its start are not called strays"
+            f"{path}: its record says it is active on {record['host']};"
+            " images without a row that were written since its start are not reported as stray files"
         )
-    return min((datetime.datetime.fromisoformat(r["started_at"]).timestamp() for r in records), default=None)
+    starts = [datetime.datetime.fromisoformat(record["started_at"]).timestamp() for record in records]
+    return min(starts, default=None)
 
 
 def _check_repairable(output: Output) -> None:
-    """Raise Refused while a run is going on: what it has in hand looks like damage."""
-    going_on = runs.going_on(output)
-    if going_on:
-        record = output.at(layout.run_file(going_on[0]["run_id"]))
-        raise OutputRefused(f"{record}: this run is going on; wait for its end, or verify without --repair")
+    """Raise Refused while a run is active: its unfinished files look like damage."""
+    active = runs.active_runs(output)
+    if active:
+        record = output.display_path(layout.run_file(active[0]["run_id"]))
+        raise OutputRefused(f"{record}: run still active; wait for its end, or verify without --repair")
     output.check_writable()
 
 
@@ -120,28 +123,28 @@ def _problems(
                 yield from model.check_slots(slots)
     yield from checks.check_staging(output)
     for model, numbers in _chosen(models, options):
-        yield from redraw(model.model_type, model.found, numbers)
+        yield from redraw(model.model_type, model.partition, numbers)
 
 
 def _chosen(models: list[Model], options: Verify) -> Iterator[tuple[Model, np.ndarray]]:
-    """The numbers of each model's rows that are drawn again, chosen among all ok ones by --seed."""
-    ok = [model.newest[np.asarray(model.rows["status"]) == "ok"] for model in models]
-    owner = np.repeat(np.arange(len(models)), [len(numbers) for numbers in ok])
-    numbers = np.concatenate(ok)
+    """The numbers of each model's rows whose images are generated again: --redraw of all ok rows, chosen by --seed."""
+    ok_rows = [model.newest[np.asarray(model.rows["status"]) == "ok"] for model in models]
+    numbers = np.concatenate(ok_rows)
+    model_of_number = np.repeat(np.arange(len(models)), [len(rows) for rows in ok_rows])
     chosen = np.random.default_rng(options.seed).permutation(len(numbers))[: options.redraw]
     for place, model in enumerate(models):
-        mine = chosen[owner[chosen] == place]
-        if len(mine):
-            yield model, numbers[mine]
+        chosen_of_model = chosen[model_of_number[chosen] == place]
+        if len(chosen_of_model):
+            yield model, numbers[chosen_of_model]
 
 
-def _report(output: Output, models: list[Model], problems: list[Problem]) -> dict[str, Any]:
+def _build_report(output: Output, models: list[Model], problems: list[Problem]) -> dict[str, Any]:
     counts = collections.Counter(problem.kind for problem in problems)
     fields = ("kind", "name", "detail")
     return {
         "output": str(output.url),
         "models": [model.model_type for model in models],
-        "parts": sum(len(model.found.names) for model in models),
+        "parts": sum(len(model.partition.names) for model in models),
         "rows": sum(model.rows.num_rows for model in models),
         "files": sum(model.files for model in models),
         "bytes": sum(model.bytes for model in models),
@@ -150,25 +153,25 @@ def _report(output: Output, models: list[Model], problems: list[Problem]) -> dic
     }
 
 
-def _text(report: dict[str, Any]) -> str:
+def _format_report(report: dict[str, Any]) -> str:
     lines = [
         f"{report['output']}: {report['rows']:,} images in the index ({report['parts']:,} parts),"
         f" {report['files']:,} files, {report['bytes']:,} bytes"
     ]
     lines += [f"{count:>9,}  {kind:<20} {checks.KINDS[kind].meaning}" for kind, count in report["counts"].items()]
     for kind in report["counts"]:
-        mine = [problem for problem in report["problems"] if problem["kind"] == kind]
-        named = (f"{problem['name']}: {problem['detail']}" for problem in mine)
+        problems = [problem for problem in report["problems"] if problem["kind"] == kind]
+        named = (f"{problem['name']}: {problem['detail']}" for problem in problems)
         shown = text_table.first(named, MOST_NAMED, " (--format json names all)")
         lines += ["", f"{kind}:", *(f"  {line}" for line in shown)]
     if not report["counts"]:
         lines.append("clean")
     if "repaired" in report:
-        done = ", ".join(f"{count:,} {what}" for what, count in report["repaired"].items()) or "nothing"
-        again = ", ".join(f"{count:,} of {folder}" for folder, count in report["to_redraw"].items()) or "none"
+        repaired = ", ".join(f"{count:,} {what}" for what, count in report["repaired"].items())
+        to_redraw = ", ".join(f"{count:,} of {folder}" for folder, count in report["to_redraw"].items())
         lines += [
             "",
-            f"repaired: {done}",
-            f"images that `proxyqueue generate` with the run's flags draws again: {again}",
+            f"repaired: {repaired or 'nothing'}",
+            f"images that `proxyqueue generate` with the run's flags regenerates: {to_redraw or 'none'}",
         ]
     return "\n".join(lines)

@@ -1,5 +1,5 @@
-"""The views `images` and `runs` of an output in a DuckDB that can do nothing else: no other file, no change.
-Knows how DuckDB is locked and which parts count; nothing of what is asked."""
+"""The views `images` and `runs` of an output in a DuckDB that can read nothing else and change nothing.
+Knows how DuckDB is locked and which parts count; nothing of the queries."""
 
 import contextlib
 import datetime
@@ -18,22 +18,22 @@ from ray_app.schema import KEY
 from ray_app.storage import Output
 
 CHECKED_ROWS = 200_000
-"""Up to so many rows all pages are compared with their checksums first, in 0.1 s; of more rows those that are read."""
+"""Up to so many rows, every page is verified before a query (0.1 s); with more rows, only pages that a query reads."""
 
 RUN_COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "run_id": (pa.string(), "the run; in each of its images' rows too"),
-    "state": (pa.string(), "running, complete, some failed, interrupted, failed; died: it ended without a word"),
+    "state": (pa.string(), "running, complete, some failed, interrupted, failed; died: it ended without recording it"),
     "model_type": (pa.string(), "sdxl or flux"),
     "started_at": (pa.timestamp("s", tz="UTC"), "when it began"),
-    "heartbeat_at": (pa.timestamp("s", tz="UTC"), "when its driver was last heard of"),
-    "ended_at": (pa.timestamp("s", tz="UTC"), "when it ended; null while it runs, and if it died"),
+    "heartbeat_at": (pa.timestamp("s", tz="UTC"), "when its driver last wrote its record"),
+    "ended_at": (pa.timestamp("s", tz="UTC"), "when it ended; null while it runs or if it died"),
     "host": (pa.string(), "where its driver ran"),
-    "pid": (pa.int64(), "as which process"),
-    "images_written": (pa.int64(), "images it drew; null before its end"),
-    "images_skipped": (pa.int64(), "images that were there"),
-    "images_failed": (pa.int64(), "images it could not draw"),
-    "wall_seconds": (pa.float64(), "with starting Ray and loading models"),
-    "images_per_second": (pa.float64(), "over all of it"),
+    "pid": (pa.int64(), "the driver's process id"),
+    "images_written": (pa.int64(), "images that it generated; null until it ends"),
+    "images_skipped": (pa.int64(), "requested images that existed already"),
+    "images_failed": (pa.int64(), "images that failed"),
+    "wall_seconds": (pa.float64(), "duration, including starting Ray and loading models"),
+    "images_per_second": (pa.float64(), "images_written per second of wall_seconds"),
     "error": (pa.string(), "why it failed"),
     "command": (pa.string(), "its command line"),
     "options": (pa.string(), "JSON: every flag"),
@@ -47,21 +47,21 @@ _JSON = ("options", "recipe", "versions")
 
 @contextlib.contextmanager
 def connected(output: Output) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A locked in-memory DuckDB with both views; each model's partition is read only if it is asked for.
+    """A locked in-memory DuckDB with both views; a partition is read when a query uses it.
 
     Raises:
-        Refused: no index there, or a part that may be whole can't be opened.
-        FileNotFoundError: a part is gone since it was listed; call it again.
+        Refused: the output has no index, or a part that may be whole can't be opened.
+        FileNotFoundError: a part does not exist any more, as after a compaction; call it again.
     """
     with tempfile.TemporaryDirectory(prefix="proxyqueue-") as scratch, duckdb.connect(":memory:") as connection:
         partitions = _partitions(output)
         try:
             _define(connection, output, partitions, scratch)
             yield connection
-        except duckdb.Error as error:  # DuckDB says many things of a file that isn't there
-            listed = {name for model_type in partitions for name in part_names(output, model_type)}
-            if not listed.issuperset(name for partition in partitions.values() for name in partition.names):
-                raise FileNotFoundError from error
+        except duckdb.Error as error:  # DuckDB reports a missing file in many ways: list the parts again
+            for model_type, partition in partitions.items():
+                if not set(partition.names).issubset(part_names(output, model_type)):
+                    raise FileNotFoundError from error
             raise
 
 
@@ -70,7 +70,7 @@ def _define(
 ) -> None:
     selects = []
     for model_type, partition in partitions.items():
-        # not read by DuckDB itself, which does not compare pages with their checksums and can't name every output
+        # DuckDB does not read the files itself: it can't verify page checksums or read every kind of OUTPUT
         connection.register(f"parts_{model_type}", partition.dataset())
         selects.append(
             f"(SELECT *, '{model_type}' AS model FROM parts_{model_type} QUALIFY row_number() OVER"
@@ -85,9 +85,9 @@ def _define(
 
 
 def find_damaged(output: Output) -> bool:
-    """Read every part whole, now that DuckDB could not; whether one is damaged that was not known to be."""
-    found = [partition.find_damage() for partition in _readable(output).values()]
-    return any(found)
+    """Read every part whole, after DuckDB failed to read one; whether this found damaged parts."""
+    has_damage = [partition.find_damage() for partition in _readable(output).values()]  # all of them, not up to a first
+    return any(has_damage)
 
 
 def run_table(output: Output) -> pa.Table:
@@ -102,11 +102,13 @@ def run_table(output: Output) -> pa.Table:
 
 
 def _partitions(output: Output) -> dict[str, Partition]:
-    """Each model's parts that count; those that are damaged are said."""
+    """Each model's partition; warns of damaged parts."""
     partitions = _readable(output)
     if not partitions:
-        raise OutputRefused(f"{output.at(layout.INDEX)}: no part of an index there; set --output_base_path")
-    rows = sum(footer.rows for partition in partitions.values() for footer in partition.footers.values())
+        raise OutputRefused(f"{output.display_path(layout.INDEX)}: no index; set --output_base_path")
+    rows = 0
+    for partition in partitions.values():
+        rows += sum(footer.rows for footer in partition.footers.values())
     for partition in partitions.values():
         if rows <= CHECKED_ROWS:
             partition.find_damage()
@@ -121,9 +123,9 @@ def _readable(output: Output) -> dict[str, Partition]:
 
 
 def _lock(connection: duckdb.DuckDBPyConnection, scratch: str) -> None:
-    """From here on it reads what is registered and its own scratch; no extension comes, no setting goes."""
+    """From this call on it reads only what is registered and its own scratch folder, and loads no extension."""
     connection.execute("SET errors_as_json = true")
-    connection.execute("SET enable_progress_bar = false")  # it would stand between the rows
+    connection.execute("SET enable_progress_bar = false")  # it would be printed between the rows
     connection.execute("SET TimeZone = 'UTC'")
     connection.execute("SET python_enable_replacements = false")
     connection.execute("SET autoinstall_known_extensions = false")
@@ -139,7 +141,7 @@ def _quoted(text: str) -> str:
 
 
 def _cast(value: Any, kind: pa.DataType) -> Any:
-    """A record's value as the column's type; null if a person wrote something else there."""
+    """A record's value as the column's type; None if somebody edited the record and it is of another type."""
     try:
         if value is not None and pa.types.is_timestamp(kind):
             value = datetime.datetime.fromisoformat(value)

@@ -1,5 +1,5 @@
-"""The watchdog: looks at the ledger now and then, ends workers that hang and runs whose model never loads.
-Lives in the driver's loop and never blocks it; knows the ledger's counts only."""
+"""The watchdog: polls the ledger, kills workers that hang and ends runs whose model never loads.
+Runs in the driver's loop and never blocks it; knows only the ledger's counts."""
 
 import contextlib
 import os
@@ -12,63 +12,63 @@ from ray_app.errors import ModelRefused
 from ray_app.ledger import Status, alive_nodes
 from ray_app.messages import LOG
 
-LOOK_SECONDS = 2.0
+POLL_SECONDS = 2.0
 ANSWER_SECONDS = 5.0
-"""For which the end of a run waits for the ledger's last count."""
+"""How long the end of a run waits for the ledger's last count."""
 SHORTEST_TIMEOUT = 600.0
-"""Seconds that a batch may always take: a first one may compile, and medians of few batches mean little."""
+"""Seconds that every batch may take: the first one may compile, and the median of few batches means little."""
 TIMES_MEDIAN = 20.0
 LOADS_TRIED = 4
-"""Workers that may die while loading, none ever having loaded, before the run ends."""
+"""How many workers may die while loading before the run ends, if none has ever loaded."""
 
 
 class Watchdog:
-    """Ask it often; it asks the ledger every two seconds.
+    """Call `tick` often; it polls the ledger every two seconds.
 
     Args:
         ledger: its handle.
         denoise_timeout: seconds a batch may take; None for 20 times the median seen, at least 600.
-        model: for the message.
+        model: its name, for messages.
     """
 
     def __init__(self, ledger: Any, denoise_timeout: float | None, model: str):
         self.ledger, self.denoise_timeout, self.model = ledger, denoise_timeout, model
         self.replays = 0
-        self._asked: Any = None
-        self._next = time.monotonic()
+        self._pending_status: Any = None
+        self._next_poll = time.monotonic()
 
     def tick(self) -> None:
-        """Look at what the ledger answered, and act.
+        """Act on the ledger's last answer, if there is one.
 
         Raises:
             Refused: worker after worker died while loading the model.
         """
         import ray
 
-        if self._asked is None:
-            if time.monotonic() >= self._next:
-                self._asked = self.ledger.status.remote(alive_nodes())
+        if self._pending_status is None:
+            if time.monotonic() >= self._next_poll:
+                self._pending_status = self.ledger.status.remote(alive_nodes())
             return
-        ready, _ = ray.wait([self._asked], timeout=0)
+        ready, _ = ray.wait([self._pending_status], timeout=0)
         if ready:
-            answer: Any = ray.get(self._asked)
-            self._asked, self._next = None, time.monotonic() + LOOK_SECONDS
+            answer: Any = ray.get(self._pending_status)
+            self._pending_status, self._next_poll = None, time.monotonic() + POLL_SECONDS
             self._act(answer)
 
     def count_replays(self) -> int:
-        """Batches replayed, as the ledger says at the end; what was known last if it does not answer."""
+        """How many batches were replayed, from the ledger; the last known number if it does not answer."""
         import ray
         from ray.exceptions import RayError
 
         with contextlib.suppress(RayError):
             answer: Any = ray.get(self.ledger.finish.remote(), timeout=ANSWER_SECONDS)
             self.replays, notices = answer
-            _tell(notices)
+            _warn(notices)
         return self.replays
 
     def _act(self, status: Status) -> None:
         self.replays = status.replays
-        _tell(status.notices)
+        _warn(status.notices)
         if not status.loads and status.deaths_while_loading >= LOADS_TRIED:
             raise ModelRefused(
                 f"{self.model}: {status.deaths_while_loading} workers died while loading it (out of memory?);"
@@ -78,13 +78,13 @@ class Watchdog:
         for worker, seconds in status.in_flight:
             if seconds > limit:
                 LOG.warning(
-                    f"worker {worker[:8]} has drawn one batch for {seconds:.0f} s (limit {limit:.0f} s,"
-                    " --denoise_timeout); it is replaced"
+                    f"Worker {worker[:8]}: batch still running after {seconds:.0f} s (limit {limit:.0f} s,"
+                    " --denoise_timeout); restarting the worker."
                 )
                 self._end(worker)
 
     def _end(self, worker: str) -> None:
-        """Kill the process on its own node: one that hangs answers no request to leave."""
+        """Kill the process on its own node: one that hangs does not react to a request to exit."""
         import ray
 
         node_id, pid = ray.get(self.ledger.time_out.remote(worker))
@@ -92,7 +92,7 @@ class Watchdog:
         kill.options(label_selector={"ray.io/node-id": node_id}).remote(pid)
 
 
-def _tell(notices: Sequence[str]) -> None:
+def _warn(notices: Sequence[str]) -> None:
     for line in notices:
         LOG.warning(line)
 

@@ -1,6 +1,7 @@
-"""Worker: what a Ray actor of the pool runs, the image generator between Arrow tables, with its ledger kept.
-Knows which actor and node it is on; nothing of files. torch and Ray come in with the first worker."""
+"""Worker: what a Ray actor of the pool runs. Arrow tables in and out of the image generator, reported to the ledger.
+Knows which actor and node it is on; nothing of files. torch and Ray are imported with the first worker."""
 
+import itertools
 import os
 import threading
 import time
@@ -25,16 +26,16 @@ SCHEMA = pa.schema(
         ("slots", pa.list_(_SLOT_STRUCT)),
     ]
 )
-"""Rows that leave a worker, one an image: what the index wants of it, its bytes, and the slots that ask for it."""
+"""Rows that leave a worker, one per image: its columns of the index, its bytes, and the slots that request it."""
 
 
 class Worker:
-    """One actor of the pool; loads the model once and draws batches until the run ends.
+    """One actor of the pool; loads the model once and generates batches until the run ends.
 
-    A batch that a worker died with comes here again: then its prompts are drawn one by one, each padded to the full
-    batch, and one that kills again is given up.
+    Ray replays a batch that a worker died with: then its prompts run one by one, each padded to the full batch, and a
+    prompt that kills its worker again is given up.
 
-    It may be called by two threads: while one encodes its batch's files, the other draws the next batch.
+    It may be called by two threads: while one encodes its batch's files, the other generates the next batch.
     """
 
     def __init__(self, ledger: Any, recipe: Recipe, captures: Sequence[Capture], threads: int | None):
@@ -53,7 +54,7 @@ class Worker:
             raise  # Ray starts another worker: memory may be free by then, or on another node
         except ModelError as error:
             self._load_error = error
-        except Exception as error:  # a broken installation, say
+        except Exception as error:  # such as a broken installation
             self._load_error = ModelError(f"{recipe.model_path}: can't be loaded: {type(error).__name__}: {error}")
         else:
             self._tell("loaded", self.ids["actor_id"])
@@ -66,9 +67,9 @@ class Worker:
         return ImageGenerator(recipe, captures, threads)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Rows of `Plan.denoises` in; one row an image out, always the same number in the same order."""
+        """Rows of `Plan.denoises` in, one row per image out; always the same rows in the same order."""
         if self._load_error is not None:
-            raise self._load_error  # ends the run at once, where one raised while loading has Ray start more workers
+            raise self._load_error  # ends the run at once; raised in __init__, it would make Ray start more workers
         batch = table.to_pydict()
         number = batch["denoise_id"][0]
         with self._turn:
@@ -81,35 +82,38 @@ class Worker:
         return self._rows(batch, images, idle_seconds)
 
     def _rows(self, batch: dict[str, list[Any]], images: dict[str, list[Any]], idle_seconds: float) -> pa.Table:
-        """Rows of `SCHEMA`: each image with what the plan says of its prompt, and with the slots that ask for it.
+        """Rows of `SCHEMA`: each image with the plan's columns of its prompt, and with the slots that request it.
 
         Args:
             batch: columns of `Plan.denoises`.
             images: columns of the generator; `row` is an image's place in the batch.
         """
-        asked = [capture for captures in batch["captures"] for capture in captures]  # one an image, in their order
+        capture_of_image = itertools.chain.from_iterable(batch["captures"])  # the generator keeps their order
         rows = []
-        for number, (place, capture) in enumerate(zip(images["row"], asked, strict=True)):
-            image = {name: column[number] for name, column in images.items()}
-            image |= {name: batch[name][place] for name in names_from(PLAN)}
-            image |= self.ids
-            image["idle_seconds"] = idle_seconds if number == 0 else 0.0  # of the batch, counted once
-            image["slots"] = [slot for slot in batch["slots"][place] if capture in slot["captures"]]
-            rows.append(image)
+        for number, (place, capture) in enumerate(zip(images["row"], capture_of_image, strict=True)):
+            row = {name: column[number] for name, column in images.items()}
+            row |= {name: batch[name][place] for name in names_from(PLAN)}
+            row |= self.ids
+            row["idle_seconds"] = idle_seconds if number == 0 else 0.0  # of the batch: counted once
+            row["slots"] = [slot for slot in batch["slots"][place] if capture in slot["captures"]]
+            rows.append(row)
         return pa.Table.from_pylist(rows, schema=SCHEMA)
 
     def _one_by_one(self, number: str, batch: dict[str, list[Any]]) -> list[Any]:
+        """What `generator.draw` returns for a batch that a worker died with."""
         pictures: list[Any] = []
-        for row, prompt in enumerate(batch["denoise_id"]):
-            alone = {name: values[row : row + 1] for name, values in batch.items()}
-            given_up = self._tell("begin_alone", number, prompt, self.ids["actor_id"])
-            pictures += self.generator.give_up(alone, *given_up) if given_up else self.generator.draw(alone)
-            if not given_up:
-                self._tell("end_alone", prompt)
+        for place, prompt in enumerate(batch["denoise_id"]):
+            one_prompt = {name: values[place : place + 1] for name, values in batch.items()}
+            error = self._tell("begin_alone", number, prompt, self.ids["actor_id"])
+            if error is not None:
+                pictures += self.generator.give_up(one_prompt, *error)
+                continue
+            pictures += self.generator.draw(one_prompt)
+            self._tell("end_alone", prompt)
         return pictures
 
     def _tell(self, what: str, *arguments: Any) -> Any:
-        """Tell the ledger and wait: what it has not noted before a death is lost."""
+        """Call the ledger and wait: what it has not stored when this process dies is lost."""
         import ray
 
         return ray.get(getattr(self.ledger, what).remote(*arguments))

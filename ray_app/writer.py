@@ -1,5 +1,5 @@
 """The writer stage: encoded images in, index rows without bytes out.
-Writes the same bytes to the same names however often a batch is replayed; knows no Ray."""
+Writes the same bytes to the same names however often a batch is replayed; knows nothing of Ray."""
 
 import functools
 import hashlib
@@ -17,7 +17,7 @@ from ray_app.schema import WRITER as FROM_WRITER
 from ray_app.storage import Writer
 
 UNWRITTEN = "unwritten"
-"""Status of a row whose image is drawn but could not be written: the output's trouble, not the prompt's."""
+"""Status of a row whose image was generated but not written: the output's error, not the prompt's."""
 
 _FROM_SLOT = names_from(SLOT)
 _FROM_IMAGE = names_from(PLAN, GENERATOR, WORKER)
@@ -27,18 +27,18 @@ WRITTEN = pa.schema(
         *(pa.field(name, pa.float32()) for name in MEASURED),
     ]
 )
-"""Columns of the rows that leave the writer: the index's, but for those that are the same for the whole run."""
+"""Columns of the rows that leave the writer: the index's, except those that are constant for the run."""
 
 
 def write_images(table: pa.Table, writer: Writer, model_type: str, notice: Send | None = None) -> pa.Table:
-    """Write a batch's images for every slot that asks for them.
+    """Write a batch's images for every slot that requests them.
 
     Args:
         table: rows of `worker.Worker`.
-        notice: takes what there is to say, a retry say, where nobody reads this process's stderr.
+        notice: takes messages, such as of a retry, where nobody reads this process's stderr.
 
     Returns:
-        Rows of `WRITTEN`, one an image.
+        Rows of `WRITTEN`, one per slot and image.
     """
     if notice is not None:
         messages.send_to_driver(notice)
@@ -53,11 +53,11 @@ def write_images(table: pa.Table, writer: Writer, model_type: str, notice: Send 
             row |= {name: image[name] for name in _FROM_IMAGE}
             row |= {"path": f"{folder}/{slot['file']}", **of_file}
             row |= {"encode_seconds": image["encode_seconds"], "idle_seconds": idle_seconds}
-            idle_seconds = 0.0  # an actor's, not each slot's
+            idle_seconds = 0.0  # of the actor: counted once, not per slot
             rows.append(row)
             if image["image"] is not None:
                 to_write.append((row, image["image"]))
-    writer.output.for_each(functools.partial(_write, writer), to_write)
+    writer.output.for_each(functools.partial(_write_image, writer), to_write)
     return pa.Table.from_pylist(rows, schema=WRITTEN)
 
 
@@ -67,13 +67,13 @@ def _describe_file(data: bytes | None) -> dict[str, Any]:
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def _write(writer: Writer, image: tuple[dict[str, Any], bytes]) -> None:
-    """Write an image; how long it took, or why it can't be written, is said in its row."""
+def _write_image(writer: Writer, image: tuple[dict[str, Any], bytes]) -> None:
+    """Write an image, and note in its row how long that took or why it failed."""
     row, data = image
     started = time.perf_counter()
     try:
         writer.write(row["path"], data)
         row["write_seconds"] = time.perf_counter() - started
     except OSError as error:
-        why = error.strerror or one_line(error)
-        row |= {"status": UNWRITTEN, "error_type": type(error).__name__, "error_message": why}
+        reason = error.strerror or one_line(error)
+        row |= {"status": UNWRITTEN, "error_type": type(error).__name__, "error_message": reason}

@@ -239,7 +239,7 @@ def start_cli(
 def check_index_is_true(output: Path, model_type: str = "sdxl") -> int:
     """Every key's newest row is ok and its file is there with that size and sha256; how many keys there are."""
     names = ["query_id", "prompt_index", "image_index", "snapshot", "step", "path", "bytes", "sha256", "status"]
-    rows = index.read(open_output(str(output)), model_type, names).to_pylist()
+    rows = index.read_rows(open_output(str(output)), model_type, names).to_pylist()
     newest = {tuple(row[name] for name in names[:5]): row for row in rows}
     for row in newest.values():
         data = (output / row["path"]).read_bytes()

@@ -106,7 +106,7 @@ def write_images(
 
 def newest_rows(output: Path, model_type: str = "sdxl") -> list[dict]:
     """What a reader sees: the newest row of each image, in the order of the keys."""
-    table = index.read(open_output(str(output)), model_type, SCHEMA.names)
+    table = index.read_rows(open_output(str(output)), model_type, SCHEMA.names)
     newest = {tuple(row[name] for name in KEY): row for row in table.to_pylist()}
     return [newest[key] for key in sorted(newest)]
 

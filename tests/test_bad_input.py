@@ -151,10 +151,10 @@ def test_rows_come_back_as_they_went_in_and_the_newest_counts(tmp_path_factory, 
             newest[row["query_id"], row["prompt_index"], row["snapshot"], row["step"]] = row["status"]
             writer.append(pa.Table.from_pylist([written[-1]]))
         writer.commit()
-    back = index.read(files.output, "sdxl", list(written[0]) if written else ["query_id"])
+    back = index.read_rows(files.output, "sdxl", list(written[0]) if written else ["query_id"])
     assert [{name: row[name] for name in row if name != "created_at"} for row in back.to_pylist()] == written
     captures = [Capture(step, snapshot) for step in (1, 4) for snapshot in ("xt", "x0")]
-    found, _ = existing.find(files.output, "sdxl", slots, captures, 1)
-    for slot, there in zip(slots.to_pylist(), found.tolist(), strict=True):
+    masks = existing.find_existing(files.output, "sdxl", slots, captures, 1)
+    for slot, there in zip(slots.to_pylist(), masks.ok.tolist(), strict=True):
         keys = [(slot["query_id"], slot["prompt_index"], capture.snapshot, capture.step) for capture in captures]
         assert there == [newest.get(key) == "ok" for key in keys]

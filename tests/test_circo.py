@@ -35,7 +35,7 @@ def load(tmp_path):
         (entry(1, 1.5), "query 1: 'reference_img_id' is a number, not a whole number or string"),
         (entry(1, True), "query 1: 'reference_img_id' is true or false, not a whole number or string"),
         ({"reference_img_id": 7, FIELD: ["a"]}, "entry 1: no 'id'"),
-        (entry(0), "entry 1: 'id' 0 stands twice in the file"),
+        (entry(0), "entry 1: duplicate 'id' 0"),
         (entry("one"), "entry 1: 'id' 'one' is not a whole number from 0 to 2^63-1"),
         (entry(-1), "entry 1: 'id' '-1' is not a whole number from 0 to 2^63-1"),
         (entry(2**63), "entry 1: 'id' '9223372036854775808' is not a whole number from 0 to 2^63-1"),
@@ -70,9 +70,10 @@ def test_prompts_beyond_those_drawn_do_not_matter(load):
 def test_warnings_name_few_and_blank_prompts_and_underscores(load):
     annotations = load([entry(0, "a_b", prompts=[" "])])
     assert [line.rsplit(": ", 1)[1] for line in annotations.warnings] == [
-        f"'{FIELD}' has 1 of 2 prompts; those are drawn",
-        f"'{FIELD}'[0] is blank; drawn as it is",
-        "'reference_img_id' 'a_b' has an underscore; retrieval scripts that split file names there read it wrong",
+        f"'{FIELD}' has 1 of 2 prompts; those are used",
+        f"'{FIELD}'[0] is blank; used as it is",
+        "'reference_img_id' 'a_b' has an underscore; retrieval scripts, which split file names at underscores, read it"
+        " wrong",
     ]
 
 

@@ -116,7 +116,7 @@ def test_caches_alone(output, drawn):
         ([], "--model_type: name whose images are to go, or everything with --all"),
         (["--all", "--steps", "4"], "--all: takes everything; leave out --steps"),
         (["--model_type", "sdxl", "--steps", "0"], "--steps 0: steps begin at 1"),
-        (["--model_type", "sdxl"], "--yes: needed where there is no terminal to ask on; see first what would go with"),
+        (["--model_type", "sdxl"], "No terminal to confirm on: pass --yes (try --dry_run first"),
     ],
 )
 def test_refusals_remove_nothing(output, flags, message, capsys):
@@ -165,7 +165,7 @@ def test_a_run_that_is_going_on_is_left_in_peace(output, capsys):
         assert cleaned(output, "--model_type", "sdxl", "--yes") == 2
         path = output / "runs/run-live.json"
         assert capsys.readouterr().err == (
-            f"proxyqueue: {path}: this run is going on; wait for its end, stop it, or --force\n"
+            f"proxyqueue: {path}: run still active; wait for its end, stop it, or pass --force\n"
         )
         give_process(record, process.pid, host="x")
         age(record)
@@ -175,7 +175,7 @@ def test_a_run_that_is_going_on_is_left_in_peace(output, capsys):
         process.kill()
     assert check_files(output) == []
     assert json.loads(path.read_text())["state"] == "running"
-    assert runs.going_on(files.output) == []
+    assert runs.active_runs(files.output) == []
 
 
 def test_a_kill_at_any_moment_leaves_a_true_index_and_the_next_run_ends_it(tmp_path):

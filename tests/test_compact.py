@@ -148,7 +148,9 @@ def test_a_damaged_part_is_named_and_left_alone(output, capsys):
     data = damaged.read_bytes()
     damaged.write_bytes(data[: len(data) // 2])
     assert compacted(output) == 0
-    assert capsys.readouterr().err.startswith(f"proxyqueue: {damaged}: left alone, can't be read: Parquet magic bytes")
+    assert capsys.readouterr().err.startswith(
+        f"proxyqueue: {damaged}: not compacted, can't be read: Parquet magic bytes"
+    )
     assert damaged in parts(output)
     assert len(parts(output)) == 2
 
@@ -181,7 +183,7 @@ def test_readers_never_miss_a_row(tmp_path):
     def read():
         try:
             while not ended.is_set():
-                rows = index.read(files.output, "sdxl", KEY)
+                rows = index.read_rows(files.output, "sdxl", KEY)
                 seen.append((len(index.newest(rows)), len(index.recipes(files.output, "sdxl"))))
         except Exception as error:
             seen.append(error)
@@ -214,9 +216,7 @@ def test_only_one_process_rewrites_an_index(output, capsys):
 
 def test_an_output_without_an_index_is_refused(tmp_path, capsys):
     assert compacted(tmp_path) == 2
-    assert capsys.readouterr().err == (
-        f"proxyqueue: {tmp_path}/index: no part of an index there; set --output_base_path\n"
-    )
+    assert capsys.readouterr().err == (f"proxyqueue: {tmp_path}/index: no index; set --output_base_path\n")
 
 
 def test_a_kill_at_any_moment_loses_no_row_and_the_next_run_ends_it(output, tmp_path):

@@ -56,7 +56,7 @@ class Output:
         self.index.commit()
 
     def find(self, slots, img_per_prompt=1):
-        return existing.find(self.files.output, "sdxl", slots, CAPTURES, img_per_prompt)[0]
+        return existing.find_existing(self.files.output, "sdxl", slots, CAPTURES, img_per_prompt).ok
 
 
 def test_an_empty_output_has_nothing(output):
@@ -98,20 +98,29 @@ def test_the_newest_row_of_a_key_counts(output):
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("changes", "message"),
     [
-        ({"seed": 4}, "query 1, prompt 0: seed is 0 there and 4 here (other --seed or --seed_mode)"),
-        ({"prompts": ("a", "z")}, "query 1, prompt 1: prompt is 'b' there and 'z' here (other annotations or --prompt"),
-        ({"img_per_prompt": 2}, "--img_per_prompt is 1 there and 2 here: file numbers would collide"),
-        ({"queries": [(3, "r9")]}, "query 3, prompt 0: reference_img_id is 'r3' there and 'r9' here"),
-        ({"queries": [(2, "r1")]}, "reference r1 is query 1's there and query 2's here (other annotations)"),
-        ({"queries": [(8, "r1")]}, "reference r1 is query 1's there and query 8's here (other annotations)"),
+        ({"seed": 4}, "query 1, prompt 0: seed: this output has 0, this run asks for 4 (other --seed or --seed_mode)"),
+        (
+            {"prompts": ("a", "z")},
+            "query 1, prompt 1: prompt: this output has 'b', this run asks for 'z' (other annotations or --prompt",
+        ),
+        ({"img_per_prompt": 2}, "--img_per_prompt: this output has 1, this run asks for 2: file numbers would collide"),
+        ({"queries": [(3, "r9")]}, "query 3, prompt 0: reference_img_id: this output has 'r3', this run asks for 'r9'"),
+        (
+            {"queries": [(2, "r1")]},
+            "reference r1 belongs to query 1 in this output, but to query 2 in these annotations",
+        ),
+        (
+            {"queries": [(8, "r1")]},
+            "reference r1 belongs to query 1 in this output, but to query 8 in these annotations",
+        ),
     ],
 )
-def test_another_image_under_the_same_name_is_refused(output, asked, message):
+def test_another_image_under_the_same_name_is_refused(output, changes, message):
     output.add(slots_of())
     with pytest.raises(Refused) as raised:
-        output.find(slots_of(**asked), asked.get("img_per_prompt", 1))
+        output.find(slots_of(**changes), changes.get("img_per_prompt", 1))
     assert message in str(raised.value)
     assert str(raised.value).endswith("take another --output_base_path")
 
@@ -129,14 +138,16 @@ def test_another_recipe_is_refused_with_each_field_that_differs(output, recipe):
     other = dataclasses.replace(recipe, guidance_scale=5.0, num_inference_steps=16)
     with pytest.raises(Refused) as raised:
         existing.check_recipe(output.files.output, other)
-    both = "--max_inference_steps is 32 there and 16 here, --guidance_scale is 0.0 there and 5.0 here"
-    assert both in str(raised.value)
+    assert (
+        "--max_inference_steps: this output has 32, this run asks for 16;"
+        " --guidance_scale: this output has 0.0, this run asks for 5.0"
+    ) in str(raised.value)
 
 
 def test_a_recipe_that_moves_low_bits_is_a_warning(output, recipe):
     output.add(slots_of())
     (warning,) = existing.check_recipe(output.files.output, dataclasses.replace(recipe, batch_size=8))
-    assert "--batch_size is 4 there and 8 here" in warning
+    assert "--batch_size: this output has 4, this run asks for 8" in warning
 
 
 def test_a_recipe_of_failures_alone_binds_nobody(output, recipe):

@@ -166,7 +166,7 @@ def test_ipcir_says_that_scripts_read_the_tree_and_whom_they_miss(output, capsys
         "proxy_images_sdxl_step1: 5 references, 2 images each: scripts read it",
         "proxy_images_sdxl_step4: 5 references, 2 images each: scripts read it",
         "query 4: retrieval scripts find another query's images under its reference 100101",
-        "a tree for these: --by_query --export_path FOLDER",
+        "for a tree with their images: --by_query --export_path FOLDER",
     ]
 
 
@@ -195,9 +195,9 @@ def test_ipcir_names_what_scripts_would_read_wrong(mixed, capsys):
         (combined / f"combined_r#20_{k}.jpg").rename(combined / f"combined_a_b_{k}.jpg")
     assert exported(mixed, "ipcir", "--steps", 1, "--snapshot", "xt", "--model_type", "sdxl") == 1
     out = capsys.readouterr().out
-    assert "combined_r#0_7.jpg: no image of the index; scripts read it as one of reference r#0" in out
-    assert "combined_r#3_1.jpg: not there; reference r#3 has an image less" in out
-    assert "combined_r#20_0.jpg: not there" in out
+    assert "combined_r#0_7.jpg: not an image of the index; scripts read it as one of reference r#0" in out
+    assert "combined_r#3_1.jpg: missing; reference r#3 has an image less" in out
+    assert "combined_r#20_0.jpg: missing" in out
     assert exported(mixed, "ipcir", "--steps", 4, "--snapshot", "xt") == 1
     assert "combined_r#2_0.jpg: failed: OutOfMemory; reference r#2 has an image less" in capsys.readouterr().out
 

@@ -71,7 +71,7 @@ def last_record(output: Path) -> dict:
 
 
 def rows(output: Path, model: str = "sdxl") -> list[dict]:
-    return index.read(open_output(str(output)), model, SCHEMA.names).to_pylist()
+    return index.read_rows(open_output(str(output)), model, SCHEMA.names).to_pylist()
 
 
 @pytest.fixture(scope="module")
@@ -421,9 +421,9 @@ def test_no_gpu_is_refused_at_once_with_what_to_do(tmp_path, models):
 
 
 def test_another_recipe_in_the_output_is_refused(output):
-    with pytest.raises(Refused, match=r"--guidance_scale is 0.0 there and 5.0 here"):
+    with pytest.raises(Refused, match=r"--guidance_scale: this output has 0.0, this run asks for 5.0"):
         generate(options(output, guidance_scale=5.0))
-    with pytest.raises(Refused, match="--image_format is 'jpg' there and 'png' here"):
+    with pytest.raises(Refused, match="--image_format: this output has 'jpg', this run asks for 'png'"):
         generate(options(output, image_format="png"))
 
 

@@ -77,7 +77,7 @@ def test_the_recipes_commit_is_loaded_after_its_branch_has_moved_on(served, reci
     served.main["lab/sdxl"] = NEW
     assert loaded_weight(recipe) == {0.0}
     strict, _ = recipes.differences(recipe_for(model_path="lab/sdxl"), vars(recipe))
-    assert strict == [f"the model's revision is '{OLD}' there and '{NEW}' here"]
+    assert strict == [f"the model's revision: this output has '{OLD}', this run asks for '{NEW}'"]
 
 
 def test_a_commit_that_is_asked_for_is_loaded(served, recipe_for):
@@ -270,7 +270,7 @@ def test_a_run_downloads_each_file_once_and_goes_on_without_the_hub(served, tmp_
     served.main["lab/sdxl"] = NEW
     moved = generate(served, tmp_path / "home", tmp_path / "out", "--num_prompts", "2")
     assert moved.returncode == 2
-    assert f"--revision {OLD} goes on with the model that it was drawn with" in moved.stderr
+    assert f"--revision {OLD} selects the model that generated them" in moved.stderr
     resumed = generate(served, tmp_path / "home", tmp_path / "out", "--num_prompts", "2", "--revision", OLD)
     assert resumed.returncode == 0, resumed.stderr
     served.page = True

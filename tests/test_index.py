@@ -78,10 +78,10 @@ def test_rows_come_back_oldest_first_with_the_columns_asked_for(files, recipe):
         writer = IndexWriter(open_output(str(files.output.root)).writer(run_id), recipe)
         writer.append(rows(2, status=status))
         writer.commit()
-    table = index.read(files.output, "sdxl", ["query_id", "status"])
+    table = index.read_rows(files.output, "sdxl", ["query_id", "status"])
     assert table["status"].to_pylist() == ["failed", "failed", "ok", "ok"]
     assert table.column_names == ["query_id", "status", "created_at"]
-    assert index.read(files.output, "flux", ["query_id"]).num_rows == 0
+    assert index.read_rows(files.output, "flux", ["query_id"]).num_rows == 0
 
 
 def other_schema(path):
@@ -109,7 +109,7 @@ def test_a_damaged_part_is_named_once_left_out_and_set_aside(files, recipe, caps
     damage(bad)
     content = bad.read_bytes()
     for _ in range(2):
-        assert index.read(files.output, "sdxl", ["query_id"])["query_id"].to_pylist() == [0, 1, 2]
+        assert index.read_rows(files.output, "sdxl", ["query_id"])["query_id"].to_pylist() == [0, 1, 2]
         assert len(index.recipes(files.output, "sdxl")) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"proxyqueue: {bad}: a damaged part of the index (")
@@ -117,7 +117,7 @@ def test_a_damaged_part_is_named_once_left_out_and_set_aside(files, recipe, caps
     index.set_aside_damaged(files.output, "sdxl")
     assert parts(files) == ["part-run-1-000000.parquet", "part-run-1-000001.parquet"]
     assert (files.output.root / ".set_aside/index/model=sdxl/part-run-1-000000.parquet").read_bytes() == content
-    assert index.read(files.output, "sdxl", ["query_id"]).num_rows == 3
+    assert index.read_rows(files.output, "sdxl", ["query_id"]).num_rows == 3
 
 
 def test_a_part_of_another_version_of_the_schema_is_refused_not_set_aside(files):
@@ -125,7 +125,7 @@ def test_a_part_of_another_version_of_the_schema_is_refused_not_set_aside(files)
     newer = SCHEMA.with_metadata({VERSION_KEY: b"2"}).append(pa.field("more", pa.int8()))
     pq.write_table(newer.empty_table(), (files.output.root / "index/model=sdxl/part-a.parquet"))
     with pytest.raises(Refused, match=r"part-a.parquet: version 2 of the index's schema, and this proxyqueue reads 1;"):
-        index.read(files.output, "sdxl", ["query_id"])
+        index.read_rows(files.output, "sdxl", ["query_id"])
 
 
 def test_a_part_that_cannot_be_opened_is_refused_not_set_aside(files):
@@ -134,7 +134,7 @@ def test_a_part_that_cannot_be_opened_is_refused_not_set_aside(files):
     (files.output.root / "index/model=sdxl/part-a.parquet").chmod(0)
     code = (
         "import sys; from ray_app import errors, index, storage\n"
-        "try: index.read(storage.open_output(sys.argv[1]), 'sdxl', ['query_id'])\n"
+        "try: index.read_rows(storage.open_output(sys.argv[1]), 'sdxl', ['query_id'])\n"
         "except errors.Refused as refused: print(refused)"
     )
     command = [*obeying_permissions(), sys.executable, "-c", code, str(files.output.root)]
@@ -152,4 +152,4 @@ def test_rows_stay_in_hand_while_a_part_cannot_be_written(files, recipe):
         writer.commit()
     (files.output.root / "index").unlink()
     writer.commit()
-    assert index.read(files.output, "sdxl", ["query_id"]).num_rows == 2
+    assert index.read_rows(files.output, "sdxl", ["query_id"]).num_rows == 2

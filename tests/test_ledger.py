@@ -7,8 +7,8 @@ import pytest
 from ray_app import ledger
 from ray_app.ledger import Ledger
 
-DIED = ("WorkerDied", "drawn alone, this prompt ended the worker's process, 2 times (a crash, or memory)")
-HUNG = ("DenoiseTimeout", "drawn alone, this prompt did not end in time, 2 times")
+DIED = ("WorkerDied", "Run on its own, this prompt crashed the worker 2 times (crash or out of memory).")
+HUNG = ("DenoiseTimeout", "Run on its own, this prompt exceeded the time limit 2 times (--denoise_timeout).")
 NODES = {"node-1", "node-2"}
 
 

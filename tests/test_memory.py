@@ -64,7 +64,7 @@ def measure() -> None:
     large_tensors(8)
     found["kept"] = large_tensors(32)
     found["held_before"] = held()
-    memory.give_back("cpu")
+    memory.release_free_memory("cpu")
     found["held_after"] = held()
     print(json.dumps(found))
 
@@ -100,8 +100,8 @@ def test_threads_get_heaps_of_their_own_unless_they_share(shared, new):
     ],
 )
 def test_errors_of_the_libraries_below_torch_that_mean_too_little_memory(message):
-    assert memory.is_short(RuntimeError(message))
-    assert not memory.is_short(ValueError(message))  # a prompt's own words, say
+    assert memory.is_out_of_memory(RuntimeError(message))
+    assert not memory.is_out_of_memory(ValueError(message))  # a prompt's own words, say
 
 
 def test_what_torch_and_python_raise_for_too_little_memory():
@@ -110,9 +110,9 @@ def test_what_torch_and_python_raise_for_too_little_memory():
     with pytest.raises(RuntimeError) as raised:
         torch.empty(2**60, dtype=torch.uint8)
     for error in (raised.value, torch.OutOfMemoryError(), MemoryError()):
-        assert memory.is_short(error)
+        assert memory.is_out_of_memory(error)
 
 
 @pytest.mark.parametrize("message", ["CUDA error: device-side assert triggered", "index out of range in self", ""])
 def test_other_errors_are_no_lack_of_memory(message):
-    assert not memory.is_short(RuntimeError(message))
+    assert not memory.is_out_of_memory(RuntimeError(message))

@@ -76,7 +76,7 @@ def test_prometheus_finds_what_was_generated(ray_local, tmp_path):
     flags = {"max_inference_steps": 7, "save_steps": STEPS, "snapshot": "both", "num_prompts": 3, "num_workers": "1"}
     places = {"json_file": str(tmp_path / "test.json"), "output_base_path": str(tmp_path / "out")}
     assert generate(Generate(**places, model_path="tiny", batch_size=6, **flags), SyntheticWorker) == SOME_FAILED
-    rows = index.read(open_output(str(tmp_path / "out")), "sdxl", ["snapshot", "step", "node_id", "status"])
+    rows = index.read_rows(open_output(str(tmp_path / "out")), "sdxl", ["snapshot", "step", "node_id", "status"])
     counts: dict[str, collections.Counter] = {"ok": collections.Counter(), "failed": collections.Counter()}
     for row in rows.to_pylist():
         counts[row["status"]]["sdxl", row["snapshot"], row["step"], row["node_id"]] += 1

@@ -72,11 +72,11 @@ def test_fp16_files_are_taken_where_they_serve(models, tmp_path):
         (lambda f: (f / "model_index.json").write_text("[]"), "model_index.json is not a JSON object"),
         (
             lambda f: edit(f, "model_index.json", _class_name="FluxPipeline"),
-            "holds a FluxPipeline, but --model_type sdxl draws with a StableDiffusionXLPipeline; use --model_type flux",
+            "holds a FluxPipeline, but --model_type sdxl needs a StableDiffusionXLPipeline; use --model_type flux",
         ),
         (
             lambda f: edit(f, "model_index.json", _class_name="StableDiffusion3Pipeline"),
-            "holds a StableDiffusion3Pipeline, but --model_type sdxl draws with a StableDiffusionXLPipeline",
+            "holds a StableDiffusion3Pipeline, but --model_type sdxl needs a StableDiffusionXLPipeline",
         ),
     ],
 )
@@ -102,11 +102,11 @@ def test_a_revision_is_for_the_hub(models):
 
 def test_sizes_and_numbers_of_steps_a_model_cannot_do(recipe_for):
     for flags, message in (
-        ({"height": 65}, "--height 65: sdxl draws multiples of 8 pixels"),
-        ({"width": 0}, "--width 0: sdxl draws multiples of 8 pixels"),
-        ({"model_type": "flux", "width": 68}, "--width 68: flux draws multiples of 8 pixels"),
+        ({"height": 65}, "--height 65: must be a multiple of 8 for sdxl"),
+        ({"width": 0}, "--width 0: must be a multiple of 8 for sdxl"),
+        ({"model_type": "flux", "width": 68}, "--width 68: must be a multiple of 8 for flux"),
         ({"max_inference_steps": 61}, "--max_inference_steps 61: EulerAncestralDiscreteScheduler would run 62 steps"),
-        ({"max_inference_steps": 1001}, "--max_inference_steps 1001: tiny knows at most 1000 steps"),
+        ({"max_inference_steps": 1001}, "--max_inference_steps 1001: tiny supports at most 1000 steps"),
     ):
         with pytest.raises(Refused, match=message):
             recipe_for(model_path="tiny", **flags)

@@ -47,7 +47,7 @@ def test_files_are_written_listed_moved_and_removed(output):
         output.writer("run-1").write(name, name.encode())
     assert output.exists()
     assert output.folders() == ["index", "step"]
-    assert output.sizes("step") == {"combined/a.jpg": 19, "combined_query2/b.jpg": 26}
+    assert output.file_sizes("step") == {"combined/a.jpg": 19, "combined_query2/b.jpg": 26}
     assert sorted(entry.name for entry in output.files("step")) == [
         "aug_features_x.npz", "combined/a.jpg", "combined_query2/b.jpg",
     ]  # fmt: skip
@@ -73,7 +73,7 @@ def test_an_image_is_one_request_and_a_listing_one_for_each_thousand(output, sto
     output.for_each(lambda name: output.writer("run-1").write(name, b"an image's"), names)
     assert store.counts() == {"PUT": 1_001}
     store.begin()
-    assert len(output.sizes("step")) == 1_001
+    assert len(output.file_sizes("step")) == 1_001
     assert set(store.counts()) == {"GET"}
     assert store.counts()["GET"] <= 4
 
@@ -147,9 +147,9 @@ def test_a_store_that_fails_while_parts_are_read_damages_none(output, store, mon
     output.writer("run-1").write("index/model=sdxl/part-a.parquet", index.to_parquet(SCHEMA.empty_table()))
     store.begin(lambda method, path, number: "503" if path.endswith(".parquet") else None)
     with pytest.raises(Refused, match=r"part-a.parquet: can't be read: "):
-        index.read(output, "sdxl", ["query_id"])
+        index.read_rows(output, "sdxl", ["query_id"])
     store.begin()
-    assert index.read(output, "sdxl", ["query_id"]).num_rows == 0
+    assert index.read_rows(output, "sdxl", ["query_id"]).num_rows == 0
     index.set_aside_damaged(output, "sdxl")
     assert output.list_names("index/model=sdxl", "*") == ["index/model=sdxl/part-a.parquet"]
 
@@ -165,7 +165,7 @@ def test_a_store_that_fails_while_parts_are_read_damages_none(output, store, mon
         ("s3://bucket/a//b", "has '' between two slashes"),
         ("s3://bucket/a/b//", "has '' between two slashes"),
         ("s3://bucket/a/../b", r"has '\.\.' between two slashes"),
-        ("s3://bucket/exp?2", "2: unknown parameter; behind . there can be region, endpoint_override, scheme"),
+        ("s3://bucket/exp?2", "2: unknown parameter; after . it can be one of region, endpoint_override, scheme"),
         ("gs://bucket/exp#2", r"gs://bucket/exp#2: would be read as bucket/exp; take a name without # and %"),
         ("gs://bucket/100%25", "would be read as bucket/100%; take a name without # and %"),
     ],
@@ -184,7 +184,7 @@ def test_a_name_is_used_as_it_was_given(store, name, capsys):
     output = open_output(f"s3://{BUCKET}/names/{name}")
     assert output.url == f"s3://{BUCKET}/names/{name}"
     output.writer("run-1").write("runs/run-1.json", b"{}")
-    assert remote.read(output.at("runs/run-1.json")) == b"{}"
+    assert remote.read_file(output.display_path("runs/run-1.json")) == b"{}"
     assert main(["clean", "--all", "--yes", "--output_base_path", output.url]) == 0
     assert not output.exists()
     assert all(other.list_names("runs", "*") == ["runs/run-0.json"] for other in others)
@@ -202,16 +202,16 @@ def test_what_can_be_no_name_is_refused_in_one_line(store, verb, capsys):
 
 
 def test_a_bucket_that_is_not_there_is_refused(store):
-    with pytest.raises(Refused, match="there is no bucket nobody; make it first"):
+    with pytest.raises(Refused, match="bucket nobody does not exist; create it first"):
         open_output("s3://nobody/x").check_writable()
 
 
 def test_annotations_may_be_remote(output):
     output.writer("run-1").write("test.json", SAMPLE.read_bytes())
-    loaded = circo.load(output.at("test.json"), "multi_gpt-3.5_opt", 5)
+    loaded = circo.load(output.display_path("test.json"), "multi_gpt-3.5_opt", 5)
     assert len(loaded.entries) == 6
     with pytest.raises(Refused, match=r"nothing.json: no such file; name the annotations with --json_file"):
-        circo.load(output.at("nothing.json"), "multi_gpt-3.5_opt", 5)
+        circo.load(output.display_path("nothing.json"), "multi_gpt-3.5_opt", 5)
 
 
 STEPS = ["--max_inference_steps", "4", "--save_steps", "1", "4"]

@@ -24,7 +24,7 @@ def nothing(slots):
 
 def test_equal_prompts_are_denoised_once_and_serve_every_slot():
     slots = slots_of(["a", "b"], ["b", "c", "b"])
-    made = plan.make(slots, nothing(slots), CAPTURES)
+    made = plan.make_plan(slots, nothing(slots), CAPTURES)
     assert (made.slots, made.different_denoises, made.duplicates_saved, made.images_to_draw) == (5, 3, 2, 15)
     assert made.denoises["prompt"].to_pylist() == ["a", "b", "c"]
     served = [[(slot["query_id"], slot["k"]) for slot in slots] for slots in made.denoises["slots"].to_pylist()]
@@ -37,7 +37,7 @@ def test_a_missing_step_costs_its_own_steps_only():
     there = ~nothing(slots)
     there[:, 1] = False
     there[2, 0] = False
-    made = plan.make(slots, there, CAPTURES)
+    made = plan.make_plan(slots, there, CAPTURES)
     assert made.steps_to_run() == 12
     assert made.images_to_draw == 4
     assert dict(zip(made.denoises["prompt"].to_pylist(), made.denoises["captures"].to_pylist(), strict=True)) == {
@@ -45,14 +45,14 @@ def test_a_missing_step_costs_its_own_steps_only():
         "b": [1],
         "c": [0, 1],
     }
-    assert [made.draws(number) for number in range(3)] == [True, True, False]
+    assert [made.has_missing_images(number) for number in range(3)] == [True, True, False]
 
 
 def test_each_slot_keeps_its_own_missing_captures():
     slots = slots_of(["a"], ["a"])
     there = ~nothing(slots)
     there[0, 0] = there[1, 2] = False
-    (row,) = plan.make(slots, there, CAPTURES).denoises.to_pylist()
+    (row,) = plan.make_plan(slots, there, CAPTURES).denoises.to_pylist()
     assert row["captures"] == [0, 2]
     assert [slot["captures"] for slot in row["slots"]] == [[0], [2]]
 
@@ -61,14 +61,14 @@ def test_most_steps_first_and_equal_captures_together():
     slots = slots_of([f"prompt {number}" for number in range(6)])
     there = nothing(slots)
     there[[0, 2, 4], 2] = True
-    made = plan.make(slots, there, CAPTURES)
+    made = plan.make_plan(slots, there, CAPTURES)
     assert made.denoises["prompt"].to_pylist() == [f"prompt {number}" for number in (1, 3, 5, 0, 2, 4)]
     assert [batch.num_rows for batch in made.batches(4)] == [4, 2]
 
 
 def test_nothing_to_do():
     slots = slots_of(["a"])
-    made = plan.make(slots, ~nothing(slots), CAPTURES)
+    made = plan.make_plan(slots, ~nothing(slots), CAPTURES)
     assert (made.images_to_draw, made.denoises.num_rows, made.steps_to_run(), list(made.batches(4))) == (0, 0, 0, [])
 
 
@@ -78,7 +78,7 @@ def test_every_missing_image_is_planned_exactly_once(data):
     slots = slots_of(*prompts)
     there = np.array(data.draw(st.lists(st.booleans(), min_size=3 * slots.num_rows, max_size=3 * slots.num_rows)))
     there = there.reshape(slots.num_rows, 3)
-    made = plan.make(slots, there, CAPTURES)
+    made = plan.make_plan(slots, there, CAPTURES)
     planned = [
         (slot["query_id"], slot["k"], capture)
         for batch in made.batches(2)
@@ -98,7 +98,7 @@ def test_every_missing_image_is_planned_exactly_once(data):
 def test_the_real_annotations(circo_json, share):
     annotations = circo.load(circo_json, "multi_gpt-3.5_opt", 5)
     slots = circo.slots(annotations.queries(idx=share, gpu_num=4), 1, 0, "image", "jpg")
-    made = plan.make(slots, nothing(slots), CAPTURES)
+    made = plan.make_plan(slots, nothing(slots), CAPTURES)
     assert made.slots == 5 * (27 if share == 3 else 25)
     assert made.duplicates_saved == made.slots - made.different_denoises > 0
     assert made.steps_to_run() == 32 * made.different_denoises

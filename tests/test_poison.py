@@ -33,7 +33,7 @@ def asked(folder: Path, prompts: list[str], **flags) -> Generate:
 
 
 def failed(folder: Path) -> dict[int, tuple[str, str]]:
-    rows = index.read(
+    rows = index.read_rows(
         open_output(str(folder / "out")), "sdxl", ["prompt_index", "status", "error_type", "error_message"]
     )
     newest = {row["prompt_index"]: row for row in rows.to_pylist()}
@@ -58,7 +58,7 @@ def test_prompts_that_kill_the_process_are_given_up_and_no_other(clean_tree, tmp
     harmless = {name: data for name, data in clean_tree.items() if not name.endswith(("_2.jpg", "_5.jpg"))}
     assert tree == harmless
     assert {number: kind for number, (kind, _) in failed(tmp_path).items()} == {2: "WorkerDied", 5: "WorkerDied"}
-    assert failed(tmp_path)[2][1] == "drawn alone, this prompt ended the worker's process, 2 times (a crash, or memory)"
+    assert failed(tmp_path)[2][1] == "Run on its own, this prompt crashed the worker 2 times (crash or out of memory)."
     record = json.loads(next((tmp_path / "out" / "runs").iterdir()).read_text())
     assert record["state"] == "some failed"
     assert record["summary"]["batches_replayed"] >= 4
@@ -81,10 +81,12 @@ def test_a_prompt_that_hangs_is_given_up_after_the_timeout(clean_tree, tmp_path,
     prompts[4] = "HANG"
     hanging = asked(tmp_path, prompts, denoise_timeout=4.0)
     assert generate(hanging, worker=PoisonedWorker) == SOME_FAILED
-    assert failed(tmp_path) == {4: ("DenoiseTimeout", "drawn alone, this prompt did not end in time, 2 times")}
+    assert failed(tmp_path) == {
+        4: ("DenoiseTimeout", "Run on its own, this prompt exceeded the time limit 2 times (--denoise_timeout).")
+    }
     harmless = {name: data for name, data in clean_tree.items() if not name.endswith("_4.jpg")}
     assert read_tree(tmp_path / "out") == harmless
-    assert "(limit 4 s, --denoise_timeout); it is replaced" in capsys.readouterr().err
+    assert "(limit 4 s, --denoise_timeout); restarting the worker." in capsys.readouterr().err
 
 
 def test_a_model_that_kills_every_worker_while_loading_ends_the_run(ray_local, tmp_path):

@@ -313,9 +313,7 @@ def test_what_makes_no_sense_is_refused(output, capsys, arguments, message):
 
 
 def test_an_output_without_an_index_is_refused(tmp_path, capsys):
-    assert refusal(tmp_path, capsys, "SELECT 1") == (
-        f"{tmp_path}/index: no part of an index there; set --output_base_path"
-    )
+    assert refusal(tmp_path, capsys, "SELECT 1") == (f"{tmp_path}/index: no index; set --output_base_path")
 
 
 def test_an_index_of_damaged_parts_alone_has_no_rows(tmp_path, capsys):

@@ -36,7 +36,7 @@ ANNOTATIONS = [
     ),
     annotations({"id": 1}, "an object, not a list of queries"),
     annotations(None, "null, not a list of queries"),
-    annotations([], "an empty list; there is no query to draw"),
+    annotations([], "an empty list; it needs at least one query"),
     annotations([entry(), 5], "entry 1 is a number, not an object"),
     annotations([entry("../1")], "entry 0: 'id' '../1' has a slash; it must be a whole number"),
     annotations([entry("a\nb")], "entry 0: 'id' 'a\\nb' has a control character; it must be a whole number"),
@@ -63,7 +63,7 @@ ANNOTATIONS = [
     unusable({"id": 3, FIELD: ["a"]}, "query 3: no 'reference_img_id'"),
     unusable(entry(0, 1.5), "query 0: 'reference_img_id' is a number, not a whole number or string"),
     unusable({FIELD: ["a"], "reference_img_id": 1}, "entry 1: no 'id'"),
-    unusable(entry(7), "entry 1: 'id' 7 stands twice in the file"),
+    unusable(entry(7), "entry 1: duplicate 'id' 7"),
     unusable(entry(-1), "entry 1: 'id' '-1' is not a whole number from 0 to 2^63-1"),
     unusable(entry([1]), "entry 1: 'id' is a list, not a whole number from 0 to 2^63-1"),
 ]
@@ -95,7 +95,7 @@ ARGUMENTS = [
         "--max_inference_steps 61",
         "--max_inference_steps 61: EulerAncestralDiscreteScheduler would run 62 steps; take another number",
     ),
-    flag("--max_inference_steps 1001", "--max_inference_steps 1001: tiny knows at most 1000 steps"),
+    flag("--max_inference_steps 1001", "--max_inference_steps 1001: tiny supports at most 1000 steps"),
     flag("--save_steps 64", "--save_steps 64: outside 1..32 (--max_inference_steps)"),
     flag("--save_steps 4 1.5", "--save_steps 1.5: not a step (a whole number, or a share as 25%)"),
     flag("--save_steps 101%", "--save_steps 101%: a share is above 0% and at most 100%"),
@@ -107,9 +107,9 @@ ARGUMENTS = [
         "--seed 4294967295: with 2 images a prompt seeds would pass 4294967295; take a smaller one",
     ),
     flag("--guidance_scale nan", "--guidance_scale nan: must be 0 or more"),
-    flag("--height 65", "--height 65: sdxl draws multiples of 8 pixels"),
+    flag("--height 65", "--height 65: must be a multiple of 8 for sdxl"),
     flag("--width 16384", "--width 16384: must be from 1 to 16383"),
-    flag("--model_type flux --width 68", "--width 68: flux draws multiples of 8 pixels"),
+    flag("--model_type flux --width 68", "--width 68: must be a multiple of 8 for flux"),
     flag("--model_type flux --negative_prompt x", "--negative_prompt: Flux takes none; leave it out"),
     flag("--max_sequence_length 513", "--max_sequence_length 513: must be from 1 to 512"),
     flag("--num_workers 3:2", "--num_workers 3:2: not a number of actors, N or MIN:MAX, from 1"),
@@ -122,7 +122,7 @@ ARGUMENTS = [
         ["preview", "--prompt", "a", "--model_path", "/none"],
         "/none: no such folder, and no hub id (owner/name); set --model_path",
     ),
-    argument(["preview", "--prompt", "a", *TINY, "--height", "7"], "--height 7: sdxl draws multiples of 8 pixels"),
+    argument(["preview", "--prompt", "a", *TINY, "--height", "7"], "--height 7: must be a multiple of 8 for sdxl"),
     argument(["preview", "--prompt", "\udcff", *TINY], "--prompt '\\udcff': has a NUL, or bytes that are not UTF-8"),
     argument(
         ["preview", "--prompt", "a", *TINY, "--save_steps", "33"],
@@ -142,17 +142,17 @@ MODELS = [
     flag("--model_path model", "model: no such folder, and no hub id (owner/name); set --model_path"),
     model(
         lambda folder: None,
-        "holds a StableDiffusionXLPipeline, but --model_type flux draws with a FluxPipeline; use --model_type sdxl",
+        "holds a StableDiffusionXLPipeline, but --model_type flux needs a FluxPipeline; use --model_type sdxl",
         "--model_type flux",
     ),
     model(
         lambda folder: None,
-        "holds a FluxPipeline, but --model_type sdxl draws with a StableDiffusionXLPipeline; use --model_type flux",
+        "holds a FluxPipeline, but --model_type sdxl needs a StableDiffusionXLPipeline; use --model_type flux",
         kind="flux",
     ),
     model(
         edit(INDEX, _class_name="KolorsPipeline"),
-        "holds a KolorsPipeline, but --model_type sdxl draws with a StableDiffusionXLPipeline",
+        "holds a KolorsPipeline, but --model_type sdxl needs a StableDiffusionXLPipeline",
     ),
     model(without(INDEX), f"no {INDEX}; this is not a folder of a diffusers pipeline"),
     model(
@@ -209,33 +209,33 @@ OUTPUTS = [
         "--output_base_path 'o\\x00ut': has a NUL, or bytes that are not UTF-8",
     ),
     output(
-        "holds sdxl images of another recipe: --max_inference_steps is 32 there and 16 here,"
-        " --guidance_scale is 0.0 there and 5.0 here",
+        "holds sdxl images of another recipe: --max_inference_steps: this output has 32, this run asks for 16;"
+        " --guidance_scale: this output has 0.0, this run asks for 5.0",
         "--guidance_scale 5 --max_inference_steps 16",
     ),
     output(
-        "holds sdxl images of another recipe: --image_format is 'jpg' there and 'png' here,"
-        " --image_quality is 95 there and None here",
+        "holds sdxl images of another recipe: --image_format: this output has 'jpg', this run asks for 'png';"
+        " --image_quality: this output has 95, this run asks for None",
         "--image_format png",
     ),
     output(
-        "query 0, prompt 0: seed is 0 there and 4 here (other --seed or --seed_mode)",
+        "query 0, prompt 0: seed: this output has 0, this run asks for 4 (other --seed or --seed_mode)",
         "--seed 4",
     ),
     output(
-        "--img_per_prompt is 1 there and 2 here: file numbers would collide",
+        "--img_per_prompt: this output has 1, this run asks for 2: file numbers would collide",
         "--img_per_prompt 2",
     ),
     output(
-        "query 0, prompt 1: prompt is 'b' there and 'z' here (other annotations or --prompt_field)",
+        "query 0, prompt 1: prompt: this output has 'b', this run asks for 'z' (other annotations or --prompt_field)",
         content=[entry(prompts=["a", "z"])],
     ),
     output(
-        "query 0, prompt 0: reference_img_id is 'r7' there and 'r9' here (other annotations)",
+        "query 0, prompt 0: reference_img_id: this output has 'r7', this run asks for 'r9' (other annotations)",
         content=[entry(0, "r9")],
     ),
     output(
-        "reference r7 is query 0's there and query 5's here (other annotations)",
+        "reference r7 belongs to query 0 in this output, but to query 5 in these annotations",
         content=[entry(5, "r7")],
     ),
 ]

@@ -21,7 +21,7 @@ from tests.conftest import PACED, SAMPLE, check_index_is_true, read_tree, run_cl
 from tests.outputs import age, give_process
 from tests.processes import wait_for
 
-WORK = runs.work("sdxl", [1, 2, 3, 7], [("xt", 1), ("xt", 4)])
+WORK = runs.claimed_images("sdxl", [1, 2, 3, 7], [("xt", 1), ("xt", 4)])
 
 
 def record_of(root, run_id, work=WORK, **changes):
@@ -75,28 +75,30 @@ def test_work_is_short_for_consecutive_queries():
     ],
 )
 def test_the_same_work_twice_is_refused_and_other_work_is_not(tmp_path, other, query):
-    record_of(tmp_path, "run-1", runs.work(*other))
+    record_of(tmp_path, "run-1", runs.claimed_images(*other))
     files, _ = record_of(tmp_path, "run-2")
     if query is None:
-        runs.check_alone(files, WORK)
+        runs.check_no_overlapping_run(files, WORK)
     else:
-        with pytest.raises(Refused, match=rf"runs/run-1\.json: this run is going on .* draws query {query} too; wait"):
-            runs.check_alone(files, WORK)
+        with pytest.raises(Refused, match=rf"runs/run-1\.json: run still active .* generates query {query} too; wait"):
+            runs.check_no_overlapping_run(files, WORK)
 
 
 def test_of_two_that_begin_at_once_the_older_goes_on(tmp_path):
     older, _ = record_of(tmp_path, "run-1")
     younger, _ = record_of(tmp_path, "run-2")
-    runs.check_alone(older, WORK)
+    runs.check_no_overlapping_run(older, WORK)
     with pytest.raises(Refused):
-        runs.check_alone(younger, WORK)
+        runs.check_no_overlapping_run(younger, WORK)
 
 
 @pytest.fixture
 def another_run(tmp_path: Path) -> Iterator[int]:
     """A run of the sample's first query goes on in OUTPUT; its process, a real one that lives."""
     process = subprocess.Popen(["sleep", "600"])
-    record_of(tmp_path / "out", "20200101T000000-abcdef", runs.work("sdxl", [0], [("xt", 4)]), model_type="sdxl")
+    record_of(
+        tmp_path / "out", "20200101T000000-abcdef", runs.claimed_images("sdxl", [0], [("xt", 4)]), model_type="sdxl"
+    )
     path = tmp_path / "out" / "runs" / "20200101T000000-abcdef.json"
     give_process(path, process.pid)
     yield process.pid
@@ -118,7 +120,7 @@ def sample_into(output: Path, **flags) -> Generate:
 
 def test_generate_begins_no_work_that_another_run_does(another_run, tmp_path):
     with pytest.raises(
-        Refused, match=rf"this run is going on \(process {another_run} on .* and draws query 0 too; wait"
+        Refused, match=rf"run still active \(process {another_run} on .* and it generates query 0 too; wait"
     ):
         generate.generate(sample_into(tmp_path / "out"))
     left = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*"))
@@ -130,7 +132,7 @@ def test_generate_begins_no_work_that_another_run_does(another_run, tmp_path):
 def test_a_run_begins_beside_another_by_force_or_with_other_work(another_run, tmp_path, flags):
     job = generate.prepare(sample_into(tmp_path / "out", **flags))
     generate._begin(job, job.output.writer(runs.new_id()))
-    assert len(runs.going_on(job.output)) == 2
+    assert len(runs.active_runs(job.output)) == 2
 
 
 def test_a_run_is_dead_when_its_process_is(tmp_path):
@@ -138,12 +140,12 @@ def test_a_run_is_dead_when_its_process_is(tmp_path):
     path = tmp_path / "runs" / "run-1.json"
     with subprocess.Popen(["sleep", "60"]) as child:
         give_process(path, child.pid)
-        assert len(runs.going_on(files.output)) == 1
+        assert len(runs.active_runs(files.output)) == 1
         age(path)  # it may be stopped, or its disk: the process is there
-        assert len(runs.going_on(files.output)) == 1
+        assert len(runs.active_runs(files.output)) == 1
         child.kill()
     age(path, 0)
-    assert runs.going_on(files.output) == []
+    assert runs.active_runs(files.output) == []
 
 
 @pytest.mark.parametrize("changed", ["started", "boot", "namespace"])
@@ -153,9 +155,9 @@ def test_a_number_that_is_another_process_now_proves_nothing(tmp_path, changed):
     path = tmp_path / "runs" / "run-1.json"
     mine = json.loads(path.read_text())["process"]
     give_process(path, os.getpid(), process={**mine, changed: "another"})
-    assert len(runs.going_on(files.output)) == (changed != "started")  # then only whether it changes can tell
+    assert len(runs.active_runs(files.output)) == (changed != "started")  # then only whether it changes can tell
     age(path)
-    assert runs.going_on(files.output) == []
+    assert runs.active_runs(files.output) == []
 
 
 @pytest.mark.parametrize(("seconds", "alive"), [(110, True), (125, False)])
@@ -168,7 +170,7 @@ def test_a_run_of_another_host_is_dead_when_its_record_has_not_changed_for_two_m
     path = tmp_path / "runs" / "run-1.json"
     give_process(path, 1, host="another", heartbeat_at=heartbeat)
     age(path, seconds)
-    assert bool(runs.going_on(files.output)) == alive
+    assert bool(runs.active_runs(files.output)) == alive
 
 
 def test_a_record_of_a_run_that_ended_long_ago_is_dead_whoever_has_its_number(tmp_path):
@@ -177,7 +179,7 @@ def test_a_record_of_a_run_that_ended_long_ago_is_dead_whoever_has_its_number(tm
     path = tmp_path / "runs" / "run-1.json"
     path.write_text(json.dumps({"run_id": "run-1", "state": "running", "host": platform.node(), "pid": 1}))
     age(path)
-    assert runs.going_on(files.output) == []
+    assert runs.active_runs(files.output) == []
 
 
 def test_a_live_process_of_another_user_is_alive(tmp_path):
@@ -225,9 +227,9 @@ def elsewhere(tmp_path, monkeypatch) -> Path:
 def test_a_run_elsewhere_is_watched_and_its_work_taken_over_if_its_record_stands_still(tmp_path, monkeypatch, capsys):
     path = elsewhere(tmp_path, monkeypatch)
     files, _ = record_of(tmp_path, "run-2")
-    runs.check_alone(files, WORK)
+    runs.check_no_overlapping_run(files, WORK)
     assert capsys.readouterr().err == (
-        f"proxyqueue: {path}: looking for 1 s whether this run still goes on (process 1 on another)\n"
+        f"proxyqueue: {path}: checking for 1 s whether this run is still active (process 1 on another)\n"
     )
     assert json.loads(path.read_text())["state"] == "died"
 
@@ -237,8 +239,8 @@ def test_a_run_elsewhere_whose_record_changes_is_left_its_work(tmp_path, monkeyp
     files, _ = record_of(tmp_path, "run-2")
     beat = threading.Timer(0.3, lambda: give_process(path, 1, host="another", heartbeat_at="later"))
     beat.start()
-    with pytest.raises(Refused, match="this run is going on"):
-        runs.check_alone(files, WORK)
+    with pytest.raises(Refused, match="run still active"):
+        runs.check_no_overlapping_run(files, WORK)
     beat.join()
     assert json.loads(path.read_text())["state"] == "running"
 
@@ -296,7 +298,7 @@ def test_two_drivers_on_one_output(tmp_path):
         time.sleep(0.1)
     second = run_cli(*command, "--idx", "0", cwd=tmp_path, program=PACED)
     assert second.returncode == 2
-    assert f"this run is going on (process {first.pid} on " in second.stderr
+    assert f"run still active (process {first.pid} on " in second.stderr
     assert " and draws query 0 too; wait for it, take other --idx or --query_ids, or say --force\n" in second.stderr
     other_share = start_cli(*command, "--idx", "1", cwd=tmp_path, program=PACED)
     forced = run_cli(*command, "--idx", "0", "--force", cwd=tmp_path, program=PACED)

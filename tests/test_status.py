@@ -115,7 +115,7 @@ def two_shares(tmp_path: Path) -> float:
         give_process(path, os.getppid())
     write_images(tmp_path, "run-1", range(8), rows_a_part=8)
     write_images(tmp_path, "run-2", [12], status="failed")
-    rows = index.read(open_output(str(tmp_path)), "sdxl", ["run_id"]).to_pylist()
+    rows = index.read_rows(open_output(str(tmp_path)), "sdxl", ["run_id"]).to_pylist()
     return min(row["created_at"] for row in rows if row["run_id"] == "run-1").timestamp()
 
 
@@ -134,7 +134,7 @@ def test_runs_of_other_processes_have_a_pace_and_time_left(two_shares, tmp_path,
     ]
     assert [run["state"] for run in report["runs"]] == ["running", "running"]
     assert main(["status", "--output_base_path", str(tmp_path)]) == 0
-    assert "sdxl: going on, 1.0 images/s, 22 images to go, 0:22 left\n" in capsys.readouterr().out
+    assert "sdxl: active, 1.0 images/s, 22 images to go, 0:22 left\n" in capsys.readouterr().out
 
 
 def test_the_pace_is_that_of_the_last_five_minutes(two_shares, tmp_path, capsys, monkeypatch):

@@ -64,7 +64,7 @@ def test_a_full_disk_is_waited_for_and_said_once(small_disk, capsys):
         waiting.start()
         files.write("step/combined/a.jpg", bytes(1_000_000))
         waiting.join()
-        assert files.output.sizes("step") == {"combined/a.jpg": 1_000_000}
+        assert files.output.file_sizes("step") == {"combined/a.jpg": 1_000_000}
         (files.output.root / "step/combined/a.jpg").unlink()
     said = f"proxyqueue: {small_disk}/step/combined/a.jpg: No space left on device; trying again for 15 seconds\n"
     assert capsys.readouterr().err == said
@@ -108,7 +108,7 @@ def test_a_folder_removed_under_way_is_made_again(files):
     (files.output.root / "step/combined/a.jpg").unlink()
     (files.output.root / "step/combined").rmdir()
     files.write("step/combined/b.jpg", b"2")
-    assert files.output.sizes("step") == {"combined/b.jpg": 1}
+    assert files.output.file_sizes("step") == {"combined/b.jpg": 1}
 
 
 def test_staging_of_another_run_is_left_alone(files):
@@ -182,7 +182,7 @@ def test_staging_is_removed_on_every_way_out(tmp_path, error):
 def test_what_a_process_stages_a_moment_after_a_run_was_cut_short_is_removed_too(tmp_path):
     output = open_output(str(tmp_path / "out"))
     late = threading.Timer(0.3, lambda: output.writer("run-1")._stage(output.staging("run-1") / "x", Path.touch))
-    with contextlib.suppress(KeyboardInterrupt), output.writing("run-1", elsewhere=True):
+    with contextlib.suppress(KeyboardInterrupt), output.writing("run-1", others_write=True):
         late.start()
         raise KeyboardInterrupt
     late.join()

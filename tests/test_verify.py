@@ -91,7 +91,7 @@ def test_a_finished_output_is_clean_in_every_respect(output_by_model, capsys):
 
 def lose(output):
     (output / IMAGE).unlink()
-    return [("missing file", IMAGE, "not there (query 2, prompt 1, image 0)")]
+    return [("missing file", IMAGE, "does not exist (query 2, prompt 1, image 0)")]
 
 
 def cut(output):
@@ -144,7 +144,7 @@ def cache(output):
 def leave(output):
     (output / ".staging/run-0").mkdir(parents=True)
     (output / ".staging/run-0/half").write_bytes(b"unfinished")
-    return [("leftover", ".staging/run-0/half", "its run is over")]
+    return [("leftover", ".staging/run-0/half", "its run has ended")]
 
 
 def damage(output):
@@ -171,7 +171,7 @@ def shrink(output):
 
 def garble(output):
     replace_image(output, IMAGE, b"no picture")
-    detail = "can't be decoded: not a picture of a known format (query 2, prompt 1, image 0)"
+    detail = "can't be decoded: not an image of a known format (query 2, prompt 1, image 0)"
     return [("bad picture", IMAGE, detail)]
 
 
@@ -244,7 +244,7 @@ def test_generate_after_repair_makes_it_whole_bit_for_bit(ray_local, output, dra
     out = capsys.readouterr().out.splitlines()
     assert out[-2:] == [
         "repaired: 2 rows dropped, 1 files set aside",
-        f"images that `proxyqueue generate` with the run's flags draws again: 1 of {STEP1}, 1 of {STEP4}",
+        f"images that `proxyqueue generate` with the run's flags regenerates: 1 of {STEP1}, 1 of {STEP4}",
     ]
     assert generate(asked(output), SyntheticWorker) == 0
     assert problems(output, capsys, "--deep", *SLOTS) == []
@@ -260,7 +260,7 @@ def test_the_text_report_counts_and_names_the_first_twenty(output, capsys):
     assert main(["verify", "--output_base_path", str(output)]) == 1
     out = capsys.readouterr().out.splitlines()
     assert out[1:3] == [
-        "       12  missing file         the index has the image, the tree hasn't",
+        "       12  missing file         the index has the image, but its file does not exist",
         "       30  stray file           a file in a step's folder that no ok row of the index has",
     ]
     assert sum(line.startswith(f"  {STEP4}/") for line in out) == 12
@@ -277,7 +277,7 @@ def test_slots_of_the_annotations_without_a_row_and_with_another(output, tmp_pat
     missing = [name for kind, name, _ in found if kind == "missing slot"]
     assert missing == [f"{folder}: query {q}, prompt 2, image 0" for folder in (STEP1, STEP4) for q in range(6)]
     drawn_prompt = json.loads(SAMPLE.read_text())[1]["multi_gpt-3.5_opt"][1]
-    detail = f"prompt is {drawn_prompt!r} there and 'another prompt' in the annotations"
+    detail = f"prompt is {drawn_prompt!r} in the index and 'another prompt' in the annotations"
     assert [problem for problem in found if problem[0] == "other slot"] == [
         ("other slot", f"{folder}: query 1, prompt 1, image 0", detail) for folder in (STEP1, STEP4)
     ]
@@ -313,7 +313,7 @@ def test_redrawing_says_what_it_cannot_draw(tmp_path, capsys):
     table = pq.read_table(parts(tmp_path)[0], partitioning=None)
     found = problems(tmp_path, capsys, "--redraw", "2")
     assert [kind for kind, _, _ in found] == ["not redrawn"] * 2
-    assert any("drawn on a GPU, and this machine has none" in detail for _, _, detail in found)
+    assert any("generated on a GPU, and this machine has none" in detail for _, _, detail in found)
     assert any(detail.startswith("/gone: can't be loaded as sdxl") for _, _, detail in found)
     pq.write_table(table.replace_schema_metadata(None), parts(tmp_path)[0])
     details = {detail for _, _, detail in problems(tmp_path, capsys, "--redraw", "2")}
@@ -329,7 +329,7 @@ def test_images_of_a_run_that_is_going_on_are_no_strays_and_not_repaired(output,
         (files.output.staging(files.run_id) / "half").write_bytes(b"unfinished")
         assert problems(output, capsys) == []
         assert main(["verify", "--output_base_path", str(output), "--repair"]) == 2
-        assert "this run is going on; wait for its end, or verify without --repair" in capsys.readouterr().err
+        assert "run still active; wait for its end, or verify without --repair" in capsys.readouterr().err
         process.kill()
     assert {kind for kind, _, _ in problems(output, capsys)} == {"stray file", "leftover"}
 

@@ -47,8 +47,8 @@ def test_a_batch_may_take_20_medians_or_600_seconds_or_what_the_user_says(
     dog._act(status(limit + 1, median))
     assert ended == ["w1"]
     assert capsys.readouterr().err == (
-        f"proxyqueue: worker w1 has drawn one batch for {limit + 1:.0f} s (limit {limit:.0f} s, --denoise_timeout);"
-        " it is replaced\n"
+        f"proxyqueue: Worker w1: batch still running after {limit + 1:.0f} s (limit {limit:.0f} s, --denoise_timeout);"
+        " restarting the worker.\n"
     )
 
 
@@ -64,7 +64,7 @@ def test_a_worker_that_hangs_is_killed_once(ray_local, monkeypatch, capsys):
     """A real ledger has two batches in flight: one at a process that hangs, one at this process, which replays it."""
     import ray
 
-    monkeypatch.setattr(watchdog, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(watchdog, "POLL_SECONDS", 0.0)
     node = cluster.node_id()
     book: Any = ledger.start(node)
     dog = Watchdog(book, 1.0, "tiny")
@@ -83,4 +83,4 @@ def test_a_worker_that_hangs_is_killed_once(ray_local, monkeypatch, capsys):
         hanging.kill()
     assert hanging.wait() == -signal.SIGKILL
     assert dog.replays == 1
-    assert capsys.readouterr().err.count("it is replaced\n") == 1
+    assert capsys.readouterr().err.count("restarting the worker.\n") == 1

@@ -47,7 +47,7 @@ def measure_images(folder: Path, slots: int, options: Scale) -> dict[str, Any]:
         ended = time.time()
     parts = list((output / layout.index_folder("sdxl")).iterdir())
     first, last = synthetic_images.first(notes), max(part.stat().st_mtime for part in parts)
-    rows = index.read(open_output(str(output)), "sdxl", ["bytes", "status"])
+    rows = index.read_rows(open_output(str(output)), "sdxl", ["bytes", "status"])
     images = rows["status"].to_pylist().count("ok")
     if code or images != slots * len(options.steps()):
         raise InputRefused(
@@ -108,7 +108,7 @@ def measure_index(folder: Path, steps: Sequence[int], state: str) -> dict[str, A
     slots = made_rows.slots_of(options)
     before = _status_mb("VmRSS")
     began = time.perf_counter()
-    existing.find(output, "sdxl", slots, options.captures(), options.img_per_prompt)
+    existing.find_existing(output, "sdxl", slots, options.captures(), options.img_per_prompt)
     seconds, peak = time.perf_counter() - began, _status_mb("VmHWM")
     pattern = f"{options.output_base_path}/{layout.INDEX}/**/*.parquet"
     middle = slots["query_id"][slots.num_rows // 2].as_py()

@@ -206,7 +206,7 @@ class _Rounds:
             )
         ended = time.time()
         gc.collect()  # Ray Data's actors can outlive their run until then
-        rows = index.read(open_output(str(output)), self.recipe.model_type, schema.SCHEMA.names)
+        rows = index.read_rows(open_output(str(output)), self.recipe.model_type, schema.SCHEMA.names)
         drawn = rows["status"].to_pylist().count("ok")
         if code or drawn != self.work.images:
             raise InputRefused(f"proxyqueue drew {drawn:,} of {self.work.images:,} images; try the same with generate")

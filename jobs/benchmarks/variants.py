@@ -211,7 +211,7 @@ def vae_in(pipe: Any, dtype: str) -> Iterator[None]:
 @contextlib.contextmanager
 def usual_malloc(family: Any) -> Iterator[None]:
     """Memory of large tensors goes back to the system, which is the C library's default."""
-    memory.use(memory.USUAL)
+    memory.set_mallopt(memory.GLIBC_DEFAULTS)
     yield
     memory.keep_freed()
 
