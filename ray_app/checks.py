@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.compute
 from PIL import Image, UnidentifiedImageError
 
-from ray_app import index, layout, runs
+from ray_app import layout, runs
 from ray_app.errors import one_line
 from ray_app.partition import Partition
+from ray_app.rows import find_newest, is_of_capture
 from ray_app.schema import KEY, SLOT_KEY
 from ray_app.storage import Output
 
@@ -98,7 +99,7 @@ class Model:
     def __init__(self, output: Output, model_type: str, partition: Partition, rows: pa.Table, since: float | None):
         self.output, self.model_type, self.partition, self.all_rows = output, model_type, partition, rows
         self.since_ns = math.inf if since is None else since * 1e9
-        self.newest = index.newest(rows)
+        self.newest = find_newest(rows)
         self.rows = rows.take(pa.array(self.newest))
         self.files = self.bytes = 0
 
@@ -128,7 +129,7 @@ class Model:
             add: called with numbers of images that were checked.
         """
         folder = layout.step_folder(self.model_type, snapshot, step)
-        (places,) = np.nonzero(index.is_of_capture(self.rows, snapshot, step))
+        (places,) = np.nonzero(is_of_capture(self.rows, snapshot, step))
         rows, numbers = self.rows.take(pa.array(places)), self.newest[places]
         entries = (entry for entry in self.output.files(folder) if not layout.is_clutter(entry.name))
         files = {f"{folder}/{entry.name}": entry for entry in entries}
@@ -168,7 +169,7 @@ class Model:
         requested = slots.select([*SLOT_KEY, *compared])
         for snapshot, step in self.indexed():
             folder = layout.step_folder(self.model_type, snapshot, step)
-            is_of_step = pa.array(index.is_of_capture(self.rows, snapshot, step))
+            is_of_step = pa.array(is_of_capture(self.rows, snapshot, step))
             rows = self.rows.filter(is_of_step).select([*SLOT_KEY, *compared, "status"])
             both = requested.join(rows, list(SLOT_KEY), right_suffix=suffix)
             both = both.sort_by([(name, "ascending") for name in SLOT_KEY])

@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.compute
 
 from ray_app import layout, runs
-from ray_app.compact import COLUMNS, rewrite
 from ray_app.errors import OK, OutputRefused
+from ray_app.opening import open_output
 from ray_app.partition import Partition, retry_if_compacted
-from ray_app.storage import Output, open_output
+from ray_app.rewrite import COLUMNS, rewrite
+from ray_app.storage import Output
 from ray_app.upkeep_options import Clean
 
 # its functions are made when it is imported: type checkers don't see them

@@ -7,11 +7,14 @@ from typing import Any
 
 from ray_app import __version__, streams
 from ray_app.arguments import parse
-from ray_app.ask_options import Convergence, Export, Gallery, Query, Status
 from ray_app.errors import INTERRUPTED, OK, REFUSED, InputRefused, Refused
+from ray_app.evaluation_options import Convergence
+from ray_app.export_options import Export
+from ray_app.gallery_options import Gallery
 from ray_app.interrupts import Interrupts
 from ray_app.messages import LOG
 from ray_app.options import Demo, Generate, Preview
+from ray_app.query_options import Query, Status
 from ray_app.submit_options import Doctor, Submit
 from ray_app.upkeep_options import Clean, Compact, Verify
 

@@ -3,17 +3,19 @@ Knows which images are compared, the table and where it is written; `likeness` m
 
 import functools
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute
 
-from ray_app import cluster, convergence_plot, index, layout, likeness, ray_workarounds, runs, text_table
-from ray_app.ask_options import Convergence
+from ray_app import cluster, convergence_plot, index_writer, layout, likeness, ray_workarounds, runs, text_table
+from ray_app.convergence_plot import Line, Spread
 from ray_app.errors import OK, PROBLEMS, OutputRefused
+from ray_app.evaluation_options import Convergence
+from ray_app.opening import open_output
 from ray_app.progress import Checked
 from ray_app.schema import SLOT_KEY
-from ray_app.storage import Output, open_output
+from ray_app.storage import Output
 from ray_app.trajectories import OK as IS_OK
 from ray_app.trajectories import Trajectories
 
@@ -38,26 +40,6 @@ COLUMNS = {
 SCHEMA = pa.schema([(name, kind) for name, (kind, _) in COLUMNS.items()])
 
 
-class Spread(NamedTuple):
-    """Median and quartiles of a measure over slots. No mean: PSNR may be infinite."""
-
-    low: float
-    median: float
-    high: float
-
-
-class Line(NamedTuple):
-    """One step of one kind of snapshot, over all slots that have it."""
-
-    model: str
-    snapshot: str
-    step: int
-    last_step: int
-    images: int
-    psnr: Spread
-    ssim: Spread
-
-
 def convergence(options: Convergence) -> int:
     """Measure, write and print; the exit code.
 
@@ -76,7 +58,7 @@ def convergence(options: Convergence) -> int:
         table = _measure_all(output, compared, options.shared_filesystem)
     lines = summary(table)
     with output.writing(runs.new_id()) as writer:
-        writer.write(layout.CONVERGENCE_TABLE, index.to_parquet(table))
+        writer.write(layout.CONVERGENCE_TABLE, index_writer.to_parquet(table))
         writer.write(layout.CONVERGENCE_PLOT, convergence_plot.png(lines))
     print("\n".join(_format_table(lines)))
     print(f"table            {output.display_path(layout.CONVERGENCE_TABLE)}")

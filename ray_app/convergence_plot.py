@@ -4,19 +4,36 @@ Knows matplotlib; nothing of images or files."""
 import io
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from ray_app.convergence import Line
 
 MEASURES = {"psnr": "PSNR to the last step's image (dB)", "ssim": "SSIM to the last step's image"}
 STYLES = {"xt": "-", "x0": "--"}
 COLOURS = {"sdxl": "#1f5fa8", "flux": "#c4561a"}
 
 
-def png(lines: Sequence["Line"]) -> bytes:
+class Spread(NamedTuple):
+    """Median and quartiles of a measure over slots. No mean: PSNR may be infinite."""
+
+    low: float
+    median: float
+    high: float
+
+
+class Line(NamedTuple):
+    """One step of one kind of snapshot, over all slots that have it."""
+
+    model: str
+    snapshot: str
+    step: int
+    last_step: int
+    images: int
+    psnr: Spread
+    ssim: Spread
+
+
+def png(lines: Sequence[Line]) -> bytes:
     """The plot as a PNG, without a display. Infinite medians and quartiles (equal images) are left out."""
     from matplotlib.figure import Figure  # not pyplot: that would look for a display
 
@@ -40,7 +57,7 @@ def png(lines: Sequence["Line"]) -> bytes:
     return buffer.getvalue()
 
 
-def _plot_measure(axes: Any, group: list["Line"], measure: str, colour: str, style: str, label: str) -> None:
+def _plot_measure(axes: Any, group: list[Line], measure: str, colour: str, style: str, label: str) -> None:
     steps = [line.step for line in group]
     spreads = np.array([getattr(line, measure) for line in group], float)
     spreads[~np.isfinite(spreads)] = np.nan  # not drawn

@@ -4,12 +4,13 @@ from pathlib import Path
 
 from actors import tiny
 from ray_app import cluster, layout
-from ray_app.ask_options import Gallery, Query
 from ray_app.errors import OK
 from ray_app.gallery import gallery
+from ray_app.gallery_options import Gallery
 from ray_app.generate import generate
 from ray_app.options import Demo, Generate
 from ray_app.query import query
+from ray_app.query_options import Query
 
 SAMPLE = Path(__file__).with_name("sample.json")
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from ray_app import autoscaling, cluster, footprint, machine, survey, text_table
 from ray_app.capacity import Capacity, Request
 from ray_app.errors import OK, PROBLEMS, Refused, one_line
+from ray_app.opening import open_output
 from ray_app.options import Generate
-from ray_app.storage import open_output
 from ray_app.submit_options import Doctor
 from ray_app.survey import Node
 

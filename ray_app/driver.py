@@ -20,7 +20,7 @@ from actors.recipe import Recipe
 from ray_app import autoscaling, cluster, fetch, ray_workarounds, survey
 from ray_app.capacity import Capacity, PoolWatch, Request
 from ray_app.errors import ClusterRefused, ModelRefused, OutputRefused, one_line
-from ray_app.index import IndexWriter
+from ray_app.index_writer import IndexWriter
 from ray_app.interrupts import Interrupts
 from ray_app.ledger import start as start_ledger
 from ray_app.messages import LOG

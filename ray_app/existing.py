@@ -8,9 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from actors.recipe import Capture, Recipe
-from ray_app import index, layout, recipes
+from actors.recipe import Capture
+from ray_app import layout
 from ray_app.errors import OutputRefused
+from ray_app.rows import is_of_capture, read_rows
 from ray_app.schema import KEY, SLOT_KEY
 from ray_app.storage import Output
 
@@ -38,37 +39,6 @@ class ImageMasks(NamedTuple):
     """The newest row says that generating the image failed."""
 
 
-def check_recipe(output: Output, recipe: Recipe) -> list[str]:
-    """Compare with the recipes of this output's images; a warning for each difference that changes low bits only.
-
-    Raises:
-        Refused: another recipe, naming each field that differs and both values.
-    """
-    rows = index.read_rows(output, recipe.model_type, ["recipe"], only=pc.field("status") == "ok")
-    warnings = []
-    known_recipes = index.recipes(output, recipe.model_type)
-    for fingerprint in rows["recipe"].unique().to_pylist():
-        fields_of_output = known_recipes.get(fingerprint, {})
-        strict, low_bits = recipes.differences(recipe, fields_of_output)
-        if strict:
-            raise OutputRefused(
-                f"{output.url}: holds {recipe.model_type} images of another recipe: {'; '.join(strict)};"
-                f" take another --output_base_path{_revision_advice(recipe, fields_of_output)}"
-            )
-        warnings += [f"{output.url}: {text}: images may differ in their low bits" for text in low_bits]
-    return warnings
-
-
-def _revision_advice(recipe: Recipe, fields_of_output: dict[str, Any]) -> str:
-    """Which --revision matches the output, if the hub's default branch has moved since; "" otherwise."""
-    if not fields_of_output:
-        return ""
-    revision_of_output = Recipe(**{**vars(recipe), **fields_of_output}).hub_revision
-    if not revision_of_output or not recipe.hub_revision or revision_of_output == recipe.hub_revision:
-        return ""
-    return f"; --revision {revision_of_output} selects the model that generated them"
-
-
 def find_existing(
     output: Output, model_type: str, slots: pa.Table, captures: Sequence[Capture], img_per_prompt: int
 ) -> ImageMasks:
@@ -79,7 +49,7 @@ def find_existing(
     """
     shape = slots.num_rows, len(captures)
     masks = ImageMasks(ok=np.zeros(shape, bool), failed=np.zeros(shape, bool))
-    rows = index.read_rows(output, model_type, _COLUMNS)
+    rows = read_rows(output, model_type, _COLUMNS)
     if not rows.num_rows or not slots.num_rows:
         return masks
     slot_of_row = _match(slots, rows)
@@ -111,7 +81,7 @@ def find_existing(
 def _newest_row_of_slots(rows: pa.Table, slot_of_row: np.ndarray, capture: Capture, slots: int) -> np.ndarray:
     """For each slot the number of its newest row of a capture, -1 where it has none."""
     is_requested = slot_of_row >= 0
-    (numbers,) = np.nonzero(index.is_of_capture(rows, capture.snapshot, capture.step) & is_requested)
+    (numbers,) = np.nonzero(is_of_capture(rows, capture.snapshot, capture.step) & is_requested)
     newest_row = np.full(slots, -1)
     newest_row[slot_of_row[numbers]] = numbers  # rows are sorted by age: the last one assigned is the newest
     return newest_row
@@ -125,7 +95,7 @@ def mask_rows_with_files(output: Output, model_type: str, rows: pa.Table) -> np.
     """
     mask = np.asarray(pc.equal(rows["status"], "ok")).copy()
     for capture in rows.group_by(["snapshot", "step"]).aggregate([]).to_pylist():
-        (row_numbers,) = np.nonzero(index.is_of_capture(rows, capture["snapshot"], capture["step"]))
+        (row_numbers,) = np.nonzero(is_of_capture(rows, capture["snapshot"], capture["step"]))
         rows_of_capture = rows.take(pa.array(row_numbers))
         folder = layout.step_folder(model_type, capture["snapshot"], capture["step"])
         files = pc.utf8_slice_codeunits(rows_of_capture["path"], len(folder) + 1)
@@ -183,7 +153,7 @@ def _other_image(output: Output, model_type: str, slot: dict, rows: pa.Table, ro
     existing = {name: rows[name][row].as_py() for name in rows.column_names}
     query = existing["query_id"]
     same_image = (pc.field("query_id") == query) & (pc.field("denoise_id") == existing["denoise_id"])
-    existing |= index.read_rows(output, model_type, ["prompt", "seed", "path"], only=same_image).to_pylist()[-1]
+    existing |= read_rows(output, model_type, ["prompt", "seed", "path"], only=same_image).to_pylist()[-1]
     existing["file"] = existing["path"].split("/", 1)[1]
     flag_of_column = {
         "k": "--img_per_prompt",

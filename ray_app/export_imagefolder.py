@@ -3,9 +3,10 @@ Knows what the datasets library expects of such a file; copies no image."""
 
 import pyarrow as pa
 
-from ray_app import existing, index, layout, runs
-from ray_app.ask_options import Export
+from ray_app import existing, index_writer, layout, runs
 from ray_app.errors import OK, OutputRefused
+from ray_app.export_options import Export
+from ray_app.rows import find_newest, is_of_capture, read_rows
 from ray_app.schema import SCHEMA
 from ray_app.storage import Output
 
@@ -18,18 +19,18 @@ def export(output: Output, options: Export) -> int:
     written = 0
     with output.writing(runs.new_id()) as writer:
         for model_type in layout.model_types(options.model_type):
-            rows = index.read_rows(output, model_type, SCHEMA.names)
-            rows = rows.take(pa.array(index.newest(rows)))
+            rows = read_rows(output, model_type, SCHEMA.names)
+            rows = rows.take(pa.array(find_newest(rows)))
             rows = rows.filter(pa.array(existing.mask_rows_with_files(output, model_type, rows)))
             for folder in output.step_folders(model_type):
                 if options.steps and folder.step not in options.steps:
                     continue
                 if options.snapshot not in (None, folder.snapshot):
                     continue
-                of_folder = rows.filter(pa.array(index.is_of_capture(rows, folder.snapshot, folder.step)))
+                of_folder = rows.filter(pa.array(is_of_capture(rows, folder.snapshot, folder.step)))
                 if of_folder.num_rows:
                     name = f"{folder.name}/{layout.METADATA}"
-                    writer.write(name, index.to_parquet(_metadata(of_folder, folder)))
+                    writer.write(name, index_writer.to_parquet(_metadata(of_folder, folder)))
                     print(f"{output.display_path(name)}: {of_folder.num_rows:,} images")
                     written += 1
     if not written:

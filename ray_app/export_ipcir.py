@@ -10,10 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from ray_app import index, layout, remote, text_table
-from ray_app.ask_options import Export
+from ray_app import layout, remote, text_table
 from ray_app.errors import OK, PROBLEMS
-from ray_app.export import new_folder
+from ray_app.export_options import Export
+from ray_app.rows import is_of_capture
 from ray_app.storage import Output
 from ray_app.trajectories import OK as IS_OK
 from ray_app.trajectories import Trajectories
@@ -41,13 +41,13 @@ def export(output: Output, options: Export) -> int:
     if reference_of_second and not options.by_query:
         print("for a tree with their images: --by_query --export_path FOLDER")
     if options.by_query:
-        _write_trees(output, shown, str(options.export_path))
+        _write_trees(output, shown, options)
     return PROBLEMS if problems else OK
 
 
 def _rows(shown: Trajectories, model_type: str, snapshot: str, step: int) -> list[dict[str, Any]]:
     rows = shown.rows(model_type)
-    return rows.filter(pa.array(index.is_of_capture(rows, snapshot, step))).to_pylist()
+    return rows.filter(pa.array(is_of_capture(rows, snapshot, step))).to_pylist()
 
 
 def _is_in_combined(row: dict[str, Any]) -> bool:
@@ -97,9 +97,9 @@ def _problems(names: list[str], rows: list[dict[str, Any]]) -> Iterator[str]:
             yield f"reference {reference}: {count} images were requested, {most} of others"
 
 
-def _write_trees(output: Output, shown: Trajectories, path: str) -> None:
+def _write_trees(output: Output, shown: Trajectories, options: Export) -> None:
     """Write EXPORT/query2, a complete tree in which shared references have their second query's images; query3, …"""
-    with new_folder(path) as folder:
+    with options.new_folder() as folder:
         written = 0
         for model_type in shown.models:
             for snapshot, step in shown.captures:
@@ -112,7 +112,7 @@ def _write_trees(output: Output, shown: Trajectories, path: str) -> None:
                         _link_or_copy(output, row["path"], combined / row["path"].rsplit("/", 1)[1])
                         written += 1
     reason = "" if written else ", since no two queries share a reference"
-    print(f"{path}: {written:,} images{reason}")
+    print(f"{options.export_path}: {written:,} images{reason}")
 
 
 def _trees(rows: list[dict[str, Any]]) -> Iterator[tuple[int, list[dict[str, Any]]]]:

@@ -12,9 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_app import layout
-from ray_app.ask_options import Export
 from ray_app.errors import OK
-from ray_app.export import new_folder
+from ray_app.export_options import Export
 from ray_app.storage import Output
 from ray_app.trajectories import OK as IS_OK
 from ray_app.trajectories import Capture, Trajectories, Trajectory
@@ -42,7 +41,7 @@ def export(output: Output, options: Export) -> int:
     schema = _schema(shown.captures)
     slots = shown.of(shown.query_ids)
     rows = files = 0
-    with new_folder(str(options.export_path)) as folder, ThreadPoolExecutor(THREADS) as pool:
+    with options.new_folder() as folder, ThreadPoolExecutor(THREADS) as pool:
         while first := list(itertools.islice(slots, 1)):
             shard = itertools.chain(first, itertools.islice(slots, options.shard_images - 1))
             groups = _groups(output, shown.captures, shard, pool)

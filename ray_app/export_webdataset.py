@@ -8,9 +8,8 @@ from typing import Any
 import pyarrow as pa
 
 from ray_app import cluster, layout, ray_workarounds
-from ray_app.ask_options import Export
 from ray_app.errors import OK
-from ray_app.export import new_folder
+from ray_app.export_options import Export
 from ray_app.storage import Output
 from ray_app.trajectories import OK as IS_OK
 from ray_app.trajectories import Trajectories
@@ -30,7 +29,7 @@ def export(output: Output, options: Export) -> int:
     samples = pa.Table.from_pylist(rows)
     starts = range(0, samples.num_rows, options.shard_images)
     shards = [samples.slice(start, options.shard_images) for start in starts]
-    with new_folder(str(options.export_path)) as folder, cluster.connected(options.address):
+    with options.new_folder() as folder, cluster.connected(options.address):
         _write_shards(output, shards, str(folder), options.shared_filesystem)
     print(f"{options.export_path}: {samples.num_rows:,} images in {len(shards):,} shards")
     return OK

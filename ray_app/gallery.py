@@ -14,13 +14,14 @@ from typing import Any
 import jinja2
 
 from ray_app import circo, contact_sheet, layout, pictures, remote, runs
-from ray_app.ask_options import Gallery
 from ray_app.errors import OK as EXIT_OK
 from ray_app.errors import InputRefused, one_line
 from ray_app.files import whole_file
+from ray_app.gallery_options import Gallery
 from ray_app.messages import LOG
+from ray_app.opening import open_output
 from ray_app.progress import Checked
-from ray_app.storage import Output, open_output
+from ray_app.storage import Output
 from ray_app.trajectories import FAILED, MISSING, OK, Trajectories, Trajectory
 
 QUERIES_A_PAGE = 50

@@ -11,11 +11,12 @@ from actors import random_weights, tiny
 from actors.recipe import Recipe
 from ray_app import asked, circo, cluster, driver, existing, layout, plan, recipes, runs, text_table
 from ray_app.errors import OK, SOME_FAILED
-from ray_app.index import set_aside_damaged
 from ray_app.interrupts import Interrupts
 from ray_app.messages import LOG
+from ray_app.opening import open_output
 from ray_app.options import Generate
-from ray_app.storage import Output, Writer, open_output
+from ray_app.rows import set_aside_damaged
+from ray_app.storage import Output, Writer
 from ray_app.worker import Worker
 
 
@@ -70,7 +71,7 @@ def prepare(options: Generate) -> Job:
     output.check_writable()
     recipe = recipes.resolve(options)
     _report(_odd_options(options))
-    _report(existing.check_recipe(output, recipe))
+    _report(recipes.check_recipe(output, recipe))
     captures = options.captures()
     masks = existing.find_existing(output, options.model_type, slots, captures, options.img_per_prompt)
     todo = plan.make_plan(slots, masks.ok, captures, given_up=masks.failed if options.skip_failed else None)

@@ -13,12 +13,13 @@ import duckdb
 import pyarrow as pa
 
 from ray_app import row_formats, views
-from ray_app.ask_options import Query
 from ray_app.errors import OK, InputRefused, one_line
 from ray_app.files import check_place, whole_file
+from ray_app.opening import open_output
 from ray_app.partition import MAX_READ_ATTEMPTS
+from ray_app.query_options import Query
 from ray_app.schema import COLUMNS
-from ray_app.storage import Output, open_output
+from ray_app.storage import Output
 
 Write = Callable[[pa.Schema, Iterator[pa.RecordBatch]], object]
 """Writes the columns and the rows of an answer."""

@@ -4,10 +4,17 @@ Knows defaults that depend on model and device."""
 import dataclasses
 from typing import Any
 
+import pyarrow.compute
+
 from actors.recipe import FLOW_MATCH, RETURNS_X0, Recipe
-from ray_app.errors import ModelRefused
+from ray_app.errors import ModelRefused, OutputRefused
 from ray_app.model import ModelCard, read_card
 from ray_app.options import Generate
+from ray_app.rows import read_recipes, read_rows
+from ray_app.storage import Output
+
+# its functions are made when it is imported: type checkers don't see them
+pc: Any = pyarrow.compute
 
 PIXELS_512 = 512 * 512
 DTYPES = {
@@ -83,6 +90,37 @@ def default_batch_size(model_type: str, device: str, height: int, width: int) ->
         return 4
     at_512 = {"sdxl": 8, "flux": 4}[model_type]
     return max(1, at_512 * PIXELS_512 // (height * width))
+
+
+def check_recipe(output: Output, recipe: Recipe) -> list[str]:
+    """Compare with the recipes of this output's images; a warning for each difference that changes low bits only.
+
+    Raises:
+        Refused: another recipe, naming each field that differs and both values.
+    """
+    rows = read_rows(output, recipe.model_type, ["recipe"], only=pc.field("status") == "ok")
+    warnings = []
+    known_recipes = read_recipes(output, recipe.model_type)
+    for fingerprint in rows["recipe"].unique().to_pylist():
+        fields_of_output = known_recipes.get(fingerprint, {})
+        strict, low_bits = differences(recipe, fields_of_output)
+        if strict:
+            raise OutputRefused(
+                f"{output.url}: holds {recipe.model_type} images of another recipe: {'; '.join(strict)};"
+                f" take another --output_base_path{_revision_advice(recipe, fields_of_output)}"
+            )
+        warnings += [f"{output.url}: {text}: images may differ in their low bits" for text in low_bits]
+    return warnings
+
+
+def _revision_advice(recipe: Recipe, fields_of_output: dict[str, Any]) -> str:
+    """Which --revision matches the output, if the hub's default branch has moved since; "" otherwise."""
+    if not fields_of_output:
+        return ""
+    revision_of_output = Recipe(**{**vars(recipe), **fields_of_output}).hub_revision
+    if not revision_of_output or not recipe.hub_revision or revision_of_output == recipe.hub_revision:
+        return ""
+    return f"; --revision {revision_of_output} selects the model that generated them"
 
 
 def differences(recipe: Recipe, fields_of_output: dict[str, Any]) -> tuple[list[str], list[str]]:

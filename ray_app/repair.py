@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from ray_app import layout
 from ray_app.checks import UNREADABLE_PART, Model, Problem
-from ray_app.compact import rewrite
+from ray_app.rewrite import rewrite
 from ray_app.schema import KEY
 from ray_app.storage import Output, Writer
 

@@ -13,13 +13,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from ray_app import asked, circo, existing, index, layout, runs, text_table
-from ray_app.ask_options import Status
+from ray_app import asked, circo, existing, layout, runs, text_table
 from ray_app.asked import RequestedImages
 from ray_app.errors import INTERRUPTED, OK, OutputRefused
+from ray_app.opening import open_output
 from ray_app.progress import duration
+from ray_app.query_options import Status
+from ray_app.rows import find_newest, is_of_capture, read_rows
 from ray_app.schema import KEY
-from ray_app.storage import Output, open_output
+from ray_app.storage import Output
 
 # its functions are made when it is imported: type checkers don't see them
 pc: Any = pyarrow.compute
@@ -110,8 +112,8 @@ def _slots(options: Status) -> pa.Table | None:
 
 
 def _newest(output: Output, model_type: str) -> pa.Table:
-    rows = index.read_rows(output, model_type, _COLUMNS)
-    return rows.take(pa.array(index.newest(rows)))
+    rows = read_rows(output, model_type, _COLUMNS)
+    return rows.take(pa.array(find_newest(rows)))
 
 
 def _requested_images(
@@ -148,7 +150,7 @@ def _count_by_step(
     bytes_of_row = np.asarray(rows["bytes"].fill_null(0))
     lines = []
     for snapshot, step in sorted(captures, key=lambda capture: (capture[0] != "xt", capture[1])):
-        is_of_step = is_counted & index.is_of_capture(rows, snapshot, step)
+        is_of_step = is_counted & is_of_capture(rows, snapshot, step)
         done = int((is_of_step & is_done).sum())
         failed = int((is_of_step & is_failed).sum())
         total = missing = None
@@ -188,12 +190,12 @@ def _count_images_left(
     """How many requested images the active runs have yet to generate; None if their records don't say."""
     if not requested.slots:
         return None
-    is_of_capture = np.zeros(rows.num_rows, bool)
+    is_of_any_capture = np.zeros(rows.num_rows, bool)
     for snapshot, step in requested.captures:
-        is_of_capture |= index.is_of_capture(rows, snapshot, step)
+        is_of_any_capture |= is_of_capture(rows, snapshot, step)
     # images that failed in an earlier run are tried again, those that failed in these runs are not
     is_failed = is_of_active_run & ~np.asarray(pc.equal(rows["status"], "ok"))
-    is_settled = requested.includes(rows) & is_of_capture & (is_done | is_failed)
+    is_settled = requested.includes(rows) & is_of_any_capture & (is_done | is_failed)
     return max(0, requested.slots * len(requested.captures) - int(is_settled.sum()))
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
 
 from ray_app import layout
-from ray_app.errors import OutputRefused
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -216,23 +215,3 @@ class Writer(abc.ABC):
     @abc.abstractmethod
     def write(self, relative: str, data: bytes) -> None:
         """Write a whole file or nothing; as `write_with`."""
-
-
-def open_output(url: str) -> Output:
-    """An OUTPUT by its local path, or by its URL in an object store.
-
-    Raises:
-        Refused: not the name of a folder, or of a known kind of store.
-    """
-    if not url.strip():
-        raise OutputRefused(f"--output_base_path {url!r}: not the name of a folder", flag="output_base_path")
-    if "://" in url:
-        from ray_app.object_storage import ObjectStoreOutput
-
-        try:
-            return ObjectStoreOutput(url)
-        except OSError as error:
-            raise OutputRefused(f"--output_base_path {url}: {error.strerror}", flag="output_base_path") from None
-    from ray_app.local_storage import LocalOutput
-
-    return LocalOutput(url)

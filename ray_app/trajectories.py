@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ray_app import existing, index, layout
+from ray_app import existing, layout
 from ray_app.errors import OutputRefused
+from ray_app.rows import find_newest, read_rows
 from ray_app.schema import KEY
 from ray_app.storage import Output
 
@@ -55,8 +56,8 @@ class Trajectories:
         self._tables: dict[str, pa.Table] = {}
         captures: set[Capture] = set()
         for model_type in model_types:
-            rows = index.read_rows(output, model_type, _COLUMNS)
-            rows = rows.take(pa.array(index.newest(rows)))
+            rows = read_rows(output, model_type, _COLUMNS)
+            rows = rows.take(pa.array(find_newest(rows)))
             is_selected = np.ones(rows.num_rows, bool)
             if steps:
                 is_selected &= np.isin(np.asarray(rows["step"]), steps)

@@ -15,11 +15,12 @@ from ray_app import checks, circo, layout, runs, text_table
 from ray_app.checks import Model, Problem
 from ray_app.errors import OK, PROBLEMS, OutputRefused
 from ray_app.messages import LOG
+from ray_app.opening import open_output
 from ray_app.partition import Partition, retry_if_compacted
 from ray_app.progress import Checked
 from ray_app.redraw import redraw
 from ray_app.repair import repair, to_redraw
-from ray_app.storage import Output, open_output
+from ray_app.storage import Output
 from ray_app.upkeep_options import Verify
 
 MOST_NAMED = 20

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from actors.recipe import Recipe
-from ray_app import cluster, index, machine, recipes
+from ray_app import cluster, machine, recipes
+from ray_app.opening import open_output
 from ray_app.options import Generate
-from ray_app.storage import open_output
+from ray_app.rows import read_rows
 from ray_app.worker import Worker
 from tests import processes
 from tests.synthetic import SyntheticWorker
@@ -239,7 +240,7 @@ def start_cli(
 def check_index_is_true(output: Path, model_type: str = "sdxl") -> int:
     """Every key's newest row is ok and its file is there with that size and sha256; how many keys there are."""
     names = ["query_id", "prompt_index", "image_index", "snapshot", "step", "path", "bytes", "sha256", "status"]
-    rows = index.read_rows(open_output(str(output)), model_type, names).to_pylist()
+    rows = read_rows(open_output(str(output)), model_type, names).to_pylist()
     newest = {tuple(row[name] for name in names[:5]): row for row in rows}
     for row in newest.values():
         data = (output / row["path"]).read_bytes()

@@ -13,12 +13,14 @@ from pathlib import Path
 import pyarrow as pa
 
 from actors.recipe import Recipe
-from ray_app import index, layout, process, runs
-from ray_app.index import IndexWriter
+from ray_app import layout, process, runs
+from ray_app.index_writer import IndexWriter
+from ray_app.opening import open_output
 from ray_app.options import Generate
 from ray_app.recipes import resolve
+from ray_app.rows import read_rows
 from ray_app.schema import KEY, SCHEMA
-from ray_app.storage import Writer, open_output
+from ray_app.storage import Writer
 
 RECIPE: Recipe = resolve(Generate(model_path="tiny"))
 
@@ -106,7 +108,7 @@ def write_images(
 
 def newest_rows(output: Path, model_type: str = "sdxl") -> list[dict]:
     """What a reader sees: the newest row of each image, in the order of the keys."""
-    table = index.read_rows(open_output(str(output)), model_type, SCHEMA.names)
+    table = read_rows(open_output(str(output)), model_type, SCHEMA.names)
     newest = {tuple(row[name] for name in KEY): row for row in table.to_pylist()}
     return [newest[key] for key in sorted(newest)]
 

@@ -11,10 +11,10 @@ from typing import Any
 import pyarrow as pa
 
 from ray_app import circo
-from ray_app.index import IndexWriter
+from ray_app.index_writer import IndexWriter
+from ray_app.opening import open_output
 from ray_app.options import Generate
 from ray_app.recipes import resolve
-from ray_app.storage import open_output
 
 FIELD = "multi_gpt-3.5_opt"
 

@@ -9,10 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from actors.recipe import Capture
-from ray_app import circo, existing, index, layout
+from ray_app import circo, existing, layout
 from ray_app.errors import Refused
-from ray_app.index import IndexWriter
-from ray_app.storage import open_output
+from ray_app.index_writer import IndexWriter
+from ray_app.opening import open_output
+from ray_app.rows import read_rows
 
 FIELD = "multi_gpt-3.5_opt"
 unhurried = settings(deadline=None)
@@ -151,7 +152,7 @@ def test_rows_come_back_as_they_went_in_and_the_newest_counts(tmp_path_factory, 
             newest[row["query_id"], row["prompt_index"], row["snapshot"], row["step"]] = row["status"]
             writer.append(pa.Table.from_pylist([written[-1]]))
         writer.commit()
-    back = index.read_rows(files.output, "sdxl", list(written[0]) if written else ["query_id"])
+    back = read_rows(files.output, "sdxl", list(written[0]) if written else ["query_id"])
     assert [{name: row[name] for name in row if name != "created_at"} for row in back.to_pylist()] == written
     captures = [Capture(step, snapshot) for step in (1, 4) for snapshot in ("xt", "x0")]
     masks = existing.find_existing(files.output, "sdxl", slots, captures, 1)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ray_app import runs
-from ray_app.storage import open_output
+from ray_app.opening import open_output
 from tests.conftest import MODEL, PACED, ROOT, SAMPLE, check_index_is_true, read_tree, run_cli, start_cli
 from tests.nodes import ENVIRONMENT, START, answers, free_port, node_environment, short_folder
 from tests.processes import children, kill, kill_all_with, kill_tree, wait_for

@@ -11,8 +11,8 @@ import pytest
 from ray_app import runs
 from ray_app.cli import main
 from ray_app.generate import prepare
+from ray_app.opening import open_output
 from ray_app.options import Generate
-from ray_app.storage import open_output
 from tests.conftest import SAMPLE, read_tree
 from tests.outputs import (
     age,

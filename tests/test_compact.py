@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from actors.recipe import Recipe
-from ray_app import compact, index, local_storage, partition
+from ray_app import local_storage, partition, rewrite
 from ray_app.cli import main
+from ray_app.opening import open_output
+from ray_app.rows import find_newest, read_recipes, read_rows
 from ray_app.schema import KEY, SCHEMA
-from ray_app.storage import open_output
 from tests.conftest import flip_bit_of_a_page, run_cli
 from tests.outputs import RECIPE, check_index_is_true, kill_and_repeat, newest_rows, parts, write_images
 
@@ -59,7 +60,7 @@ def test_few_sorted_parts_hold_what_a_reader_saw_before(output, capsys):
 
 def test_the_recipes_of_all_parts_go_with_the_rows(output):
     assert compacted(output) == 0
-    recipes = [Recipe(**recipe) for recipe in index.recipes(open_output(str(output)), "sdxl").values()]
+    recipes = [Recipe(**recipe) for recipe in read_recipes(open_output(str(output)), "sdxl").values()]
     assert {recipe.batch_size for recipe in recipes} == {RECIPE.batch_size, 8}
 
 
@@ -101,7 +102,7 @@ def test_new_parts_survive_a_power_cut_before_old_ones_go(output, monkeypatch):
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(compact, "ROWS_A_PART", 25)
+    monkeypatch.setattr(rewrite, "ROWS_A_PART", 25)
     assert compacted(output) == 0
     new = parts(output)
     assert (len(new), set(new) & set(old)) == (3, set())
@@ -112,7 +113,7 @@ def test_new_parts_survive_a_power_cut_before_old_ones_go(output, monkeypatch):
 
 
 def test_parts_of_bounded_size_are_sorted_across(output, monkeypatch):
-    monkeypatch.setattr(compact, "ROWS_A_PART", 25)
+    monkeypatch.setattr(rewrite, "ROWS_A_PART", 25)
     before = newest_rows(output)
     assert compacted(output) == 0
     tables = [pq.read_table(part, partitioning=None) for part in parts(output)]
@@ -135,7 +136,7 @@ def test_a_part_that_appears_meanwhile_is_left_alone(output):
         write_images(output, f"run-late-{len(parts(output))}", [100], text="late")
         return np.asarray(rows["query_id"]) == 7
 
-    done = compact.rewrite(open_output(str(output)).writer("rewriter"), "sdxl", drop)
+    done = rewrite.rewrite(open_output(str(output)).writer("rewriter"), "sdxl", drop)
     assert done.dropped == 2
     queries = [row["query_id"] for row in newest_rows(output)]
     assert queries == sorted([*(q for q in range(30) if q != 7), 100] * 2)
@@ -183,8 +184,8 @@ def test_readers_never_miss_a_row(tmp_path):
     def read():
         try:
             while not ended.is_set():
-                rows = index.read_rows(files.output, "sdxl", KEY)
-                seen.append((len(index.newest(rows)), len(index.recipes(files.output, "sdxl"))))
+                rows = read_rows(files.output, "sdxl", KEY)
+                seen.append((len(find_newest(rows)), len(read_recipes(files.output, "sdxl"))))
         except Exception as error:
             seen.append(error)
 

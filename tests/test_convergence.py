@@ -12,8 +12,8 @@ from PIL import Image
 
 from ray_app import convergence, convergence_plot, layout, likeness
 from ray_app.cli import main
-from ray_app.index import IndexWriter
-from ray_app.storage import open_output
+from ray_app.index_writer import IndexWriter
+from ray_app.opening import open_output
 from ray_app.trajectories import Trajectories
 from tests.outputs import RECIPE
 from tests.test_gallery import FLUX

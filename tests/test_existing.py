@@ -8,10 +8,10 @@ import pyarrow as pa
 import pytest
 
 from actors.recipe import Capture
-from ray_app import circo, existing, layout
+from ray_app import circo, existing, layout, recipes
 from ray_app.errors import Refused
-from ray_app.index import IndexWriter
-from ray_app.storage import open_output
+from ray_app.index_writer import IndexWriter
+from ray_app.opening import open_output
 
 CAPTURES = [Capture(1), Capture(2, "x0")]
 
@@ -134,10 +134,10 @@ def test_another_image_may_be_drawn_where_the_file_is_gone(output):
 
 def test_another_recipe_is_refused_with_each_field_that_differs(output, recipe):
     output.add(slots_of())
-    assert existing.check_recipe(output.files.output, recipe) == []
+    assert recipes.check_recipe(output.files.output, recipe) == []
     other = dataclasses.replace(recipe, guidance_scale=5.0, num_inference_steps=16)
     with pytest.raises(Refused) as raised:
-        existing.check_recipe(output.files.output, other)
+        recipes.check_recipe(output.files.output, other)
     assert (
         "--max_inference_steps: this output has 32, this run asks for 16;"
         " --guidance_scale: this output has 0.0, this run asks for 5.0"
@@ -146,10 +146,10 @@ def test_another_recipe_is_refused_with_each_field_that_differs(output, recipe):
 
 def test_a_recipe_that_moves_low_bits_is_a_warning(output, recipe):
     output.add(slots_of())
-    (warning,) = existing.check_recipe(output.files.output, dataclasses.replace(recipe, batch_size=8))
+    (warning,) = recipes.check_recipe(output.files.output, dataclasses.replace(recipe, batch_size=8))
     assert "--batch_size: this output has 4, this run asks for 8" in warning
 
 
 def test_a_recipe_of_failures_alone_binds_nobody(output, recipe):
     output.add(slots_of(), status="failed")
-    assert existing.check_recipe(output.files.output, dataclasses.replace(recipe, height=128)) == []
+    assert recipes.check_recipe(output.files.output, dataclasses.replace(recipe, height=128)) == []

@@ -16,8 +16,8 @@ from PIL import Image
 
 from ray_app import gallery, layout
 from ray_app.cli import main
-from ray_app.index import IndexWriter
-from ray_app.storage import open_output
+from ray_app.index_writer import IndexWriter
+from ray_app.opening import open_output
 from tests.outputs import RECIPE
 
 EVIL = "<script>document.title = 'run'</script><img src=x onerror=\"document.title = 'run'\"> \"'&{{ 7 * 7 }}"

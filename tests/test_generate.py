@@ -25,14 +25,15 @@ import pytest
 import ray.data
 
 from actors.errors import ModelError, ModelNeedsMemory
-from ray_app import cluster, driver, index
+from ray_app import cluster, driver
 from ray_app import generate as verb
 from ray_app.driver import INIT_DEATHS
 from ray_app.errors import OK, SOME_FAILED, Refused
 from ray_app.generate import prepare
+from ray_app.opening import open_output
 from ray_app.options import Generate
+from ray_app.rows import read_rows
 from ray_app.schema import SCHEMA
-from ray_app.storage import open_output
 from ray_app.worker import Worker
 from tests.conftest import SAMPLE, check_index_is_true, flip_bit_of_a_page, read_tree
 from tests.processes import wait_for
@@ -71,7 +72,7 @@ def last_record(output: Path) -> dict:
 
 
 def rows(output: Path, model: str = "sdxl") -> list[dict]:
-    return index.read_rows(open_output(str(output)), model, SCHEMA.names).to_pylist()
+    return read_rows(open_output(str(output)), model, SCHEMA.names).to_pylist()
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from actors.recipe import Recipe
-from ray_app import index
+from ray_app import index_writer
 from ray_app.errors import Refused
-from ray_app.index import IndexWriter
+from ray_app.index_writer import IndexWriter
+from ray_app.opening import open_output
+from ray_app.rows import read_recipes, read_rows, set_aside_damaged
 from ray_app.schema import SCHEMA, VERSION_KEY
-from ray_app.storage import open_output
 from tests.conftest import ROOT, flip_bit_of_a_page, obeying_permissions
 
 
@@ -49,7 +50,7 @@ def test_a_part_has_the_pinned_schema_and_the_runs_constants(files, recipe):
     file = pq.ParquetFile(files.output.root / "index/model=sdxl/part-run-1-000000.parquet")
     assert file.schema_arrow.equals(SCHEMA)
     assert file.schema_arrow.metadata[b"proxyqueue.schema_version"] == b"1"
-    (full,) = index.recipes(files.output, "sdxl").values()
+    (full,) = read_recipes(files.output, "sdxl").values()
     assert Recipe(**full) == recipe
     assert file.metadata.row_group(0).column(0).compression == "ZSTD"
     row = file.read().to_pylist()[2]
@@ -60,13 +61,13 @@ def test_a_part_has_the_pinned_schema_and_the_runs_constants(files, recipe):
 
 def test_parts_are_committed_by_rows_and_by_time(files, recipe, monkeypatch):
     writer = IndexWriter(files, recipe)
-    writer.append(rows(index.COMMIT_ROWS - 1))
+    writer.append(rows(index_writer.COMMIT_ROWS - 1))
     writer.commit_if_due()
     assert parts(files) == []
     writer.append(rows(1))
     writer.commit_if_due()
     assert len(parts(files)) == 1
-    monkeypatch.setattr(index, "COMMIT_SECONDS", 0.05)
+    monkeypatch.setattr(index_writer, "COMMIT_SECONDS", 0.05)
     writer.append(rows(1))
     time.sleep(0.06)
     writer.commit_if_due()
@@ -78,10 +79,10 @@ def test_rows_come_back_oldest_first_with_the_columns_asked_for(files, recipe):
         writer = IndexWriter(open_output(str(files.output.root)).writer(run_id), recipe)
         writer.append(rows(2, status=status))
         writer.commit()
-    table = index.read_rows(files.output, "sdxl", ["query_id", "status"])
+    table = read_rows(files.output, "sdxl", ["query_id", "status"])
     assert table["status"].to_pylist() == ["failed", "failed", "ok", "ok"]
     assert table.column_names == ["query_id", "status", "created_at"]
-    assert index.read_rows(files.output, "flux", ["query_id"]).num_rows == 0
+    assert read_rows(files.output, "flux", ["query_id"]).num_rows == 0
 
 
 def other_schema(path):
@@ -109,15 +110,15 @@ def test_a_damaged_part_is_named_once_left_out_and_set_aside(files, recipe, caps
     damage(bad)
     content = bad.read_bytes()
     for _ in range(2):
-        assert index.read_rows(files.output, "sdxl", ["query_id"])["query_id"].to_pylist() == [0, 1, 2]
-        assert len(index.recipes(files.output, "sdxl")) == 1
+        assert read_rows(files.output, "sdxl", ["query_id"])["query_id"].to_pylist() == [0, 1, 2]
+        assert len(read_recipes(files.output, "sdxl")) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"proxyqueue: {bad}: a damaged part of the index (")
     assert bad.exists()
-    index.set_aside_damaged(files.output, "sdxl")
+    set_aside_damaged(files.output, "sdxl")
     assert parts(files) == ["part-run-1-000000.parquet", "part-run-1-000001.parquet"]
     assert (files.output.root / ".set_aside/index/model=sdxl/part-run-1-000000.parquet").read_bytes() == content
-    assert index.read_rows(files.output, "sdxl", ["query_id"]).num_rows == 3
+    assert read_rows(files.output, "sdxl", ["query_id"]).num_rows == 3
 
 
 def test_a_part_of_another_version_of_the_schema_is_refused_not_set_aside(files):
@@ -125,7 +126,7 @@ def test_a_part_of_another_version_of_the_schema_is_refused_not_set_aside(files)
     newer = SCHEMA.with_metadata({VERSION_KEY: b"2"}).append(pa.field("more", pa.int8()))
     pq.write_table(newer.empty_table(), (files.output.root / "index/model=sdxl/part-a.parquet"))
     with pytest.raises(Refused, match=r"part-a.parquet: version 2 of the index's schema, and this proxyqueue reads 1;"):
-        index.read_rows(files.output, "sdxl", ["query_id"])
+        read_rows(files.output, "sdxl", ["query_id"])
 
 
 def test_a_part_that_cannot_be_opened_is_refused_not_set_aside(files):
@@ -133,9 +134,12 @@ def test_a_part_that_cannot_be_opened_is_refused_not_set_aside(files):
     files.write("index/model=sdxl/part-a.parquet", b"not parquet")
     (files.output.root / "index/model=sdxl/part-a.parquet").chmod(0)
     code = (
-        "import sys; from ray_app import errors, index, storage\n"
-        "try: index.read_rows(storage.open_output(sys.argv[1]), 'sdxl', ['query_id'])\n"
-        "except errors.Refused as refused: print(refused)"
+        "import sys\n"
+        "from ray_app.errors import Refused\n"
+        "from ray_app.opening import open_output\n"
+        "from ray_app.rows import read_rows\n"
+        "try: read_rows(open_output(sys.argv[1]), 'sdxl', ['query_id'])\n"
+        "except Refused as refused: print(refused)"
     )
     command = [*obeying_permissions(), sys.executable, "-c", code, str(files.output.root)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -152,4 +156,4 @@ def test_rows_stay_in_hand_while_a_part_cannot_be_written(files, recipe):
         writer.commit()
     (files.output.root / "index").unlink()
     writer.commit()
-    assert index.read_rows(files.output, "sdxl", ["query_id"]).num_rows == 2
+    assert read_rows(files.output, "sdxl", ["query_id"]).num_rows == 2

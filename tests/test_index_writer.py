@@ -5,10 +5,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from actors.generator import OUTPUT_COLUMNS
-from ray_app import index, metrics, schema, worker
+from ray_app import index_writer, metrics, schema, worker
 from ray_app.errors import Refused
-from ray_app.index import IndexWriter
-from ray_app.storage import open_output
+from ray_app.index_writer import IndexWriter
+from ray_app.opening import open_output
 from ray_app.writer import WRITTEN
 from tests.outputs import RECIPE, parts
 
@@ -17,7 +17,7 @@ from tests.outputs import RECIPE, parts
 def clock(monkeypatch) -> list[float]:
     """The time that the writer sees, in seconds."""
     now = [1_000.0]
-    monkeypatch.setattr(index.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(index_writer.time, "monotonic", lambda: now[0])
     return now
 
 

@@ -7,13 +7,14 @@ import urllib.request
 
 import pyarrow as pa
 
-from ray_app import index, metrics
+from ray_app import metrics
 from ray_app.errors import SOME_FAILED
 from ray_app.generate import generate
 from ray_app.metrics import Metrics
+from ray_app.opening import open_output
 from ray_app.options import Generate
+from ray_app.rows import read_rows
 from ray_app.schema import SCHEMA
-from ray_app.storage import open_output
 from tests.conftest import SAMPLE
 from tests.synthetic import FAILS, SyntheticWorker
 
@@ -76,7 +77,7 @@ def test_prometheus_finds_what_was_generated(ray_local, tmp_path):
     flags = {"max_inference_steps": 7, "save_steps": STEPS, "snapshot": "both", "num_prompts": 3, "num_workers": "1"}
     places = {"json_file": str(tmp_path / "test.json"), "output_base_path": str(tmp_path / "out")}
     assert generate(Generate(**places, model_path="tiny", batch_size=6, **flags), SyntheticWorker) == SOME_FAILED
-    rows = index.read_rows(open_output(str(tmp_path / "out")), "sdxl", ["snapshot", "step", "node_id", "status"])
+    rows = read_rows(open_output(str(tmp_path / "out")), "sdxl", ["snapshot", "step", "node_id", "status"])
     counts: dict[str, collections.Counter] = {"ok": collections.Counter(), "failed": collections.Counter()}
     for row in rows.to_pylist():
         counts[row["status"]]["sdxl", row["snapshot"], row["step"], row["node_id"]] += 1

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from ray_app import circo, index, patience, remote
+from ray_app import circo, index_writer, patience, remote
 from ray_app.cli import main
 from ray_app.errors import Refused
 from ray_app.object_storage import ObjectStoreOutput
+from ray_app.opening import open_output
+from ray_app.rows import read_rows, set_aside_damaged
 from ray_app.schema import SCHEMA
-from ray_app.storage import open_output
 from tests import object_store
 from tests.conftest import PACED, SAMPLE, read_tree, run_cli
 from tests.object_store import BUCKET, ObjectStore
@@ -144,13 +145,13 @@ def test_a_store_that_fails_while_parts_are_read_damages_none(output, store, mon
     monkeypatch.setattr(remote, "TRIES", 1)
     remote.connect.cache_clear()
     output = open_output(output.url)
-    output.writer("run-1").write("index/model=sdxl/part-a.parquet", index.to_parquet(SCHEMA.empty_table()))
+    output.writer("run-1").write("index/model=sdxl/part-a.parquet", index_writer.to_parquet(SCHEMA.empty_table()))
     store.begin(lambda method, path, number: "503" if path.endswith(".parquet") else None)
     with pytest.raises(Refused, match=r"part-a.parquet: can't be read: "):
-        index.read_rows(output, "sdxl", ["query_id"])
+        read_rows(output, "sdxl", ["query_id"])
     store.begin()
-    assert index.read_rows(output, "sdxl", ["query_id"]).num_rows == 0
-    index.set_aside_damaged(output, "sdxl")
+    assert read_rows(output, "sdxl", ["query_id"]).num_rows == 0
+    set_aside_damaged(output, "sdxl")
     assert output.list_names("index/model=sdxl", "*") == ["index/model=sdxl/part-a.parquet"]
 
 

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_app.cli import main
+from ray_app.opening import open_output
 from ray_app.partition import Partition
 from ray_app.schema import SCHEMA, VERSION_KEY
-from ray_app.storage import open_output
 from tests.conftest import ROOT, SAMPLE, check_index_is_true, read_tree
 from tests.outputs import parts, write_images
 

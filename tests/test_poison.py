@@ -10,11 +10,11 @@ import pytest
 
 from actors.generator import ImageGenerator
 from actors.recipe import Capture
-from ray_app import index
 from ray_app.errors import OK, SOME_FAILED, Refused
 from ray_app.generate import generate
+from ray_app.opening import open_output
 from ray_app.options import Generate
-from ray_app.storage import open_output
+from ray_app.rows import read_rows
 from tests.conftest import read_tree, run_python
 from tests.poison import DyingLoader, PoisonedWorker
 from tests.synthetic import SyntheticWorker
@@ -33,7 +33,7 @@ def asked(folder: Path, prompts: list[str], **flags) -> Generate:
 
 
 def failed(folder: Path) -> dict[int, tuple[str, str]]:
-    rows = index.read_rows(
+    rows = read_rows(
         open_output(str(folder / "out")), "sdxl", ["prompt_index", "status", "error_type", "error_message"]
     )
     newest = {row["prompt_index"]: row for row in rows.to_pylist()}

@@ -17,8 +17,8 @@ import pytest
 
 from ray_app import views
 from ray_app.cli import main
+from ray_app.opening import open_output
 from ray_app.query import PRESETS
-from ray_app.storage import open_output
 from tests.conftest import ROOT, flip_bit_of_a_page, run_cli, start_cli
 from tests.outputs import RECIPE, parts, running, write_images
 from tests.processes import wait_for

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.recipe import LATER, MAX_SEED, Recipe, denoise_id, image_seed
-from ray_app import index, recipes
+from ray_app import recipes
+from ray_app.opening import open_output
 from ray_app.recipes import default_batch_size
-from ray_app.storage import open_output
+from ray_app.rows import read_recipes
 from tests.conftest import ROOT
 
 
@@ -43,7 +44,7 @@ def test_a_field_that_comes_later_leaves_what_was_drawn_before_as_it_is(recipe_f
 
 def test_the_fingerprints_of_0_1_0_are_the_ones_of_today():
     output = open_output(str(ROOT / "tests/data/output_0.1.0"))
-    ((fingerprint, known),) = index.recipes(output, "sdxl").items()
+    ((fingerprint, known),) = read_recipes(output, "sdxl").items()
     assert Recipe(**known).fingerprint() == fingerprint
 
 

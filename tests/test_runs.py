@@ -15,8 +15,8 @@ import pytest
 
 from ray_app import generate, runs
 from ray_app.errors import Refused
+from ray_app.opening import open_output
 from ray_app.options import Generate
-from ray_app.storage import open_output
 from tests.conftest import PACED, SAMPLE, check_index_is_true, read_tree, run_cli, run_python, start_cli
 from tests.outputs import age, give_process
 from tests.processes import wait_for
@@ -248,7 +248,7 @@ def test_a_run_elsewhere_whose_record_changes_is_left_its_work(tmp_path, monkeyp
 def test_a_run_in_another_container_of_the_same_host_name_lives(tmp_path):
     """A real pid namespace: its process 1 is none of ours, and ours with that number is not it."""
     beat = (
-        "import sys, time; from ray_app import runs; from ray_app.storage import open_output\n"
+        "import sys, time; from ray_app import runs; from ray_app.opening import open_output\n"
         f"writer = open_output({str(tmp_path)!r}).writer('run-1')\n"
         "runs.Record(writer).beat(); print('beaten', flush=True); sys.stdin.read()"
     )

@@ -12,12 +12,13 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pytest
 
-from ray_app import asked, circo, index, runs, status
+from ray_app import asked, circo, runs, status
 from ray_app.cli import main
-from ray_app.index import IndexWriter
+from ray_app.index_writer import IndexWriter
+from ray_app.opening import open_output
 from ray_app.options import Generate
 from ray_app.recipes import resolve
-from ray_app.storage import open_output
+from ray_app.rows import read_rows
 from tests.conftest import SAMPLE, start_cli
 from tests.outputs import RECIPE, age, give_process, write_images
 
@@ -115,7 +116,7 @@ def two_shares(tmp_path: Path) -> float:
         give_process(path, os.getppid())
     write_images(tmp_path, "run-1", range(8), rows_a_part=8)
     write_images(tmp_path, "run-2", [12], status="failed")
-    rows = index.read_rows(open_output(str(tmp_path)), "sdxl", ["run_id"]).to_pylist()
+    rows = read_rows(open_output(str(tmp_path)), "sdxl", ["run_id"]).to_pylist()
     return min(row["created_at"] for row in rows if row["run_id"] == "run-1").timestamp()
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ray_app import layout, patience, runs
 from ray_app.errors import Refused
-from ray_app.storage import open_output
+from ray_app.opening import open_output
 from tests.conftest import ROOT, obeying_permissions
 
 
@@ -193,7 +193,7 @@ def test_a_writer_killed_before_the_rename_leaves_the_old_file_and_the_next_run_
     output = open_output(str(tmp_path / "out"))
     output.writer("run-1").write("a", b"old")
     code = (
-        "import os, signal, sys; from ray_app.storage import open_output\n"
+        "import os, signal, sys; from ray_app.opening import open_output\n"
         "def write(path): path.write_bytes(b'new'); os.kill(os.getpid(), signal.SIGKILL)\n"
         "open_output(sys.argv[1]).writer('run-2').write_with('a', write)"
     )
@@ -221,7 +221,7 @@ def test_no_permission_is_told_and_not_waited_for(files):
     files.write("a/b", b"")
     (files.output.root / "a").chmod(0o500)
     code = (
-        "import sys; from ray_app.storage import open_output\n"
+        "import sys; from ray_app.opening import open_output\n"
         "try: open_output(sys.argv[1]).writer('run-1').write('a/c', b'')\n"
         "except OSError as error: print(error.filename, error.strerror)"
     )

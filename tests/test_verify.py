@@ -15,13 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ray_app import index, runs
+from ray_app import runs
 from ray_app.cli import main
-from ray_app.compact import rewrite
 from ray_app.generate import generate, prepare
-from ray_app.index import IndexWriter
+from ray_app.index_writer import IndexWriter
+from ray_app.opening import open_output
 from ray_app.options import Generate
-from ray_app.storage import open_output
+from ray_app.rewrite import rewrite
+from ray_app.rows import read_recipes
 from tests.conftest import SAMPLE, read_tree
 from tests.outputs import RECIPE, check_index_is_true, kill_and_repeat, newest_rows, parts, running, write_images
 from tests.synthetic import SyntheticWorker
@@ -58,7 +59,7 @@ def rewrite_row(output, path, **changes):
     table = pq.read_table(parts(output)[0], partitioning=None).slice(0, 0)
     row |= changes | {"created_at": None}
     table = table.from_pylist([{name: value for name, value in row.items() if value is not None}])
-    recipe = next(iter(index.recipes(open_output(str(output)), "sdxl").values()))
+    recipe = next(iter(read_recipes(open_output(str(output)), "sdxl").values()))
     files = open_output(str(output)).writer(runs.new_id())
     writer = IndexWriter(files, dataclasses.replace(RECIPE, **recipe))
     writer.append(table)

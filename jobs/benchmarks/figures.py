@@ -15,11 +15,12 @@ import pyarrow as pa
 from jobs.benchmarks import rows as made_rows
 from jobs.benchmarks import synthetic_images
 from jobs.benchmarks.options import Scale
-from ray_app import cluster, existing, index, layout, partition, runs
-from ray_app.compact import rewrite
+from ray_app import cluster, existing, layout, partition, runs
 from ray_app.errors import InputRefused
 from ray_app.generate import generate, prepare
-from ray_app.storage import open_output
+from ray_app.opening import open_output
+from ray_app.rewrite import rewrite
+from ray_app.rows import read_rows
 
 RESUME_STEPS = (32,)
 """Of the slots of a half-done run: a file each."""
@@ -47,7 +48,7 @@ def measure_images(folder: Path, slots: int, options: Scale) -> dict[str, Any]:
         ended = time.time()
     parts = list((output / layout.index_folder("sdxl")).iterdir())
     first, last = synthetic_images.first(notes), max(part.stat().st_mtime for part in parts)
-    rows = index.read_rows(open_output(str(output)), "sdxl", ["bytes", "status"])
+    rows = read_rows(open_output(str(output)), "sdxl", ["bytes", "status"])
     images = rows["status"].to_pylist().count("ok")
     if code or images != slots * len(options.steps()):
         raise InputRefused(

@@ -14,7 +14,7 @@ import pyarrow.compute
 from actors.recipe import Recipe
 from jobs.benchmarks.work import PROMPTS_A_QUERY, made_up
 from ray_app import circo, layout, recipes
-from ray_app.index import IndexWriter
+from ray_app.index_writer import IndexWriter
 from ray_app.options import Generate
 from ray_app.storage import Writer
 

@@ -24,14 +24,15 @@ from jobs.benchmarks.machine import GpuBusy, cores, describe
 from jobs.benchmarks.options import Speed
 from jobs.benchmarks.pool import Arrangement, Pool, arrangements, deal, started_pool
 from jobs.benchmarks.work import Work, choose, working_folder
-from ray_app import cluster, index, layout, likeness, recipes, runs, schema
+from ray_app import cluster, layout, likeness, recipes, runs, schema
 from ray_app.cli import run_module
 from ray_app.errors import OK, InputRefused
 from ray_app.files import check_place
 from ray_app.generate import generate
 from ray_app.machine import versions
+from ray_app.opening import open_output
 from ray_app.options import Generate
-from ray_app.storage import open_output
+from ray_app.rows import read_rows
 from ray_app.worker import SCHEMA
 from ray_app.writer import write_images
 
@@ -206,7 +207,7 @@ class _Rounds:
             )
         ended = time.time()
         gc.collect()  # Ray Data's actors can outlive their run until then
-        rows = index.read_rows(open_output(str(output)), self.recipe.model_type, schema.SCHEMA.names)
+        rows = read_rows(open_output(str(output)), self.recipe.model_type, schema.SCHEMA.names)
         drawn = rows["status"].to_pylist().count("ok")
         if code or drawn != self.work.images:
             raise InputRefused(f"proxyqueue drew {drawn:,} of {self.work.images:,} images; try the same with generate")

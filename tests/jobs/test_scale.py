@@ -9,9 +9,9 @@ import pytest
 
 from jobs.benchmarks import figures, rows, scale
 from jobs.benchmarks.options import Scale
-from ray_app.index import read
+from ray_app.opening import open_output
 from ray_app.partition import part_names
-from ray_app.storage import open_output
+from ray_app.rows import read_rows
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -35,7 +35,7 @@ def test_a_half_done_output_is_planned_from_its_middle(tmp_path):
     assert figure["peak_mb"] >= figure["before_mb"] > 0
     output = open_output(str(tmp_path / "out"))
     assert len(part_names(output, "sdxl")) == 4
-    for path in read(output, "sdxl", ["path"])["path"].to_pylist():
+    for path in read_rows(output, "sdxl", ["path"])["path"].to_pylist():
         assert Path(output.path(path)).stat().st_size == 1
 
 
@@ -49,7 +49,7 @@ def test_an_index_is_asked_before_and_after_compact(tmp_path):
     for figure in (before, after):
         assert (figure["rows"], figure["one_query_rows"]) == (1_000, 10)
     options = rows.asked(tmp_path / "prompts.json", tmp_path / "out", [1, 32])
-    columns = read(open_output(options.output_base_path), "sdxl", ["sha256", "path"]).to_pydict()
+    columns = read_rows(open_output(options.output_base_path), "sdxl", ["sha256", "path"]).to_pydict()
     assert len(set(columns["sha256"])) == len(set(columns["path"])) == 1_000
     assert {len(digest) for digest in columns["sha256"]} == {64}
 

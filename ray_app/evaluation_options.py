@@ -1,0 +1,37 @@
+"""The flags of `convergence`.
+Knows names, defaults and bounds; nothing of files."""
+
+import dataclasses
+
+from ray_app.errors import InputRefused
+from ray_app.flags import (
+    ClusterFlags,
+    FamilyFlags,
+    OutputFlags,
+    SnapshotFlags,
+    StepFlags,
+)
+
+PRESETS = ("steps", "failures", "timing", "duplicates", "shared_references")
+
+
+@dataclasses.dataclass(frozen=True)
+class Convergence(ClusterFlags, SnapshotFlags, StepFlags, FamilyFlags, OutputFlags):
+    """Measure how near each step's image is to the last step's: PSNR and SSIM (scikit-image), a row a slot and step.
+
+    Writes OUTPUT/convergence/convergence.parquet and a plot beside it, and prints the medians. Images of the same slot
+    and denoise are compared, by tasks of Ray Data; slots whose last step failed or is missing don't count.
+    The last of --steps is the one to compare with.
+
+    Example: proxyqueue convergence --output_base_path out --model_type sdxl
+
+    Exit codes: 0 measured, 1 some images could not be compared (they are named), 2 refused, 130 interrupted.
+    """
+
+    def check_flags(self) -> None:
+        """Raise Refused for steps that can't be."""
+        super().check_flags()
+        if len(set(self.steps)) == 1:
+            raise InputRefused(
+                f"--steps {self.steps[0]}: name at least two, the last is what others are compared with", flag="steps"
+            )

@@ -1,0 +1,69 @@
+"""The flags of `export`.
+Knows names, defaults and bounds; nothing of files."""
+
+import contextlib
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal
+
+from ray_app.arguments import Within
+from ray_app.errors import InputRefused
+from ray_app.files import whole_folder
+from ray_app.flags import (
+    ClusterFlags,
+    FamilyFlags,
+    OutputFlags,
+    SnapshotFlags,
+    StepFlags,
+)
+
+PRESETS = ("steps", "failures", "timing", "duplicates", "shared_references")
+
+
+@dataclasses.dataclass(frozen=True)
+class Export(ClusterFlags, SnapshotFlags, StepFlags, FamilyFlags, OutputFlags):
+    """Hand an output on in the form that other programs read; only images whose file is there.
+
+    imagefolder: metadata.parquet beside each combined/, for datasets.load_dataset("imagefolder", data_dir=STEP_FOLDER).
+    trajectories: Parquet, one row a slot, one image column a step. webdataset: tar shards, written by Ray Data.
+    ipcir: check that retrieval scripts read the tree right; with --by_query write trees for second queries too.
+
+    Example: proxyqueue export --format trajectories --output_base_path out --export_path trajectories
+
+    Exit codes: 0 written, or nothing wrong; 1 ipcir found problems, 2 refused, 130 interrupted.
+    """
+
+    _: dataclasses.KW_ONLY
+    format: Literal["imagefolder", "trajectories", "webdataset", "ipcir"]
+    """What for."""
+    export_path: str | None = None
+    """Folder to write to, new or empty. imagefolder writes into OUTPUT itself, ipcir only with --by_query."""
+    by_query: bool = False
+    """ipcir: where queries share a reference, a complete tree in which the second query's images take the first's place
+    (and a third's in another): what retrieval scripts need to score them."""
+    shard_images: Annotated[int, Within(1, 1_000_000)] = 1000
+    """webdataset: images of a tar file; trajectories: rows of a Parquet file."""
+
+    def check_flags(self) -> None:
+        """Raise Refused for flags that don't go together."""
+        super().check_flags()
+        writes = self.format in ("trajectories", "webdataset") or self.by_query
+        if writes and self.export_path is None:
+            raise InputRefused(f"--export_path: name the folder that --format {self.format} writes", flag="export_path")
+        if not writes and self.export_path is not None:
+            raise InputRefused(f"--export_path: --format {self.format} takes none", flag="export_path")
+        if self.by_query and self.format != "ipcir":
+            raise InputRefused("--by_query: goes with --format ipcir", flag="by_query")
+
+    def new_folder(self) -> contextlib.AbstractContextManager[Path]:
+        """A folder to write to, which takes the place of --export_path at the end.
+
+        Raises:
+            Refused: the path exists, or it can't be written.
+        """
+        path = str(self.export_path)
+        if "://" in path:
+            raise InputRefused(
+                f"--export_path {path}: must be a folder of this machine, or one mounted on it", flag="export_path"
+            )
+        return whole_folder(Path(path).expanduser().absolute(), "--export_path")
