@@ -8,15 +8,15 @@ from typing import Any
 from ray_app import __version__, streams
 from ray_app.arguments import parse
 from ray_app.errors import INTERRUPTED, OK, REFUSED, InputRefused, Refused
-from ray_app.evaluation_options import Convergence
-from ray_app.export_options import Export
-from ray_app.gallery_options import Gallery
+from ray_app.evaluation.options import Convergence
+from ray_app.export.options import Export
+from ray_app.gallery.options import Gallery
+from ray_app.generation.options import Demo, Generate, Preview
 from ray_app.interrupts import Interrupts
+from ray_app.maintenance.options import Clean, Compact, Verify
 from ray_app.messages import LOG
-from ray_app.options import Demo, Generate, Preview
-from ray_app.query_options import Query, Status
-from ray_app.submit_options import Doctor, Submit
-from ray_app.upkeep_options import Clean, Compact, Verify
+from ray_app.query.options import Query, Status
+from ray_app.submission.options import Doctor, Submit
 
 USAGE = """proxyqueue: draw text-to-image proxies for composed image retrieval, every denoising step asked for at once.
 
@@ -38,13 +38,13 @@ Each verb has its own --help."""
 
 
 def _generate(options: Generate) -> int:
-    from ray_app.generate import generate
+    from ray_app.generation.generate import generate
 
     return generate(options)
 
 
 def _preview(options: Preview) -> int:
-    from ray_app.preview import preview
+    from ray_app.generation.preview import preview
 
     return preview(options)
 
@@ -56,61 +56,61 @@ def _demo(options: Demo) -> int:
 
 
 def _verify(options: Verify) -> int:
-    from ray_app.verify import verify
+    from ray_app.maintenance.verify import verify
 
     return verify(options)
 
 
 def _clean(options: Clean) -> int:
-    from ray_app.clean import clean
+    from ray_app.maintenance.clean import clean
 
     return clean(options)
 
 
 def _compact(options: Compact) -> int:
-    from ray_app.compact import compact
+    from ray_app.maintenance.compact import compact
 
     return compact(options)
 
 
 def _submit(options: Submit) -> int:
-    from ray_app.submit import submit
+    from ray_app.submission.submit import submit
 
     return submit(options)
 
 
 def _doctor(options: Doctor) -> int:
-    from ray_app.doctor import doctor
+    from ray_app.submission.doctor import doctor
 
     return doctor(options)
 
 
 def _query(options: Query) -> int:
-    from ray_app.query import query
+    from ray_app.query.query import query
 
     return query(options)
 
 
 def _status(options: Status) -> int:
-    from ray_app.status import status
+    from ray_app.query.status import status
 
     return status(options)
 
 
 def _gallery(options: Gallery) -> int:
-    from ray_app.gallery import gallery
+    from ray_app.gallery.pages import gallery
 
     return gallery(options)
 
 
 def _export(options: Export) -> int:
-    from ray_app.export import export
+    from ray_app.export.export import export
 
     return export(options)
 
 
 def _convergence(options: Convergence) -> int:
-    from ray_app.convergence import convergence
+    from ray_app.evaluation.convergence import convergence
 
     return convergence(options)
 

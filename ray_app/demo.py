@@ -3,14 +3,15 @@
 from pathlib import Path
 
 from actors import tiny
-from ray_app import cluster, layout
+from ray_app.cluster import connection
 from ray_app.errors import OK
-from ray_app.gallery import gallery
-from ray_app.gallery_options import Gallery
-from ray_app.generate import generate
-from ray_app.options import Demo, Generate
-from ray_app.query import query
-from ray_app.query_options import Query
+from ray_app.gallery.options import Gallery
+from ray_app.gallery.pages import gallery
+from ray_app.generation.generate import generate
+from ray_app.generation.options import Demo, Generate
+from ray_app.output import layout
+from ray_app.query.options import Query
+from ray_app.query.query import query
 
 SAMPLE = Path(__file__).with_name("sample.json")
 
@@ -30,7 +31,7 @@ FROM images WHERE model = 'sdxl' GROUP BY denoise_id HAVING count(DISTINCT query
 def demo(options: Demo) -> int:
     """Run it; the exit code of the worse of the two runs."""
     codes = []
-    with cluster.connected("local"):
+    with connection.connected("local"):
         for model_type in ("sdxl", "flux"):
             print(f"\n# proxyqueue generate --model_type {model_type} --model_path tiny", flush=True)
             generate_options = Generate(

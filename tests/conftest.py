@@ -15,13 +15,15 @@ from typing import Any
 import pytest
 
 from actors.recipe import Recipe
-from ray_app import cluster, machine, recipes
-from ray_app.opening import open_output
-from ray_app.options import Generate
-from ray_app.rows import read_rows
-from ray_app.worker import Worker
-from tests import processes
-from tests.synthetic import SyntheticWorker
+from ray_app import machine
+from ray_app.cluster import connection
+from ray_app.generation import recipes
+from ray_app.generation.options import Generate
+from ray_app.generation.worker import Worker
+from ray_app.index.rows import read_rows
+from ray_app.output.open import open_output
+from tests.support import processes
+from tests.support.synthetic import SyntheticWorker
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "ray_app" / "sample.json"
@@ -77,13 +79,13 @@ def ray_folder() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def ray_local(ray_folder: None, no_gpus: None) -> Iterator[None]:
     """One local Ray for all tests that run `generate` in this process; it finds it and leaves it running."""
-    with cluster.connected("local"):
+    with connection.connected("local"):
         yield
 
 
 def generate_sample(output: Path, worker: type[Worker] = Worker) -> Path:
     """Run the sample with one actor, two prompts per query at steps 1 and 4. Ray must be connected."""
-    from ray_app.generate import generate
+    from ray_app.generation.generate import generate
 
     flags = {"model_path": "tiny", "max_inference_steps": 4, "save_steps": ("1", "4"), "num_prompts": 2}
     options = Generate(json_file=str(SAMPLE), output_base_path=str(output), num_workers="1", **flags)
@@ -199,7 +201,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pass  # until nothing is mounted there: a test may have done it itself
 
 
-MODEL, PACED = "ray_app", "tests.paced"
+MODEL, PACED = "ray_app", "tests.support.paced"
 """Programs that `run_cli` and `start_cli` run: the command, and the same with a `PacedWorker`."""
 
 

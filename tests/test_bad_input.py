@@ -9,11 +9,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from actors.recipe import Capture
-from ray_app import circo, existing, layout
+from ray_app.annotations import circo
 from ray_app.errors import Refused
-from ray_app.index_writer import IndexWriter
-from ray_app.opening import open_output
-from ray_app.rows import read_rows
+from ray_app.index import existing
+from ray_app.index.rows import read_rows
+from ray_app.index.writer import IndexWriter
+from ray_app.output import layout
+from ray_app.output.open import open_output
 
 FIELD = "multi_gpt-3.5_opt"
 unhurried = settings(deadline=None)

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from ray_app import runs
-from ray_app.opening import open_output
+from ray_app.index import runs
+from ray_app.output.open import open_output
 from tests.conftest import MODEL, PACED, ROOT, SAMPLE, check_index_is_true, read_tree, run_cli, start_cli
-from tests.nodes import ENVIRONMENT, START, answers, free_port, node_environment, short_folder
-from tests.processes import children, kill, kill_all_with, kill_tree, wait_for
+from tests.support.nodes import ENVIRONMENT, START, answers, free_port, node_environment, short_folder
+from tests.support.processes import children, kill, kill_all_with, kill_tree, wait_for
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ import pytest
 
 from ray_app.cli import VERBS
 from tests.conftest import PACED, ROOT, SAMPLE, check_index_is_true, read_tree, run_cli, start_cli
-from tests.processes import wait_for
+from tests.support.processes import wait_for
 
 
 @pytest.mark.timeout(300)

@@ -5,8 +5,9 @@ import pickle
 
 import pytest
 
-from ray_app import circo, errors
-from ray_app.options import Generate
+from ray_app import errors
+from ray_app.annotations import circo
+from ray_app.generation.options import Generate
 
 
 def test_a_refusal_is_one_line_whatever_names_are_in_it():

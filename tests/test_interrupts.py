@@ -5,7 +5,7 @@ import signal
 import pytest
 
 from ray_app.interrupts import SIGNALS, Interrupts, uninterrupted
-from tests.outputs import kill_and_repeat, newest_rows, parts, write_images
+from tests.support.outputs import kill_and_repeat, newest_rows, parts, write_images
 
 OUTPUT = ("--output_base_path", "OUTPUT")
 COMMANDS = {

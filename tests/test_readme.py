@@ -14,11 +14,11 @@ import duckdb
 import pytest
 
 from ray_app.cli import VERBS
-from ray_app.generate import generate
-from ray_app.options import Generate
-from ray_app.schema import COLUMNS
+from ray_app.generation.generate import generate
+from ray_app.generation.options import Generate
+from ray_app.index.schema import COLUMNS
 from tests.conftest import ROOT, SAMPLE, read_helps
-from tests.synthetic import FAILS, SyntheticWorker
+from tests.support.synthetic import FAILS, SyntheticWorker
 
 README = ROOT / "README.md"
 

@@ -3,7 +3,7 @@
 import pytest
 
 from ray_app.cli import VERBS, main
-from tests.refusals import (
+from tests.support.refusals import (
     FIELD,
     a_file_called,
     annotations,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PACED, ROOT, SAMPLE, read_tree
-from tests.outputs import parts, write_images
+from tests.support.outputs import parts, write_images
 
 PROGRAM = f"{shlex.quote(sys.executable)} -m"
 TROUBLES = {

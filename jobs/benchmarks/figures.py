@@ -15,12 +15,14 @@ import pyarrow as pa
 from jobs.benchmarks import rows as made_rows
 from jobs.benchmarks import synthetic_images
 from jobs.benchmarks.options import Scale
-from ray_app import cluster, existing, layout, partition, runs
+from ray_app.cluster import connection as cluster
 from ray_app.errors import InputRefused
-from ray_app.generate import generate, prepare
-from ray_app.opening import open_output
-from ray_app.rewrite import rewrite
-from ray_app.rows import read_rows
+from ray_app.generation.generate import generate, prepare
+from ray_app.index import existing, partition, runs
+from ray_app.index.rows import read_rows
+from ray_app.maintenance.rewrite import rewrite
+from ray_app.output import layout
+from ray_app.output.open import open_output
 
 RESUME_STEPS = (32,)
 """Of the slots of a half-done run: a file each."""

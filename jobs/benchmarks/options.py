@@ -9,7 +9,7 @@ from actors import random_weights, tiny
 from ray_app.arguments import Options
 from ray_app.errors import InputRefused
 from ray_app.flags import DEFAULT_STEPS
-from ray_app.options import Generate, parse_steps
+from ray_app.generation.options import Generate, parse_steps
 
 VARIANTS = ("separate", "callback", "proxyqueue", "limit")
 """In the order of the first round."""

@@ -13,10 +13,12 @@ import pyarrow.compute
 
 from actors.recipe import Recipe
 from jobs.benchmarks.work import PROMPTS_A_QUERY, made_up
-from ray_app import circo, layout, recipes
-from ray_app.index_writer import IndexWriter
-from ray_app.options import Generate
-from ray_app.storage import Writer
+from ray_app.annotations import circo
+from ray_app.generation import recipes
+from ray_app.generation.options import Generate
+from ray_app.index.writer import IndexWriter
+from ray_app.output import layout
+from ray_app.output.output import Writer
 
 # its functions are made when it is imported: type checkers don't see them
 pc: Any = pyarrow.compute

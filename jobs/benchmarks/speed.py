@@ -24,17 +24,21 @@ from jobs.benchmarks.machine import GpuBusy, cores, describe
 from jobs.benchmarks.options import Speed
 from jobs.benchmarks.pool import Arrangement, Pool, arrangements, deal, started_pool
 from jobs.benchmarks.work import Work, choose, working_folder
-from ray_app import cluster, layout, likeness, recipes, runs, schema
 from ray_app.cli import run_module
+from ray_app.cluster import connection
 from ray_app.errors import OK, InputRefused
+from ray_app.evaluation import image_similarity
 from ray_app.files import check_place
-from ray_app.generate import generate
+from ray_app.generation import recipes
+from ray_app.generation.generate import generate
+from ray_app.generation.options import Generate
+from ray_app.generation.worker import SCHEMA
+from ray_app.generation.writer import write_images
+from ray_app.index import runs, schema
+from ray_app.index.rows import read_rows
 from ray_app.machine import versions
-from ray_app.opening import open_output
-from ray_app.options import Generate
-from ray_app.rows import read_rows
-from ray_app.worker import SCHEMA
-from ray_app.writer import write_images
+from ray_app.output import layout
+from ray_app.output.open import open_output
 
 WRITER_IMAGES = 200
 """Images that are written again, alone, to learn what writing one costs."""
@@ -70,7 +74,7 @@ def measure(options: Speed, machine: dict[str, Any], folder: Path, kept: bool) -
         ray_start = 0.0
         if "proxyqueue" in options.variants:
             began = time.perf_counter()
-            stack.enter_context(cluster.connected("local"))
+            stack.enter_context(connection.connected("local"))
             ray_start = time.perf_counter() - began
         names = (*options.variants, *options.levers)
         others = [name for name in names if name != "proxyqueue"]
@@ -158,7 +162,9 @@ class _Rounds:
                 chosen = self.arrangements[name]
                 seconds = self._draw(name, Arrangement(chosen["processes"], chosen["threads"]), place)
                 files = {str(file.relative_to(place)): file for file in place.rglob("*.png")}
-                self._pictures[name] = {picture: likeness.decode(file.read_bytes()) for picture, file in files.items()}
+                self._pictures[name] = {
+                    picture: image_similarity.decode(file.read_bytes()) for picture, file in files.items()
+                }
         self.seconds.setdefault(name, []).append(seconds)
         return seconds
 
@@ -184,7 +190,9 @@ class _Rounds:
     def likeness_to_limit(self, name: str) -> dict[str, Any]:
         """PSNR in dB of a lever's pictures to the limit's, of the last round; None where the pictures are equal."""
         ours, exact = self._pictures[name], self._pictures["limit"]
-        each = sorted(likeness.compare(ours[picture], exact[picture]).psnr for picture in ours.keys() & exact.keys())
+        each = sorted(
+            image_similarity.compare(ours[picture], exact[picture]).psnr for picture in ours.keys() & exact.keys()
+        )
         least, median = (None if math.isinf(psnr) else psnr for psnr in (each[0], statistics.median_low(each)))
         return {"pictures": len(each), "least_psnr": least, "median_psnr": median}
 

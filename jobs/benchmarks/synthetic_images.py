@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from actors.recipe import Capture, Recipe
-from ray_app.worker import SCHEMA, Worker
+from ray_app.generation.worker import SCHEMA, Worker
 
 BYTES = 2**22
 """Random bytes that all images are cut from, each elsewhere."""

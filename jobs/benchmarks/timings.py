@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from actors.recipe import Capture, Recipe
 from actors.timing import Timing, Work
-from ray_app.worker import Worker
+from ray_app.generation.worker import Worker
 
 WORK: tuple[Work, ...] = get_args(Work)
 """What an actor does, in the order of a batch; the rest of its time it waits."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jobs.benchmarks.options import Speed
-from ray_app import circo
+from ray_app.annotations import circo
 from ray_app.errors import InputRefused, one_line
 
 DUPLICATES = 0.05

@@ -16,8 +16,8 @@ from actors.generator import ImageGenerator
 from actors.recipe import Capture, Recipe, Snapshot
 from jobs.training import captions, stages
 from jobs.training.emoji import Emoji
-from ray_app import recipes
-from ray_app.options import Generate
+from ray_app.generation import recipes
+from ray_app.generation.options import Generate
 
 STEPS = (1, 4, 8, 16, 32)
 SNAPSHOTS: tuple[Snapshot, ...] = ("xt", "x0")

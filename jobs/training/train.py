@@ -13,7 +13,7 @@ from actors import tiny
 from jobs.training import emoji
 from ray_app.cli import run_module
 from ray_app.errors import OK
-from ray_app.options import Options
+from ray_app.generation.options import Options
 
 SAMPLE = Path(ray_app.__file__).with_name("sample.json")
 README = Path(__file__).parents[2] / "README.md"

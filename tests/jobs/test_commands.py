@@ -14,7 +14,7 @@ from jobs.benchmarks.options import Scale, Speed
 from jobs.training.train import Train
 from ray_app.cli import run_module
 from tests.conftest import ROOT, run_cli
-from tests.processes import children, wait_for
+from tests.support.processes import children, wait_for
 
 COMMANDS = {"jobs.benchmarks.speed": Speed, "jobs.benchmarks.scale": Scale, "jobs.training.train": Train}
 

@@ -8,7 +8,7 @@ import pytest
 
 from jobs.benchmarks.processes import fresh_processes, wait_for_the_others
 from ray_app.errors import Refused
-from tests.processes import children, wait_for
+from tests.support.processes import children, wait_for
 
 pytestmark = pytest.mark.timeout(60)
 

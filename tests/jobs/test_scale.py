@@ -9,9 +9,9 @@ import pytest
 
 from jobs.benchmarks import figures, rows, scale
 from jobs.benchmarks.options import Scale
-from ray_app.opening import open_output
-from ray_app.partition import part_names
-from ray_app.rows import read_rows
+from ray_app.index.partition import part_names
+from ray_app.index.rows import read_rows
+from ray_app.output.open import open_output
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -10,7 +10,7 @@ import torch
 from actors import pipelines
 from jobs.training import captions, emoji, fitting
 from ray_app.errors import Refused
-from tests.test_tiny import FAMILIES, NAMES
+from tests.actors.test_tiny import FAMILIES, NAMES
 
 
 def test_a_stopped_training_ends_with_the_same_weights(tmp_path, monkeypatch):

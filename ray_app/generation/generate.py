@@ -1,0 +1,215 @@
+"""The verb `generate`: options to recipe, slots and plan, then the driver; the summary and the exit code.
+Knows the order of things; each thing is done elsewhere."""
+
+import collections
+import contextlib
+import dataclasses
+import time
+from typing import Any
+
+from actors import random_weights, tiny
+from actors.recipe import Recipe
+from ray_app import text_table
+from ray_app.annotations import circo
+from ray_app.cluster import connection
+from ray_app.errors import OK, SOME_FAILED
+from ray_app.generation import driver, plan, recipes
+from ray_app.generation.options import Generate
+from ray_app.generation.worker import Worker
+from ray_app.index import existing, runs
+from ray_app.index import requested as asked
+from ray_app.index.rows import set_aside_damaged
+from ray_app.interrupts import Interrupts
+from ray_app.messages import LOG
+from ray_app.output import layout
+from ray_app.output.open import open_output
+from ray_app.output.output import Output, Writer
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A run that has passed every check and can begin."""
+
+    options: Generate
+    recipe: Recipe
+    plan: plan.Plan
+    output: Output
+    queries: int
+    queries_skipped: int
+    asked: dict[str, Any]
+
+
+def generate(options: Generate, worker: type[Worker] = Worker) -> int:
+    """Draw what these options ask for and is not there yet; the exit code. `worker` is what the actors run.
+
+    Raises:
+        Refused: bad input, before any model is loaded; or a model or an output that fails on the way.
+        KeyboardInterrupt: a signal came; the index is true and the same command goes on.
+    """
+    with Interrupts() as interrupts:
+        job = prepare(options)
+        print(describe(job), flush=True)
+        if options.dry_run:
+            return OK
+        set_aside_damaged(job.output, options.model_type)
+        if not job.plan.images_to_draw:
+            given_up = job.plan.images_given_up
+            print(_nothing_to_draw(job.plan))
+            # the last of them may have been killed after its last row; the output may be read-only by now
+            with contextlib.suppress(OSError), job.output.writing(runs.new_id()) as writer:
+                runs.mark_dead_runs(writer)
+            return SOME_FAILED if given_up else OK
+        with job.output.writing(runs.new_id(), others_write=True) as writer:
+            return _draw(job, writer, interrupts, worker)
+
+
+def prepare(options: Generate) -> Job:
+    """Check everything that can be checked before a model is loaded, and plan. Writes nothing.
+
+    Raises:
+        Refused: the first thing that is wrong.
+    """
+    annotations = circo.load(options.json_file, options.prompt_field, options.num_prompts, options.strict)
+    queries = annotations.queries(options.query_ids, options.limit, options.idx, options.gpu_num)
+    slots = circo.slots(queries, options.img_per_prompt, options.seed, options.seed_mode, options.image_format)
+    _report([*annotations.skipped, *annotations.warnings])
+    output = open_output(options.output_base_path)
+    output.check_writable()
+    recipe = recipes.resolve(options)
+    _report(_odd_options(options))
+    _report(recipes.check_recipe(output, recipe))
+    captures = options.captures()
+    masks = existing.find_existing(output, options.model_type, slots, captures, options.img_per_prompt)
+    todo = plan.make_plan(slots, masks.ok, captures, given_up=masks.failed if options.skip_failed else None)
+    wanted = asked.record(slots, [(capture.snapshot, capture.step) for capture in captures])
+    return Job(options, recipe, todo, output, len(queries), len(annotations.skipped), wanted)
+
+
+def _nothing_to_draw(todo: plan.Plan) -> str:
+    if not todo.images_given_up:
+        return f"nothing to draw: all {todo.images_wanted:,} images are there"
+    return (
+        f"nothing to draw: {todo.images_there:,} of {todo.images_wanted:,} images are there, and"
+        f" {todo.images_given_up:,} that failed before are left out (--skip_failed)"
+    )
+
+
+def describe(job: Job) -> str:
+    """The plan in five lines."""
+    todo = job.plan
+    separate = todo.slots * sum(capture.step for capture in todo.captures if capture.snapshot == "xt")
+    compared = f" (a run for each step count: {separate:,})" if separate else ""
+    wanted, there = todo.images_wanted, todo.images_there
+    return (
+        f"queries          {job.queries:,}\n"
+        f"slots            {todo.slots:,}, of them {todo.different_denoises:,} different\n"
+        f"images           {wanted:,} wanted, {there:,} there, {todo.images_to_draw:,} to draw\n"
+        f"denoises to do   {todo.denoises.num_rows:,} ({todo.duplicates_saved:,} duplicates saved)\n"
+        f"steps to run     {todo.steps_to_run(job.recipe.mode == 'separate'):,}{compared}"
+    )
+
+
+def _draw(job: Job, writer: Writer, interrupts: Interrupts, worker: type[Worker]) -> int:
+    """Run the plan on Ray; whatever happens, the index is true and the run's record says how it ended."""
+    started = time.monotonic()
+    writer.begin()
+    record = _begin(job, writer)
+    run = driver.Driver(job.plan, job.recipe, job.options, writer, record, interrupts, worker)
+    outcome = {"state": "failed"}
+    try:
+        _remove_caches(job)
+        with connection.connected(job.options.address):
+            run.run()
+        outcome = {"state": "some failed" if run.counts["failed"] else "complete"}
+    except KeyboardInterrupt:
+        outcome = {"state": "interrupted"}
+        raise
+    except Exception as error:
+        outcome = {"state": "failed", "error": str(error)}
+        raise
+    finally:
+        summary = _summary(job, run.counts, time.monotonic() - started)
+        try:
+            _remove_caches(job)
+            record.end(**outcome, summary=summary)
+            runs.mark_dead_runs(writer)
+            if run.counts["denoises"]:
+                print(_summary_text(summary, writer), flush=True)
+        except OSError:
+            if outcome["state"] in ("complete", "some failed"):
+                raise  # else the error that is on its way out already is the one to tell
+    return SOME_FAILED if run.counts["failed"] or job.plan.images_given_up else OK
+
+
+def _begin(job: Job, writer: Writer) -> runs.Record:
+    """Write the run's record, and see that nobody else is at the same work."""
+    captures = [
+        (c.snapshot, c.step) for number, c in enumerate(job.plan.captures) if job.plan.has_missing_images(number)
+    ]
+    work = runs.claimed_images(job.recipe.model_type, job.plan.query_ids(), captures)
+    flags, recipe = dataclasses.asdict(job.options), dataclasses.asdict(job.recipe)
+    facts = {"recipe": recipe, "options": flags, "work": work, "asked": job.asked}
+    record = runs.Record(writer, model_type=job.recipe.model_type, **facts)
+    record.begin()
+    runs.mark_dead_runs(writer)
+    try:
+        if not job.options.force:
+            runs.check_no_overlapping_run(writer, work)
+    except BaseException:
+        record.drop()
+        raise
+    return record
+
+
+def _summary(job: Job, counts: collections.Counter[str], seconds: float) -> dict[str, Any]:
+    return {
+        "queries": job.queries,
+        "queries_skipped": job.queries_skipped,
+        "slots": job.plan.slots,
+        "denoises": counts["denoises"],
+        "duplicates_saved": job.plan.duplicates_saved,
+        "images_written": counts["ok"],
+        "images_skipped": job.plan.images_there,
+        "images_failed": counts["failed"],
+        "images_truncated": counts["truncated"],
+        "images_given_up": job.plan.images_given_up,
+        "batches_replayed": counts["replayed"],
+        "steps_run": counts["steps"],
+        "wall_seconds": round(seconds, 1),
+        "images_per_second": round(counts["ok"] / seconds, 2),
+    }
+
+
+def _summary_text(summary: dict[str, Any], writer: Writer) -> str:
+    seconds, rate = summary["wall_seconds"], summary["images_per_second"]
+    return (
+        f"images           {summary['images_written']:,} written, {summary['images_skipped']:,} skipped,"
+        f" {summary['images_failed']:,} failed; {summary['images_truncated']:,} of truncated prompts\n"
+        f"denoises         {summary['denoises']:,} in {summary['steps_run']:,} steps"
+        f" ({summary['duplicates_saved']:,} duplicates saved)\n"
+        f"wall time        {seconds:,} s with starting Ray and loading models; {rate:g} images/s\n"
+        f"record           {writer.output.display_path(layout.run_file(writer.run_id))}"
+    )
+
+
+def _remove_caches(job: Job) -> None:
+    """Features that retrieval scripts cached of a folder are stale once an image of it is drawn again."""
+    for number, capture in enumerate(job.plan.captures):
+        if job.plan.has_missing_images(number):
+            folder = layout.step_folder(job.recipe.model_type, capture.snapshot, capture.step)
+            job.output.remove_feature_caches(folder)
+
+
+def _odd_options(options: Generate) -> list[str]:
+    """What is allowed, but hardly meant."""
+    found = []
+    if options.target_device() == "cpu" and options.model() not in (tiny.NAME, random_weights.MID):
+        found.append(f"--device cpu: {options.model()} on CPUs takes minutes an image")
+    if options.negative_prompt is not None and options.guidance_scale <= 1:
+        found.append(f"--negative_prompt: has no effect at --guidance_scale {options.guidance_scale:g}")
+    return found
+
+
+def _report(lines: list[str], most: int = 20) -> None:
+    for line in text_table.first(lines, most, " like these"):
+        LOG.warning(line)

@@ -1,0 +1,168 @@
+"""Options and a model's card become the recipe; two recipes are compared field by field.
+Knows defaults that depend on model and device."""
+
+import dataclasses
+from typing import Any
+
+import pyarrow.compute
+
+from actors.recipe import FLOW_MATCH, RETURNS_X0, Recipe
+from ray_app.errors import ModelRefused, OutputRefused
+from ray_app.generation.model_card import ModelCard, read_card
+from ray_app.generation.options import Generate
+from ray_app.index.rows import read_recipes, read_rows
+from ray_app.output.output import Output
+
+# its functions are made when it is imported: type checkers don't see them
+pc: Any = pyarrow.compute
+
+PIXELS_512 = 512 * 512
+DTYPES = {
+    ("cpu", "sdxl"): "float32",
+    ("cpu", "flux"): "float32",
+    ("cuda", "sdxl"): "float16",
+    ("cuda", "flux"): "bfloat16",
+}
+"""The dtype that a model runs in, by device and family."""
+
+
+def resolve(options: Generate) -> Recipe:
+    """The recipe that these options mean.
+
+    Raises:
+        Refused: a model that can't be used, a size or number of steps that it can't do.
+    """
+    device = options.target_device()
+    dtype = DTYPES[device, options.model_type]
+    card = read_card(options.model_type, options.model(), options.revision, dtype == "float16", options.variant)
+    height = card.default_size if options.height is None else options.height
+    width = card.default_size if options.width is None else options.width
+    card.check_size(height, width)
+    for steps in _runs(options):
+        card.check_steps(steps)
+    _check_snapshot(options, card)
+
+    vae_dtype = options.vae_dtype
+    if vae_dtype is None:
+        vae_dtype = "float32" if options.model_type == "sdxl" else dtype  # SDXL's overflows in half
+    batch_size = options.batch_size
+    if batch_size is None:
+        batch_size = default_batch_size(options.model_type, device, height, width)
+    decided_by_model = {
+        "model_path": card.path,
+        "model_revision": card.revision(),
+        "variant": card.variant,
+        "scheduler": card.scheduler,
+        "scheduler_config": card.scheduler_fingerprint(),
+        "dtype": dtype,
+        "vae_dtype": vae_dtype,
+        "device": device,
+        "height": height,
+        "width": width,
+        "max_sequence_length": _prompt_tokens(options, card),
+        "batch_size": batch_size,
+        "image_quality": None if options.image_format == "png" else options.image_quality,
+    }
+    return Recipe(**_options_of_fields(options) | decided_by_model)
+
+
+OPTIONS = {"num_inference_steps": "max_inference_steps", "compiled": "compile"}
+"""Options of another name than the recipe's field that they decide."""
+DESCRIPTIONS = {"model_revision": "the model's revision", "scheduler_config": "the scheduler's config"}
+"""Fields that no option decides alone, as messages name them."""
+
+
+def _options_of_fields(options: Generate) -> dict[str, Any]:
+    """The values of the recipe's fields that an option has."""
+    names = {field.name: OPTIONS.get(field.name, field.name) for field in dataclasses.fields(Recipe)}
+    return {field: getattr(options, option) for field, option in names.items() if hasattr(options, option)}
+
+
+def _name_of_field(name: str) -> str:
+    """A recipe's field as a message names it: the flag that decides it, where one does."""
+    option = OPTIONS.get(name, name)
+    return f"--{option}" if option in Generate.__dataclass_fields__ else DESCRIPTIONS.get(name, name)
+
+
+def default_batch_size(model_type: str, device: str, height: int, width: int) -> int:
+    """Prompts denoised together by default: as many as fit the smallest GPUs that the families run on."""
+    if device == "cpu":
+        return 4
+    at_512 = {"sdxl": 8, "flux": 4}[model_type]
+    return max(1, at_512 * PIXELS_512 // (height * width))
+
+
+def check_recipe(output: Output, recipe: Recipe) -> list[str]:
+    """Compare with the recipes of this output's images; a warning for each difference that changes low bits only.
+
+    Raises:
+        Refused: another recipe, naming each field that differs and both values.
+    """
+    rows = read_rows(output, recipe.model_type, ["recipe"], only=pc.field("status") == "ok")
+    warnings = []
+    known_recipes = read_recipes(output, recipe.model_type)
+    for fingerprint in rows["recipe"].unique().to_pylist():
+        fields_of_output = known_recipes.get(fingerprint, {})
+        strict, low_bits = differences(recipe, fields_of_output)
+        if strict:
+            raise OutputRefused(
+                f"{output.url}: holds {recipe.model_type} images of another recipe: {'; '.join(strict)};"
+                f" take another --output_base_path{_revision_advice(recipe, fields_of_output)}"
+            )
+        warnings += [f"{output.url}: {text}: images may differ in their low bits" for text in low_bits]
+    return warnings
+
+
+def _revision_advice(recipe: Recipe, fields_of_output: dict[str, Any]) -> str:
+    """Which --revision matches the output, if the hub's default branch has moved since; "" otherwise."""
+    if not fields_of_output:
+        return ""
+    revision_of_output = Recipe(**{**vars(recipe), **fields_of_output}).hub_revision
+    if not revision_of_output or not recipe.hub_revision or revision_of_output == recipe.hub_revision:
+        return ""
+    return f"; --revision {revision_of_output} selects the model that generated them"
+
+
+def differences(recipe: Recipe, fields_of_output: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Fields in which a recipe differs from an output's recipe: those that are refused, and those of low bits only.
+
+    Each is described as "--flag: this output has VALUE, this run asks for VALUE".
+
+    Args:
+        fields_of_output: what is known of the output's recipe; an unknown field does not count as a difference.
+    """
+    strict, low_bits = [], []
+    for field in dataclasses.fields(recipe):
+        value = getattr(recipe, field.name)
+        # an older proxyqueue recorded its recipe without the fields that came later: it behaved as their defaults
+        is_default = bool(fields_of_output) and "later" in field.metadata
+        value_of_output = fields_of_output.get(field.name, field.default if is_default else value)
+        if value_of_output == value:
+            continue
+        text = f"{_name_of_field(field.name)}: this output has {value_of_output!r}, this run asks for {value!r}"
+        if "low_bits" in field.metadata:
+            low_bits.append(text)
+        else:
+            strict.append(text)
+    return strict, low_bits
+
+
+def _runs(options: Generate) -> set[int]:
+    """The numbers of steps that the model runs for."""
+    if options.mode == "separate":
+        return {capture.step for capture in options.captures()}
+    return {options.max_inference_steps}
+
+
+def _prompt_tokens(options: Generate, card: ModelCard) -> int | None:
+    """Flux's maximum, and no more than the tokenizer takes: models trained on short prompts are worse with padding."""
+    if options.model_type != "flux":
+        return None
+    return min(options.max_sequence_length, card.prompt_tokens or options.max_sequence_length)
+
+
+def _check_snapshot(options: Generate, card: ModelCard) -> None:
+    if options.snapshot != "xt" and card.scheduler not in RETURNS_X0 | FLOW_MATCH:
+        raise ModelRefused(
+            f"--snapshot {options.snapshot}: {card.scheduler} gives no predicted clean image; use xt", flag="snapshot"
+        )

@@ -1,0 +1,151 @@
+"""The views `images` and `runs` of an output in a DuckDB that can read nothing else and change nothing.
+Knows how DuckDB is locked and which parts count; nothing of the queries."""
+
+import contextlib
+import datetime
+import json
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from ray_app.errors import OutputRefused
+from ray_app.index import runs
+from ray_app.index.partition import Partition, part_names
+from ray_app.index.schema import KEY
+from ray_app.output import layout
+from ray_app.output.output import Output
+
+CHECKED_ROWS = 200_000
+"""Up to so many rows, every page is verified before a query (0.1 s); with more rows, only pages that a query reads."""
+
+RUN_COLUMNS: dict[str, tuple[pa.DataType, str]] = {
+    "run_id": (pa.string(), "the run; in each of its images' rows too"),
+    "state": (pa.string(), "running, complete, some failed, interrupted, failed; died: it ended without recording it"),
+    "model_type": (pa.string(), "sdxl or flux"),
+    "started_at": (pa.timestamp("s", tz="UTC"), "when it began"),
+    "heartbeat_at": (pa.timestamp("s", tz="UTC"), "when its driver last wrote its record"),
+    "ended_at": (pa.timestamp("s", tz="UTC"), "when it ended; null while it runs or if it died"),
+    "host": (pa.string(), "where its driver ran"),
+    "pid": (pa.int64(), "the driver's process id"),
+    "images_written": (pa.int64(), "images that it generated; null until it ends"),
+    "images_skipped": (pa.int64(), "requested images that existed already"),
+    "images_failed": (pa.int64(), "images that failed"),
+    "wall_seconds": (pa.float64(), "duration, including starting Ray and loading models"),
+    "images_per_second": (pa.float64(), "images_written per second of wall_seconds"),
+    "error": (pa.string(), "why it failed"),
+    "command": (pa.string(), "its command line"),
+    "options": (pa.string(), "JSON: every flag"),
+    "recipe": (pa.string(), "JSON: everything but prompt and seed that decides a pixel"),
+    "versions": (pa.string(), "JSON: of Python and packages"),
+}
+"""Every column of `runs`: type and meaning."""
+
+_JSON = ("options", "recipe", "versions")
+
+
+@contextlib.contextmanager
+def connected(output: Output) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A locked in-memory DuckDB with both views; a partition is read when a query uses it.
+
+    Raises:
+        Refused: the output has no index, or a part that may be whole can't be opened.
+        FileNotFoundError: a part does not exist any more, as after a compaction; call it again.
+    """
+    with tempfile.TemporaryDirectory(prefix="proxyqueue-") as scratch, duckdb.connect(":memory:") as connection:
+        partitions = _partitions(output)
+        try:
+            _define(connection, output, partitions, scratch)
+            yield connection
+        except duckdb.Error as error:  # DuckDB reports a missing file in many ways: list the parts again
+            for model_type, partition in partitions.items():
+                if not set(partition.names).issubset(part_names(output, model_type)):
+                    raise FileNotFoundError from error
+            raise
+
+
+def _define(
+    connection: duckdb.DuckDBPyConnection, output: Output, partitions: dict[str, Partition], scratch: str
+) -> None:
+    selects = []
+    for model_type, partition in partitions.items():
+        # DuckDB does not read the files itself: it can't verify page checksums or read every kind of OUTPUT
+        connection.register(f"parts_{model_type}", partition.dataset())
+        selects.append(
+            f"(SELECT *, '{model_type}' AS model FROM parts_{model_type} QUALIFY row_number() OVER"
+            f" (PARTITION BY {', '.join(KEY)} ORDER BY created_at DESC) = 1)"
+        )
+    connection.register("run_records", run_table(output))
+    _lock(connection, scratch)
+    connection.execute(f"CREATE VIEW images AS {' UNION ALL BY NAME '.join(selects)}")
+    connection.execute("CREATE TABLE runs AS FROM run_records ORDER BY run_id")
+    connection.unregister("run_records")
+    connection.execute("SET lock_configuration = true")
+
+
+def find_damaged(output: Output) -> bool:
+    """Read every part whole, after DuckDB failed to read one; whether this found damaged parts."""
+    has_damage = [partition.find_damage() for partition in _readable(output).values()]  # all of them, not up to a first
+    return any(has_damage)
+
+
+def run_table(output: Output) -> pa.Table:
+    """Every run's record as a row of `runs`."""
+    rows = []
+    for record in runs.read_all(output):
+        flat = {**record, **(record.get("summary") or {})}
+        flat["command"] = " ".join(map(str, record.get("command") or ()))
+        flat |= {name: json.dumps(record.get(name), ensure_ascii=False) for name in _JSON}
+        rows.append({name: _cast(flat.get(name), kind) for name, (kind, _) in RUN_COLUMNS.items()})
+    return pa.Table.from_pylist(rows, pa.schema([(name, kind) for name, (kind, _) in RUN_COLUMNS.items()]))
+
+
+def _partitions(output: Output) -> dict[str, Partition]:
+    """Each model's partition; warns of damaged parts."""
+    partitions = _readable(output)
+    if not partitions:
+        raise OutputRefused(f"{output.display_path(layout.INDEX)}: no index; set --output_base_path")
+    rows = 0
+    for partition in partitions.values():
+        rows += sum(footer.rows for footer in partition.footers.values())
+    for partition in partitions.values():
+        if rows <= CHECKED_ROWS:
+            partition.find_damage()
+        partition.tell_damage()
+    return partitions
+
+
+def _readable(output: Output) -> dict[str, Partition]:
+    """Each model's partition, where it has parts."""
+    opened = {model_type: Partition.open(output, model_type) for model_type in layout.MODEL_TYPES}
+    return {model_type: partition for model_type, partition in opened.items() if partition.names or partition.damaged}
+
+
+def _lock(connection: duckdb.DuckDBPyConnection, scratch: str) -> None:
+    """From this call on it reads only what is registered and its own scratch folder, and loads no extension."""
+    connection.execute("SET errors_as_json = true")
+    connection.execute("SET enable_progress_bar = false")  # it would be printed between the rows
+    connection.execute("SET TimeZone = 'UTC'")
+    connection.execute("SET python_enable_replacements = false")
+    connection.execute("SET autoinstall_known_extensions = false")
+    connection.execute("SET autoload_known_extensions = false")
+    connection.execute("SET allow_community_extensions = false")
+    connection.execute("SET allow_persistent_secrets = false")
+    connection.execute(f"SET temp_directory = {_quoted(scratch)}")
+    connection.execute("SET enable_external_access = false")
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _cast(value: Any, kind: pa.DataType) -> Any:
+    """A record's value as the column's type; None if somebody edited the record and it is of another type."""
+    try:
+        if value is not None and pa.types.is_timestamp(kind):
+            value = datetime.datetime.fromisoformat(value)
+        return pa.scalar(value, kind).as_py()
+    except (pa.ArrowException, TypeError, ValueError):
+        return None
