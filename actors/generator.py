@@ -75,7 +75,7 @@ class ImageGenerator:
         self.captures = list(captures)
         self.batch_size = recipe.batch_size  # halved whenever memory runs out, and never raised again
         try:
-            self.family = pipelines.load(recipe)
+            self.model = pipelines.load(recipe)
         except Exception as error:
             kind = ModelNeedsMemory if memory.is_out_of_memory(error) else ModelError
             raise kind(f"{recipe.model_path}: can't be loaded as {recipe.model_type}: {_reason(error)}") from error
@@ -127,7 +127,7 @@ class ImageGenerator:
         Raises whatever the pipeline raises; at most `batch_size` prompts, and the batch is padded to that.
         """
         return {
-            capture: pipelines.decode_to_uint8(self.family, run.latents[capture])[0][: len(prompts)]
+            capture: pipelines.decode_to_uint8(self.model, run.latents[capture])[0][: len(prompts)]
             for capture, run in self._denoise(prompts, seeds, captures).items()
         }
 
@@ -168,7 +168,7 @@ class ImageGenerator:
     def _decode(self, capture: Capture, run: StepCapture, prompts: list[str]) -> list[Picture]:
         """A capture's picture of each prompt, of some prompts perhaps one that nobody asked for."""
         with self.timed("decoding") as decoding:
-            pixels, finite = pipelines.decode_to_uint8(self.family, run.latents[capture])
+            pixels, finite = pipelines.decode_to_uint8(self.model, run.latents[capture])
         bad_steps = run.first_bad_steps()
         pictures = []
         for row, prompt in enumerate(prompts):
@@ -179,7 +179,7 @@ class ImageGenerator:
             drawn = {
                 **self._blank(capture),
                 "status": "ok",
-                "prompt_truncated": self.family.is_truncated(prompt),
+                "prompt_truncated": self.model.is_truncated(prompt),
                 "timestep": run.timesteps[capture.step],
                 "sigma": run.sigmas[capture.step],
                 "denoise_seconds": run.seconds[capture.step] / len(prompts),
@@ -226,10 +226,10 @@ class ImageGenerator:
             runs.setdefault(self.recipe.total_steps(capture), []).append(capture)
         taken: dict[Capture, StepCapture] = {}
         for steps, captures_of_run in runs.items():
-            with StepCapture(captures_of_run, steps).attached(self.family.pipe) as run, self.timed("denoising"):
-                pipelines.denoise(self.family, embeddings, list(seeds), steps, run)
+            with StepCapture(captures_of_run, steps).attached(self.model.pipe) as run, self.timed("denoising"):
+                pipelines.denoise(self.model, embeddings, list(seeds), steps, run)
             if missing := set(captures_of_run) - set(run.latents):
-                ran = len(self.family.pipe.scheduler.timesteps)
+                ran = len(self.model.pipe.scheduler.timesteps)
                 raise ModelError(f"the scheduler ran {ran} steps and never came to {sorted(missing)}")
             taken |= dict.fromkeys(captures_of_run, run)
         return taken
@@ -239,7 +239,7 @@ class ImageGenerator:
 
         Whether there is memory for a batch is left to the batches: they can be made smaller.
         """
-        name = type(self.family.pipe.scheduler).__name__
+        name = type(self.model.pipe.scheduler).__name__
         latents: list[torch.Tensor] = []
 
         def stop(pipe: Any, index: int, timestep: Any, callback_kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -250,7 +250,7 @@ class ImageGenerator:
 
         try:
             for _ in range(2):
-                pipelines.denoise(self.family, [self._embed("")] * self.batch_size, [0] * self.batch_size, steps, stop)
+                pipelines.denoise(self.model, [self._embed("")] * self.batch_size, [0] * self.batch_size, steps, stop)
         except Exception as error:
             if memory.is_out_of_memory(error):
                 memory.release_free_memory(self.recipe.device)
@@ -267,7 +267,7 @@ class ImageGenerator:
         """A prompt's embeddings, encoded alone: encoding in a batch would move low bits."""
         if prompt not in self._embeddings:
             with self.timed("text encoding"):
-                self._embeddings[prompt] = self.family.encode(prompt)
+                self._embeddings[prompt] = self.model.encode(prompt)
             if len(self._embeddings) > EMBEDDINGS_KEPT:
                 self._embeddings.popitem(last=False)
         self._embeddings.move_to_end(prompt)

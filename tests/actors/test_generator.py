@@ -15,8 +15,9 @@ from actors import generator as generators
 from actors import tiny
 from actors.capture import StepCapture
 from actors.errors import ModelError
+from actors.families import FAMILIES
 from actors.generator import ImageGenerator, encode
-from actors.pipelines import FAMILIES, load
+from actors.pipelines import load, pipeline_class
 from actors.recipe import Capture
 from actors.timing import Timing, timed
 
@@ -41,7 +42,7 @@ def draw(generator, prompts, seeds, captures=None) -> list[dict]:
 
 def own_image(models, kind, prompt, seed, dtype=torch.float32, variant=None, **call) -> np.ndarray:
     """What the pipeline itself draws, decoded and converted by itself."""
-    pipe = FAMILIES[kind.split("_")[0]].pipeline_class().from_pretrained(models[kind], dtype=dtype, variant=variant)
+    pipe = pipeline_class(FAMILIES[kind.split("_")[0]]).from_pretrained(models[kind], dtype=dtype, variant=variant)
     pipe.set_progress_bar_config(disable=True)
     generator = [torch.Generator("cpu").manual_seed(seed)]
     call |= {"max_sequence_length": pipe.tokenizer_2.model_max_length} if kind == "flux" else {}
@@ -66,14 +67,14 @@ def test_last_step_is_the_pipelines_own_image(recipe_for, models, kind, height, 
 @pytest.mark.parametrize(("kind", "dtype"), [("sdxl_euler", "float16"), ("flux", "bfloat16")])
 def test_half_precision_is_the_pipelines_own_with_its_vae_kept_resident(recipe_for, models, tmp_path, kind, dtype):
     """SDXL's pipeline casts its float16 VAE up for each decode and back; ours is loaded in float32 once."""
-    cls = FAMILIES[kind.split("_")[0]].pipeline_class()
+    cls = pipeline_class(FAMILIES[kind.split("_")[0]])
     cls.from_pretrained(models[kind], dtype=getattr(torch, dtype)).save_pretrained(tmp_path, variant="fp16")
     flags = {"max_inference_steps": 6, "save_steps": ("6",), "image_format": "png", "batch_size": 1}
     recipe = recipe_for(model_type=kind.split("_")[0], model_path=str(tmp_path), height=64, width=64, **flags)
     vae_dtype = "float32" if kind == "sdxl_euler" else dtype
     recipe = dataclasses.replace(recipe, dtype=dtype, vae_dtype=vae_dtype)
     generator = ImageGenerator(recipe, LAST, threads=1)
-    vae = next(generator.family.pipe.vae.parameters())
+    vae = next(generator.model.pipe.vae.parameters())
     (drawn,) = draw(generator, [PROMPTS[0]], [3])
     size = {"guidance_scale": 0.0, "height": 64, "width": 64}
     own = own_image({kind: str(tmp_path)}, kind, PROMPTS[0], 3, dtype=getattr(torch, dtype), variant="fp16", **size)
@@ -91,7 +92,7 @@ def test_guidance_and_negative_prompt_are_the_pipelines_own(recipe_for, models):
 
 def test_flux_guidance_is_the_pipelines_own(recipe_for, tmp_path):
     """The transformer of FLUX dev takes the guidance as an input; those of schnell and of the tiny Flux have none."""
-    pipe = FAMILIES["flux"].pipeline_class().from_pretrained(tiny.folder("flux"), dtype=torch.float32)
+    pipe = pipeline_class(FAMILIES["flux"]).from_pretrained(tiny.folder("flux"), dtype=torch.float32)
     with torch.random.fork_rng():
         torch.manual_seed(0)  # of the weights that the guidance adds
         guided = type(pipe.transformer).from_config({**pipe.transformer.config, "guidance_embeds": True})
@@ -124,7 +125,7 @@ def test_place_and_neighbours_change_no_byte(recipe_for, models, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_stops_after_the_last_step_wanted_with_the_same_images(recipe_for, models, kind):
     generator = make(recipe_for, models, kind, [Capture(step) for step in STEPS])
-    denoiser = generator.family.pipe.unet if "sdxl" in kind else generator.family.pipe.transformer
+    denoiser = generator.model.pipe.unet if "sdxl" in kind else generator.model.pipe.transformer
     calls = []
     denoiser.register_forward_hook(lambda *_: calls.append(1))
     all_steps = draw(generator, PROMPTS[:2], [0, 1])
@@ -205,8 +206,8 @@ def test_work_that_fails_is_timed_too():
 def test_denoise_seconds_of_a_batch_sum_up_to_what_it_took(recipe_for, models):
     generator = make(recipe_for, models, "sdxl_euler", batch_size=8)
     started_at, in_unet = [], []
-    generator.family.denoiser.register_forward_pre_hook(lambda *_: started_at.append(time.perf_counter()))
-    generator.family.denoiser.register_forward_hook(lambda *_: in_unet.append(time.perf_counter() - started_at[-1]))
+    generator.model.denoiser.register_forward_pre_hook(lambda *_: started_at.append(time.perf_counter()))
+    generator.model.denoiser.register_forward_hook(lambda *_: in_unet.append(time.perf_counter() - started_at[-1]))
     started = time.perf_counter()
     rows = draw(generator, [f"{number} birds on a wire" for number in range(8)], range(8))
     took = time.perf_counter() - started
@@ -281,7 +282,7 @@ def test_embeddings_of_the_prompts_used_last_are_kept_and_no_more(recipe_for, mo
     monkeypatch.setattr(generators, "EMBEDDINGS_KEPT", 2)
     generator = make(recipe_for, models, "sdxl_euler")
     encoded = []
-    generator.family.pipe.text_encoder.register_forward_hook(lambda *_: encoded.append(1))
+    generator.model.pipe.text_encoder.register_forward_hook(lambda *_: encoded.append(1))
     for prompt, encodings in (("a", 1), ("b", 2), ("a", 2), ("c", 3), ("a", 3), ("b", 4)):
         generator._embed(prompt)
         assert len(encoded) == encodings, prompt
@@ -294,7 +295,7 @@ def test_separate_runs_are_the_pipelines_own_shorter_runs(recipe_for, models):
     once = make(recipe_for, models, "sdxl_ancestral", captures, batch_size=1)
     three, six = draw(separate, PROMPTS[:1], [3])
     assert [image["num_inference_steps"] for image in (three, six)] == [3, 6]
-    pipe = FAMILIES["sdxl"].pipeline_class().from_pretrained(models["sdxl_ancestral"])
+    pipe = pipeline_class(FAMILIES["sdxl"]).from_pretrained(models["sdxl_ancestral"])
     pipe.set_progress_bar_config(disable=True)
     for steps, drawn in ((3, three), (6, six)):
         generator = [torch.Generator("cpu").manual_seed(3)]
