@@ -73,7 +73,7 @@ class ImageGenerator:
             torch.set_num_threads(threads)
         self.recipe = recipe
         self.captures = list(captures)
-        self.batch_size = recipe.batch_size  # halved whenever memory runs out, and never raised again
+        self._sizer = memory.BatchSizer(recipe.batch_size, recipe.device)
         try:
             self.model = pipelines.load(recipe)
         except Exception as error:
@@ -84,6 +84,11 @@ class ImageGenerator:
         self._embeddings: OrderedDict[str, pipelines.Embeddings] = OrderedDict()
         for steps in sorted({recipe.total_steps(capture) for capture in self.captures}):
             self._try(steps)
+
+    @property
+    def batch_size(self) -> int:
+        """Prompts of a batch: the recipe's, and fewer since memory ran out."""
+        return self._sizer.size
 
     def __call__(self, batch: dict[str, Sequence[Any]]) -> dict[str, list[Any]]:
         """Draw up to `recipe.batch_size` prompts.
@@ -143,15 +148,10 @@ class ImageGenerator:
         try:
             return self._draw(requests)
         except Exception as error:
-            # not the error itself: its frames would hold the batch's tensors while it is drawn again
-            no_memory = memory.is_out_of_memory(error)
-            name = "OutOfMemory" if no_memory else type(error).__name__
-            failure = Failure(name, " ".join(str(error).split())[:500])
-        if no_memory:
-            memory.release_free_memory(self.recipe.device)
-            if self.batch_size > 1:
-                self.batch_size //= 2
-                return self._draw_all(requests)
+            failure = Failure(memory.error_type(error), " ".join(str(error).split())[:500])
+            is_smaller = self._sizer.on_error(error, "batch")
+        if is_smaller:
+            return self._draw_all(requests)
         if len(requests) > 1:
             return [self._draw_all([request])[0] for request in requests]
         return [[self._failed(capture, failure) for capture in requests[0].captures]]
@@ -252,8 +252,7 @@ class ImageGenerator:
             for _ in range(2):
                 pipelines.denoise(self.model, [self._embed("")] * self.batch_size, [0] * self.batch_size, steps, stop)
         except Exception as error:
-            if memory.is_out_of_memory(error):
-                memory.release_free_memory(self.recipe.device)
+            if self._sizer.on_error(error, "try"):
                 return
             raise ModelError(f"{self.recipe.model_path}: {steps} steps with {name}: {_reason(error)}") from error
         first, second = latents
