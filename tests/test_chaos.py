@@ -226,7 +226,7 @@ def test_a_submitted_job_loses_a_node_for_good(raylet, nodes_folder, tmp_path, u
         stderr=subprocess.STDOUT,
         text=True,
     )
-    drawing = "ray::MapWorker(MapBatches(Worker))."
+    drawing = "ray::MapWorker(MapBatches(ImageWorker))."
     ready = wait_for(lambda: read_tree(output) and all(children(node.pid, drawing) for node in nodes), 180)
     assert ready, job.communicate(timeout=1)
     kill_tree(nodes[0])

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from actors.recipe import Capture, Recipe
-from ray_app.generation.worker import SCHEMA, Worker
+from ray_app.generation.worker import SCHEMA, ImageWorker
 
 BYTES = 2**22
 """Random bytes that all images are cut from, each elsewhere."""
@@ -52,10 +52,10 @@ class SyntheticImages:
         }
 
 
-def synthetic_worker(image_bytes: int, notes: Path) -> type[Worker]:
+def synthetic_worker(image_bytes: int, notes: Path) -> type[ImageWorker]:
     """A worker with `SyntheticImages` instead of a model."""
 
-    class SyntheticWorker(Worker):
+    class SyntheticWorker(ImageWorker):
         """Defined here so that it is sent to the actors together with its arguments."""
 
         def load(self, recipe: Recipe, captures: Sequence[Capture], threads: int | None) -> Any:

@@ -13,9 +13,10 @@ from ray_app import text_table
 from ray_app.annotations import circo
 from ray_app.cluster import connection
 from ray_app.errors import OK, SOME_FAILED
-from ray_app.generation import driver, plan, recipes
+from ray_app.generation import plan, recipes
 from ray_app.generation.options import Generate
-from ray_app.generation.worker import Worker
+from ray_app.generation.run import Run
+from ray_app.generation.worker import ImageWorker
 from ray_app.index import existing, runs
 from ray_app.index import requested as asked
 from ray_app.index.rows import set_aside_damaged
@@ -39,7 +40,7 @@ class Job:
     asked: dict[str, Any]
 
 
-def generate(options: Generate, worker: type[Worker] = Worker) -> int:
+def generate(options: Generate, worker: type[ImageWorker] = ImageWorker) -> int:
     """Draw what these options ask for and is not there yet; the exit code. `worker` is what the actors run.
 
     Raises:
@@ -109,12 +110,12 @@ def describe(job: Job) -> str:
     )
 
 
-def _draw(job: Job, writer: Writer, interrupts: Interrupts, worker: type[Worker]) -> int:
+def _draw(job: Job, writer: Writer, interrupts: Interrupts, worker: type[ImageWorker]) -> int:
     """Run the plan on Ray; whatever happens, the index is true and the run's record says how it ended."""
     started = time.monotonic()
     writer.begin()
     record = _begin(job, writer)
-    run = driver.Driver(job.plan, job.recipe, job.options, writer, record, interrupts, worker)
+    run = Run(job.plan, job.recipe, job.options, writer, record, interrupts, worker)
     outcome = {"state": "failed"}
     try:
         _remove_caches(job)

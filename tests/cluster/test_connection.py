@@ -13,8 +13,8 @@ import pytest
 from ray_app.cluster import connection
 from ray_app.cluster.ray_workarounds import PROJECT
 from ray_app.errors import Refused
-from ray_app.generation import driver
-from ray_app.work_queue.in_flight import Ledger
+from ray_app.work_queue import queue
+from ray_app.work_queue.in_flight import InFlightTracker
 from tests.conftest import SAMPLE, check_index_is_true, read_tree, run_cli
 from tests.support import clusters, processes
 
@@ -206,10 +206,10 @@ def test_a_broken_installation_of_a_worker_ends_the_run_with_its_words(tmp_path)
 def test_a_run_does_not_wait_for_ever_for_its_first_process(ray_local, monkeypatch):
     import ray
 
-    ledger = ray.remote(num_cpus=0, num_gpus=9)(Ledger).remote()  # has no place
-    monkeypatch.setattr(driver, "FIRST_SECONDS", 1.0)
+    ledger = ray.remote(num_cpus=0, num_gpus=9)(InFlightTracker).remote()  # has no place
+    monkeypatch.setattr(queue, "FIRST_SECONDS", 1.0)
     with pytest.raises(Refused, match=r"^no process of Ray's came up here within 1 s; ") as raised:
-        driver._check_comes_up(ledger)
+        queue.check_comes_up(ledger)
     assert "the last one said: " in str(raised.value) or "/session_" in str(raised.value)
 
 
