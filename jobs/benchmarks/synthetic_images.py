@@ -38,16 +38,16 @@ class SyntheticImages:
 
     def encode(self, drawn: list[list[Capture]]) -> dict[str, list[Any]]:
         """One row per requested image."""
-        wanted = [(row, capture) for row, captures in enumerate(drawn) for capture in captures]
+        requested = [(row, capture) for row, captures in enumerate(drawn) for capture in captures]
         same: dict[str, Any] = {field.name: 0.0 if pa.types.is_floating(field.type) else None for field in SCHEMA}
         same |= {"status": "ok", "prompt_truncated": False}
         same |= {name: getattr(self.recipe, name) for name in ("width", "height", "batch_size", "num_inference_steps")}
-        starts = (random.randrange(BYTES) for _ in wanted)
-        columns = {name: [value] * len(wanted) for name, value in same.items()}
+        starts = (random.randrange(BYTES) for _ in requested)
+        columns = {name: [value] * len(requested) for name, value in same.items()}
         return columns | {
-            "row": [row for row, _ in wanted],
-            "snapshot": [capture.snapshot for _, capture in wanted],
-            "step": [capture.step for _, capture in wanted],
+            "row": [row for row, _ in requested],
+            "snapshot": [capture.snapshot for _, capture in requested],
+            "step": [capture.step for _, capture in requested],
             "image": [self._bytes[start : start + self.image_bytes] for start in starts],
         }
 

@@ -129,11 +129,11 @@ def _probe(path: str) -> str | None:
     """What is wrong with a path that should be the same on every node; None if nothing is."""
     if not os.path.exists(path):
         return "is not the same folder there"
-    mine = f"{path}-{os.getpid()}"
+    own_probe = f"{path}-{os.getpid()}"
     try:
-        with open(mine, "x"):
+        with open(own_probe, "x"):
             pass
-        os.remove(mine)
+        os.remove(own_probe)
     except OSError as error:
         return f"can't be written there: {error.strerror}"
     return None

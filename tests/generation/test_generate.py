@@ -158,7 +158,7 @@ def test_duckdb_reads_the_index_as_readme_says(finished):
 def test_the_same_command_again_does_nothing(output, capsys):
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
     assert generate(options(output)) == OK
-    assert "nothing to draw: all 72 images are there" in capsys.readouterr().out
+    assert "nothing to generate: all 72 requested images exist" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
 
 
@@ -280,8 +280,8 @@ def test_failed_prompts_are_skipped_where_that_is_asked_for(tmp_path, capsys):
     capsys.readouterr()
     assert generate(dataclasses.replace(asked, skip_failed=True)) == SOME_FAILED
     assert (
-        "nothing to draw: 9 of 12 images are there, and 3 that failed before are left out (--skip_failed)"
-        in capsys.readouterr().out
+        "nothing to generate: 9 of 12 requested images exist; 3 failed in an earlier run and"
+        " are skipped (--skip_failed)" in capsys.readouterr().out
     )
     assert rows(tmp_path / "out") == before
 
@@ -475,8 +475,8 @@ def test_a_dry_run_writes_nothing(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
     assert capsys.readouterr().out.splitlines() == [
         "queries          6",
-        "slots            24, of them 23 different",
-        "images           72 wanted, 0 there, 72 to draw",
+        "slots            24 (23 unique)",
+        "images           72 requested, 0 existing, 72 to generate",
         "denoises to do   23 (1 duplicates saved)",
         "steps to run     92 (a run for each step count: 168)",
     ]
