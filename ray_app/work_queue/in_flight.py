@@ -56,6 +56,8 @@ class Suspect:
 class Status:
     """What the driver polls."""
 
+    started: int
+    """Workers whose process came up: each says so before it loads anything."""
     loads: int
     deaths_while_loading: int
     replays: int
@@ -154,6 +156,7 @@ class InFlightTracker:
         for in_flight in self._batches.values():
             in_flight.node_died = in_flight.node not in nodes
         return Status(
+            started=len(self._places),
             loads=self._loads,
             deaths_while_loading=self._deaths_while_loading,
             replays=self._replays,

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import functools
 import gc
+import math
 import queue
 import re
 import threading
@@ -17,6 +18,7 @@ import pyarrow as pa
 from ray_app.cluster import autoscaling, connection, node_probe, ray_workarounds
 from ray_app.cluster.capacity import Capacity, PoolWatch, Request
 from ray_app.errors import ClusterRefused, Refused, one_line
+from ray_app.messages import LOG
 from ray_app.progress import PoolState
 from ray_app.work_queue import in_flight
 from ray_app.work_queue.in_flight import Terms
@@ -36,6 +38,10 @@ STOP_SECONDS = 20.0
 """For which a run that ends early waits for Ray Data's threads: they take a second."""
 FIRST_SECONDS = 120.0
 """For which the first process may take to come up: a second or two, more where the disk or the machine is busy."""
+FIRST_WORKER_SECONDS = 60.0
+"""After which a run without a first worker, for which there is a place, looks for the reason."""
+LOOK_SECONDS = 20.0
+"""For which the nodes may take to answer then."""
 NOT_CREATED = "died because of an error raised in its creation task"
 """In the text of Ray's error of an actor whose class or constructor failed."""
 
@@ -106,6 +112,7 @@ class Queue:
         capacity = Capacity(connection.living_nodes(), autoscaler)
         self._actors = capacity.choose_pool_size(pool.request, len(batches))
         self._watch = PoolWatch(self._actors, self._count_actors, self._count_places, autoscaler)
+        self._next_look_for_worker = math.inf
 
     def run(self, on_rows: Callable[[pa.Table], object], on_tick: Callable[[], object]) -> None:
         """Process every batch, and call `on_rows` with the rows of each; `on_tick` is called several times a second.
@@ -116,6 +123,7 @@ class Queue:
             Refused: an error of a worker that is fatal, or workers that die while they load.
         """
         results = Results(self._dataset(), self.work)
+        self._next_look_for_worker = time.monotonic() + FIRST_WORKER_SECONDS
         try:
             with contextlib.closing(results.tables()) as tables:
                 for rows in tables:
@@ -123,12 +131,33 @@ class Queue:
                     if rows is not None:
                         on_rows(rows)
                     self._watchdog.tick()
+                    self._look_for_first_worker()
         finally:
             self.replays = self._watchdog.count_replays()
 
     def state(self) -> PoolState:
         """How many actors are up, and what the run waits for."""
         return self._watch.state()
+
+    def _look_for_first_worker(self) -> None:
+        """Find out why no worker's process comes up: Ray starts it again and again, without a word.
+
+        Raises:
+            Refused: what workers import can't be imported on a node.
+        """
+        if self._watchdog.has_worker or time.monotonic() < self._next_look_for_worker:
+            return
+        self._next_look_for_worker = time.monotonic() + FIRST_WORKER_SECONDS
+        if not self._count_places():
+            return  # a node is still to come
+        nodes = node_probe.survey(seconds=LOOK_SECONDS)
+        if reason := node_probe.why_no_actor(nodes):
+            raise ClusterRefused(reason)
+        silent_nodes = node_probe.describe_silent_nodes(nodes)
+        LOG.warning(
+            f"no worker has come up in {FIRST_WORKER_SECONDS:.0f} s{silent_nodes}; the run goes on waiting, and"
+            " Ray's logs on the nodes say why: session_latest/logs/worker-*.err"
+        )
 
     def _count_actors(self) -> int:
         return connection.count_actors(self.work.worker.__name__)
@@ -138,7 +167,7 @@ class Queue:
 
     def _dataset(self) -> Any:
         """One block per batch: a task that a killed actor leaves is replayed whole and gives the same rows again."""
-        data = ray_workarounds.import_data()
+        ray_workarounds.import_data()
         _configure()
         from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
@@ -146,7 +175,7 @@ class Queue:
         gpus = self.pool.request.gpus_per_actor
         # a GPU actor reserves no CPU: nodes have fewer CPUs than such actors would want, and it needs one only briefly
         resources: dict[str, Any] = {"num_gpus": gpus, "num_cpus": 0} if gpus else {"num_cpus": 1}
-        processed = data.from_arrow(self.batches).map_batches(
+        processed = ray_workarounds.make_dataset(self.batches).map_batches(
             work.worker,
             fn_constructor_args=(self._tracker, *work.arguments),
             batch_size=work.batch_size,  # as the blocks are; Ray Data wants it said where actors take GPUs

@@ -35,6 +35,8 @@ class Watchdog:
     def __init__(self, tracker: Any, timeout: float | None, name: str, terms: Terms):
         self.tracker, self.timeout, self.name, self.terms = tracker, timeout, name, terms
         self.replays = 0
+        self.has_worker = False
+        """Whether a worker's process has ever come up."""
         self._pending_status: Any = None
         self._next_poll = time.monotonic()
 
@@ -69,6 +71,7 @@ class Watchdog:
 
     def _act(self, status: Status) -> None:
         self.replays = status.replays
+        self.has_worker = status.started > 0
         _warn(status.notices)
         if not status.loads and status.deaths_while_loading >= LOADS_TRIED:
             raise ModelRefused(
