@@ -1,6 +1,7 @@
 """The in-flight tracker: an actor that knows what each worker is doing, so that it is known when a worker dies.
 Knows ids and clocks, not what the work is. Ray would replay the batch of a dead actor for ever: this ends that."""
 
+import contextlib
 import dataclasses
 import statistics
 import time
@@ -14,6 +15,7 @@ NODES_EXCUSED = 3
 """How many deaths of workers do not count against a batch or an item because the whole node was lost, as a spot node
 that was preempted. Not more, since an item may also use up all of a node's memory."""
 MEDIAN_OF = 1_000
+NOTICE_SECONDS = 5.0
 MOST_NOTICES = 100
 """How many different notices of workers a run prints."""
 
@@ -204,13 +206,17 @@ class InFlightTracker:
 
 
 class Notices:
-    """Sends notices to the tracker; a method of an actor's handle can't be sent to a task by itself."""
+    """Sends notices to the tracker, and waits until it has them: the run may end a moment later."""
 
     def __init__(self, tracker: Any):
         self._tracker = tracker
 
     def __call__(self, line: str, topic: str) -> None:
-        self._tracker.notice.remote(line, topic)
+        import ray
+        from ray.exceptions import RayError
+
+        with contextlib.suppress(RayError):  # without a tracker nobody is there to read it
+            ray.get(self._tracker.notice.remote(line, topic), timeout=NOTICE_SECONDS)
 
 
 def start(node_id: str, terms: Terms) -> Any:

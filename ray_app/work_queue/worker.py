@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from ray_app import messages
+from ray_app.work_queue.in_flight import Notices
 
 
 class Worker:
@@ -35,7 +36,7 @@ class Worker:
         self.tracker = tracker
         self._turn = threading.Lock()
         self._load_error: Exception | None = None
-        messages.send_to_driver(tracker.notice.remote)
+        messages.send_to_driver(Notices(tracker))
         self._report("loading", self.actor_id, self.node_id, os.getpid())
         try:
             self.loaded = self.load(*arguments)
