@@ -23,7 +23,7 @@ lint: ## ruff and pyright
 	$(PYTHON) -m pyright --pythonpath $(PYTHON)
 
 docs: ## the documentation as a site, in site/
-	$(PYTHON) -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
 
 reference: ## write help texts and columns into docs/ again
 	$(PYTHON) -m tests.docs.test_reference

@@ -37,6 +37,7 @@ NOT_ON_THIS_ONE = ("s3://", "--watch", "--redraw", "--all")
 
 INDEX_PAGE = ROOT / "docs" / "index-and-queries.md"
 METRICS_PAGE = ROOT / "docs" / "metrics.md"
+REFUSALS_PAGE = ROOT / "docs" / "input-validation.md"
 EVERY_BLOCK = [block for page in MANUAL for block in blocks(page)]
 
 
@@ -135,6 +136,20 @@ def test_annotations_that_are_shown_need_no_warning(block, tmp_path, capsys):
     annotations = circo.load(str(file), "multi_gpt-3.5_opt", 2, strict=True)
     assert len(annotations.queries()) == len(shown)
     assert capsys.readouterr().err == ""
+
+
+def test_refusals_are_those_that_are_shown(folder, tmp_path, monkeypatch, capsys):
+    """All but that of a full disk, which tests/output/test_disk.py tests."""
+    monkeypatch.chdir(tmp_path)
+    Path("test.json").write_text(json.dumps([{"id": 17, "reference_img_id": "../x", "multi_gpt-3.5_opt": ["a dog"]}]))
+    tiny = ["generate", "--model_path", "tiny", "--dry_run", "--json_file"]
+    out = str(folder / "out")
+    assert main([*tiny, "test.json"]) == 2
+    assert main([*tiny, str(SAMPLE), "--save_steps", "64"]) == 2
+    assert main([*tiny, str(SAMPLE), "--output_base_path", out, "--guidance_scale", "5"]) == 2
+    printed = capsys.readouterr().err.replace(out, "/data/out").splitlines()
+    (shown,) = blocks(REFUSALS_PAGE, "text")
+    assert printed == [line for line in shown.text.splitlines() if "No space left" not in line]
 
 
 @pytest.mark.parametrize("block", [block for block in EVERY_BLOCK if block.language == "yaml"], ids=str)
