@@ -73,9 +73,9 @@ class ImageGenerator:
             torch.set_num_threads(threads)
         self.recipe = recipe
         self.captures = list(captures)
-        self.batch_size = recipe.batch_size  # halved whenever memory runs out, and never raised again
+        self._sizer = memory.BatchSizer(recipe.batch_size, recipe.device)
         try:
-            self.family = pipelines.load(recipe)
+            self.model = pipelines.load(recipe)
         except Exception as error:
             kind = ModelNeedsMemory if memory.is_out_of_memory(error) else ModelError
             raise kind(f"{recipe.model_path}: can't be loaded as {recipe.model_type}: {_reason(error)}") from error
@@ -84,6 +84,11 @@ class ImageGenerator:
         self._embeddings: OrderedDict[str, pipelines.Embeddings] = OrderedDict()
         for steps in sorted({recipe.total_steps(capture) for capture in self.captures}):
             self._try(steps)
+
+    @property
+    def batch_size(self) -> int:
+        """Prompts of a batch: the recipe's, and fewer since memory ran out."""
+        return self._sizer.size
 
     def __call__(self, batch: dict[str, Sequence[Any]]) -> dict[str, list[Any]]:
         """Draw up to `recipe.batch_size` prompts.
@@ -127,7 +132,7 @@ class ImageGenerator:
         Raises whatever the pipeline raises; at most `batch_size` prompts, and the batch is padded to that.
         """
         return {
-            capture: pipelines.decode_to_uint8(self.family, run.latents[capture])[0][: len(prompts)]
+            capture: pipelines.decode_to_uint8(self.model, run.latents[capture])[0][: len(prompts)]
             for capture, run in self._denoise(prompts, seeds, captures).items()
         }
 
@@ -143,15 +148,10 @@ class ImageGenerator:
         try:
             return self._draw(requests)
         except Exception as error:
-            # not the error itself: its frames would hold the batch's tensors while it is drawn again
-            no_memory = memory.is_out_of_memory(error)
-            name = "OutOfMemory" if no_memory else type(error).__name__
-            failure = Failure(name, " ".join(str(error).split())[:500])
-        if no_memory:
-            memory.release_free_memory(self.recipe.device)
-            if self.batch_size > 1:
-                self.batch_size //= 2
-                return self._draw_all(requests)
+            failure = Failure(memory.error_type(error), " ".join(str(error).split())[:500])
+            is_smaller = self._sizer.on_error(error, "batch")
+        if is_smaller:
+            return self._draw_all(requests)
         if len(requests) > 1:
             return [self._draw_all([request])[0] for request in requests]
         return [[self._failed(capture, failure) for capture in requests[0].captures]]
@@ -168,7 +168,7 @@ class ImageGenerator:
     def _decode(self, capture: Capture, run: StepCapture, prompts: list[str]) -> list[Picture]:
         """A capture's picture of each prompt, of some prompts perhaps one that nobody asked for."""
         with self.timed("decoding") as decoding:
-            pixels, finite = pipelines.decode_to_uint8(self.family, run.latents[capture])
+            pixels, finite = pipelines.decode_to_uint8(self.model, run.latents[capture])
         bad_steps = run.first_bad_steps()
         pictures = []
         for row, prompt in enumerate(prompts):
@@ -179,7 +179,7 @@ class ImageGenerator:
             drawn = {
                 **self._blank(capture),
                 "status": "ok",
-                "prompt_truncated": self.family.is_truncated(prompt),
+                "prompt_truncated": self.model.is_truncated(prompt),
                 "timestep": run.timesteps[capture.step],
                 "sigma": run.sigmas[capture.step],
                 "denoise_seconds": run.seconds[capture.step] / len(prompts),
@@ -226,10 +226,10 @@ class ImageGenerator:
             runs.setdefault(self.recipe.total_steps(capture), []).append(capture)
         taken: dict[Capture, StepCapture] = {}
         for steps, captures_of_run in runs.items():
-            with StepCapture(captures_of_run, steps).attached(self.family.pipe) as run, self.timed("denoising"):
-                pipelines.denoise(self.family, embeddings, list(seeds), steps, run)
+            with StepCapture(captures_of_run, steps).attached(self.model.pipe) as run, self.timed("denoising"):
+                pipelines.denoise(self.model, embeddings, list(seeds), steps, run)
             if missing := set(captures_of_run) - set(run.latents):
-                ran = len(self.family.pipe.scheduler.timesteps)
+                ran = len(self.model.pipe.scheduler.timesteps)
                 raise ModelError(f"the scheduler ran {ran} steps and never came to {sorted(missing)}")
             taken |= dict.fromkeys(captures_of_run, run)
         return taken
@@ -239,7 +239,7 @@ class ImageGenerator:
 
         Whether there is memory for a batch is left to the batches: they can be made smaller.
         """
-        name = type(self.family.pipe.scheduler).__name__
+        name = type(self.model.pipe.scheduler).__name__
         latents: list[torch.Tensor] = []
 
         def stop(pipe: Any, index: int, timestep: Any, callback_kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -250,10 +250,9 @@ class ImageGenerator:
 
         try:
             for _ in range(2):
-                pipelines.denoise(self.family, [self._embed("")] * self.batch_size, [0] * self.batch_size, steps, stop)
+                pipelines.denoise(self.model, [self._embed("")] * self.batch_size, [0] * self.batch_size, steps, stop)
         except Exception as error:
-            if memory.is_out_of_memory(error):
-                memory.release_free_memory(self.recipe.device)
+            if self._sizer.on_error(error, "try"):
                 return
             raise ModelError(f"{self.recipe.model_path}: {steps} steps with {name}: {_reason(error)}") from error
         first, second = latents
@@ -267,7 +266,7 @@ class ImageGenerator:
         """A prompt's embeddings, encoded alone: encoding in a batch would move low bits."""
         if prompt not in self._embeddings:
             with self.timed("text encoding"):
-                self._embeddings[prompt] = self.family.encode(prompt)
+                self._embeddings[prompt] = self.model.encode(prompt)
             if len(self._embeddings) > EMBEDDINGS_KEPT:
                 self._embeddings.popitem(last=False)
         self._embeddings.move_to_end(prompt)

@@ -1,10 +1,12 @@
-"""Memory of a process: kept between layers on CPUs, recognised as exhausted, and released then.
+"""Memory of a process: kept between layers on CPUs, recognised as exhausted, and released then for smaller batches.
 Knows the C library's allocator and torch's; nothing of pipelines."""
 
 import ctypes
 import errno
 import gc
+import traceback
 from collections.abc import Iterable
+from typing import Literal
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8
 """glibc's numbers of the settings of its malloc, all but the last in bytes."""
@@ -12,6 +14,9 @@ KEEP_FREED = ((M_MMAP_THRESHOLD, 2**30), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_P
 GLIBC_DEFAULTS = ((M_MMAP_THRESHOLD, 2**25), (M_TRIM_THRESHOLD, 2**26), (M_TOP_PAD, 2**17))
 """The values that glibc's own settings reach once large blocks have been freed; for comparison."""
 RETURN_FREED = ((M_MMAP_THRESHOLD, 2**17), (M_TRIM_THRESHOLD, 2**17), (M_TOP_PAD, 0))
+
+Stage = Literal["try", "batch"]
+"""What an error ends: the first try of a model, or a batch of prompts."""
 
 OUT_OF_MEMORY_TEXTS = (
     "can't allocate memory",
@@ -55,6 +60,51 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     cause = error.__cause__ or error.__context__
     return cause is not None and is_out_of_memory(cause)
+
+
+def error_type(error: BaseException) -> str:
+    """An error's class as the index has it; "OutOfMemory" for all that lack of memory is raised as."""
+    return "OutOfMemory" if is_out_of_memory(error) else type(error).__name__
+
+
+class BatchSizer:
+    """How many prompts are denoised together: half as many whenever memory runs out, and never more again.
+
+    Args:
+        size: prompts of a batch at first.
+        device: "cuda" or "cpu".
+    """
+
+    def __init__(self, size: int, device: str):
+        self.size, self.device = size, device
+
+    def on_error(self, error: BaseException, stage: Stage) -> bool:
+        """Whether the work can go on after an error: memory ran out, and a smaller batch may fit.
+
+        What the failed work held is freed and returned to the system. Call it where the error is handled; the work is
+        done again after that, when the error is gone.
+
+        Args:
+            stage: a failed try of the model leaves it to the batches to become smaller; a failed batch is halved, and
+                one of a single prompt can't be.
+        """
+        if not is_out_of_memory(error):
+            return False
+        _clear_frames(error)
+        release_free_memory(self.device)
+        if stage == "try":
+            return True
+        if self.size == 1:
+            return False
+        self.size //= 2
+        return True
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    """Let go of what the functions held that an error, or one of its causes, has ended: a batch's tensors."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def release_free_memory(device: str) -> None:

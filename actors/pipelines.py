@@ -1,5 +1,5 @@
-"""A recipe becomes a loaded diffusers pipeline: one small class per family with what differs between them.
-Knows how to load, encode a prompt, denoise and decode; nothing of batches' meaning, seeds or files."""
+"""A recipe becomes a loaded diffusers pipeline, which encodes prompts, denoises and decodes.
+Knows what all families have in common; nothing of batches' meaning, seeds or files."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -11,6 +11,7 @@ import torch
 
 from actors import checksums, hub, memory, random_weights, tiny, weights
 from actors.errors import ModelError
+from actors.families import FAMILIES, Family
 from actors.recipe import Recipe
 
 Embeddings = dict[str, torch.Tensor]
@@ -18,112 +19,47 @@ Embeddings = dict[str, torch.Tensor]
 
 LOG = logging.getLogger("proxyqueue")
 
-ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
-"""The text encoders of both families, and their tokenizers."""
-NOT_USED = {"image_encoder": None, "feature_extractor": None}
-"""Parts that some models have for adapters: not loaded."""
 LEAST_VOCABULARY = 0.95
 """Least share of an encoder's tokens that its tokenizer must know: T5's lacks 28 of 32,128."""
 DECODE_PIXELS = 2**21
 """Pixels decoded at a time on a GPU: eight images of 512 px or two of 1024 px, 6.5 GB of fp32 activations."""
 
 
-class SDXL:
-    """SDXL base and turbo."""
+class Model:
+    """A pipeline that is loaded for a recipe: what its family does, for this pipeline and recipe."""
 
-    def __init__(self, pipe: Any, recipe: Recipe):
-        self.pipe, self.recipe, self.denoiser = pipe, recipe, pipe.unet
-
-    @staticmethod
-    def pipeline_class() -> Any:
-        from diffusers import StableDiffusionXLPipeline
-
-        return StableDiffusionXLPipeline
+    def __init__(self, family: Family, pipe: Any, recipe: Recipe):
+        self.family, self.pipe, self.recipe = family, pipe, recipe
+        self.denoiser = getattr(pipe, family.denoiser)
 
     @torch.no_grad()
     def encode(self, prompt: str) -> Embeddings:
         """Embeddings of one prompt, as the pipeline itself would make them (negative ones where guidance asks)."""
-        embeds, negative, pooled, negative_pooled = self.pipe.encode_prompt(
-            prompt=prompt,
-            negative_prompt=self.recipe.negative_prompt,
-            device=self.recipe.device,
-            do_classifier_free_guidance=self.recipe.guidance_scale > 1,
-        )
-        named = {
-            "prompt_embeds": embeds,
-            "pooled_prompt_embeds": pooled,
-            "negative_prompt_embeds": negative,
-            "negative_pooled_prompt_embeds": negative_pooled,
-        }
-        return {name: tensor for name, tensor in named.items() if tensor is not None}
+        return self.family.encode(self.pipe, self.recipe, prompt)
 
     def is_truncated(self, prompt: str) -> bool:
-        """Whether the encoders see less than the whole prompt."""
-        tokenizers = (self.pipe.tokenizer, self.pipe.tokenizer_2)
-        return any(_tokens(tok, prompt) > tok.model_max_length for tok in tokenizers if tok is not None)
+        """Whether an encoder sees less than the whole prompt."""
+        limits = self.family.token_limits(self.pipe, self.recipe)
+        return any(_count_tokens(tokenizer, prompt) > limit for tokenizer, limit in limits)
 
-    def extra_arguments(self) -> dict[str, Any]:
+    def call_arguments(self) -> dict[str, Any]:
         """Arguments of the pipeline call that only this family takes."""
-        return {}
+        return self.family.call_arguments(self.recipe)
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents (n, 4, h/8, w/8) to pixels (n, 3, h, w) around [-1, 1], exactly as the pipeline's last lines do."""
-        vae = self.pipe.vae
-        latents = latents.to(vae.dtype)
-        mean, std = getattr(vae.config, "latents_mean", None), getattr(vae.config, "latents_std", None)
-        if mean is not None and std is not None:
-            mean, std = (torch.tensor(value).view(1, -1, 1, 1).to(latents) for value in (mean, std))
-            latents = latents * std / vae.config.scaling_factor + mean
-        else:
-            latents = latents / vae.config.scaling_factor
-        return vae.decode(latents, return_dict=False)[0]
+        """A batch's latents to pixels (n, 3, h, w) around [-1, 1], exactly as the pipeline's last lines do."""
+        return self.family.decode(self.pipe, self.recipe, latents)
 
 
-class Flux:
-    """FLUX.1 schnell and dev."""
+def pipeline_class(family: Family) -> Any:
+    """The class of diffusers."""
+    import diffusers
 
-    def __init__(self, pipe: Any, recipe: Recipe):
-        self.pipe, self.recipe, self.denoiser = pipe, recipe, pipe.transformer
-
-    @staticmethod
-    def pipeline_class() -> Any:
-        from diffusers import FluxPipeline
-
-        return FluxPipeline
-
-    @torch.no_grad()
-    def encode(self, prompt: str) -> Embeddings:
-        """Embeddings of one prompt: T5's, and CLIP's pooled one."""
-        embeds, pooled, _ = self.pipe.encode_prompt(
-            prompt=prompt,
-            prompt_2=None,
-            device=self.recipe.device,
-            max_sequence_length=self.recipe.max_sequence_length,
-        )
-        return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
-
-    def is_truncated(self, prompt: str) -> bool:
-        """Whether T5 sees less than the whole prompt. CLIP's window of 77 is the model's design and does not count."""
-        return _tokens(self.pipe.tokenizer_2, prompt) > (self.recipe.max_sequence_length or 0)
-
-    def extra_arguments(self) -> dict[str, Any]:
-        """Arguments of the pipeline call that only this family takes."""
-        return {"max_sequence_length": self.recipe.max_sequence_length}
-
-    @torch.no_grad()
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Packed latents (n, h*w/256, 64) to pixels (n, 3, h, w) around [-1, 1]."""
-        pipe, vae = self.pipe, self.pipe.vae
-        latents = pipe._unpack_latents(latents, self.recipe.height, self.recipe.width, pipe.vae_scale_factor)
-        latents = (latents / vae.config.scaling_factor) + vae.config.shift_factor
-        return vae.decode(latents.to(vae.dtype), return_dict=False)[0]
+    return getattr(diffusers, family.pipeline)
 
 
-FAMILIES: dict[str, type[SDXL] | type[Flux]] = {"sdxl": SDXL, "flux": Flux}
-
-
-def load(recipe: Recipe) -> SDXL | Flux:
+def load(recipe: Recipe) -> Model:
     """Load the recipe's pipeline onto its device, ready to generate.
 
     Raises whatever diffusers raises for weights that can't be loaded. Only safetensors are read and no code of a
@@ -137,34 +73,33 @@ def load(recipe: Recipe) -> SDXL | Flux:
     if recipe.model_path in random_weights.NAMES:
         pipe = random_weights.build(recipe.model_path, recipe.model_type, dtypes, recipe.device)
     else:
-        pipe = _from_pretrained(family.pipeline_class(), recipe, dtypes)
+        pipe = _from_pretrained(family, recipe, dtypes)
     pipe.set_progress_bar_config(disable=True)
     pipe.to(recipe.device)
-    loaded = family(pipe, recipe)
+    model = Model(family, pipe, recipe)
     if recipe.compiled:
-        loaded.denoiser.compile_repeated_blocks()
-    return loaded
+        model.denoiser.compile_repeated_blocks()
+    return model
 
 
-def _from_pretrained(pipeline_class: Any, recipe: Recipe, dtypes: dict[str, torch.dtype]) -> Any:
+def _from_pretrained(family: Family, recipe: Recipe, dtypes: dict[str, torch.dtype]) -> Any:
     folder = _folder(recipe)
     names = weights.names_in(folder)
-    parts = pipeline_class.load_config(folder)
+    parts = pipeline_class(family).load_config(folder)
     encoders = {}
-    for part in ENCODERS:
+    for part in family.encoders:
         library, class_name = parts[part]
         if library == "transformers":
             variant = _variant(names, part, recipe.variant)
             encoders[part] = _encoder(folder, part, class_name, dtypes["default"], variant)
-    options = {"add_watermarker": False} if pipeline_class is SDXL.pipeline_class() else {}
-    pipe = pipeline_class.from_pretrained(
-        folder, dtype=dtypes, variant=recipe.variant, use_safetensors=True, **encoders, **NOT_USED, **options
+    pipe = pipeline_class(family).from_pretrained(
+        folder, dtype=dtypes, variant=recipe.variant, use_safetensors=True, **encoders, **family.load_arguments
     )
     for part, module in pipe.components.items():
         if isinstance(module, torch.nn.Module):
             # diffusers leaves weights that the files lack without values
             _check_whole(part, (name for name, value in module.state_dict().items() if value.is_meta))
-    for part, tokenizer in ENCODERS.items():
+    for part, tokenizer in family.encoders.items():
         _check_tokenizer(pipe, part, tokenizer)
     return pipe
 
@@ -237,25 +172,25 @@ def _check_tokenizer(pipe: Any, part: str, name: str) -> None:
         )
 
 
-def decode_to_uint8(family: SDXL | Flux, latents: torch.Tensor) -> tuple[np.ndarray, list[bool]]:
+def decode_to_uint8(model: Model, latents: torch.Tensor) -> tuple[np.ndarray, list[bool]]:
     """A batch's latents to RGB pixels, uint8 (n, h, w, 3), with the pipelines' own rounding.
 
     Decoded in chunks of one fixed size that divides the batch, so that an image's place in it changes no bit.
     Also tells which samples' pixels are all finite: the others are black or worse, as in the pipelines.
     """
-    recipe = family.recipe
+    recipe = model.recipe
     fits = max(1, DECODE_PIXELS // (recipe.height * recipe.width)) if recipe.device == "cuda" else len(latents)
     chunk = max(size for size in range(1, len(latents) + 1) if len(latents) % size == 0 and size <= fits)
     images, finite = [], []
     for part in latents.split(chunk):
-        pixels = (family.decode(part) / 2 + 0.5).clamp(0, 1).float()
+        pixels = (model.decode(part) / 2 + 0.5).clamp(0, 1).float()
         finite += torch.isfinite(pixels).flatten(1).all(1).tolist()
         images.append((pixels.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).cpu())
     return torch.cat(images).numpy(), finite
 
 
 def denoise(
-    family: SDXL | Flux,
+    model: Model,
     embeddings: list[Embeddings],
     seeds: list[int],
     steps: int,
@@ -265,11 +200,11 @@ def denoise(
 
     Each image has a fresh CPU generator of its own seed: a used one, or one for the batch, would change the images.
     """
-    recipe = family.recipe
+    recipe = model.recipe
     batch = {name: torch.cat([prompt[name] for prompt in embeddings]) for name in embeddings[0]}
-    family.pipe(
+    model.pipe(
         **batch,
-        **family.extra_arguments(),
+        **model.call_arguments(),
         generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
         num_inference_steps=steps,
         guidance_scale=recipe.guidance_scale,
@@ -291,7 +226,7 @@ def _quiet_libraries() -> None:
         library_logging.set_verbosity_error()
 
 
-def _tokens(tokenizer: Any, prompt: str) -> int:
+def _count_tokens(tokenizer: Any, prompt: str) -> int:
     if tokenizer is None:  # a model without encoders, for measuring
         return 0
     return len(tokenizer(prompt, truncation=False, verbose=False).input_ids)

@@ -21,6 +21,9 @@ LATER = {"later": True}
 """Metadata of a field that did not exist from the beginning: left out of the fingerprint at its default, so that what
 was generated before keeps its fingerprint."""
 
+FAMILY_FIELDS = ("max_sequence_length",)
+"""Fields that only some families of models have: None for the others."""
+
 RETURNS_X0 = frozenset({"EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "DDIMScheduler"})
 """Schedulers whose `step` returns the predicted clean image as its second element."""
 
@@ -53,7 +56,7 @@ class Recipe:
     guidance_scale: float
     height: int
     width: int
-    max_sequence_length: int | None  # Flux only: prompt tokens the T5 encoder sees
+    max_sequence_length: int | None  # prompt tokens that the encoder sees, where the family lets one choose
     negative_prompt: str | None
     batch_size: int = dataclasses.field(metadata=LOW_BITS)  # always denoised at this size, the tail padded
     image_format: str

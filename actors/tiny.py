@@ -5,6 +5,8 @@ import functools
 import hashlib
 from pathlib import Path
 
+from actors.families import FAMILIES
+
 NAME = "tiny"
 """What `--model_path` calls them."""
 
@@ -17,6 +19,11 @@ SIZE = 64
 def folder(model_type: str) -> Path:
     """The family's pipeline, as save_pretrained left it."""
     return ROOT / f"tiny_{model_type}"
+
+
+def model_types() -> list[str]:
+    """The families that have one."""
+    return [name for name in FAMILIES if folder(name).is_dir()]
 
 
 @functools.cache

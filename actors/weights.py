@@ -6,13 +6,8 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from actors.errors import ModelError
+from actors.families import FAMILIES
 
-PARTS = {
-    "sdxl": ("unet", "vae", "text_encoder", "text_encoder_2"),
-    "flux": ("transformer", "vae", "text_encoder", "text_encoder_2"),
-}
-"""The folders of each family that hold weights."""
-OTHERS = ("scheduler", "tokenizer", "tokenizer_2")
 INDEX = "model_index.json"
 CONFIGS = (".json", ".txt", ".model")
 """Endings of the other files that a pipeline reads: configs, vocabularies, merges."""
@@ -22,6 +17,12 @@ _NAME = re.compile(
     r"(?:diffusion_pytorch_)?model(?:\.(?P<variant>[\w-]+?))?(?:-\d{5}-of-\d{5})?(?:\.(?P<old>[\w-]+))?\.safetensors"
 )
 """A weights file, whole or a shard; older names of shards have the variant after the shard's number."""
+
+
+def parts(model_type: str) -> tuple[str, ...]:
+    """The folders of a family's model that hold weights."""
+    family = FAMILIES[model_type]
+    return (family.denoiser, "vae", *family.encoders)
 
 
 def names_in(folder: Path) -> list[str]:
@@ -53,13 +54,13 @@ def of_part(names: Collection[str], part: str, variant: str | None) -> list[str]
 
 def read_by(names: Collection[str], model_type: str, variant: str | None) -> list[str]:
     """All files of a folder that a family's pipeline reads in this variant."""
-    folders = (*PARTS[model_type], *OTHERS)
+    folders = (*parts(model_type), "scheduler", *FAMILIES[model_type].encoders.values())
     read = {INDEX}
     for name in names:
         folder, _, file = name.partition("/")
         if folder in folders and "/" not in file and file.endswith(CONFIGS):
             read.add(name)
-    for part in PARTS[model_type]:
+    for part in parts(model_type):
         read |= set(of_part(names, part, variant))
     return sorted(read)
 
@@ -75,7 +76,7 @@ def choose(names: Collection[str], model_type: str, requested: str | None, half:
     Raises:
         ModelError: a part has no weights that could be loaded, or there is no variant in which all parts can be.
     """
-    variants_of_part = {part: variants(names, part) for part in PARTS[model_type]}
+    variants_of_part = {part: variants(names, part) for part in parts(model_type)}
     for part, variants_ in variants_of_part.items():
         if not variants_:
             raise ModelError(_no_weights(names, part))

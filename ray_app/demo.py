@@ -5,6 +5,7 @@ from pathlib import Path
 from actors import tiny
 from ray_app.cluster import connection
 from ray_app.errors import OK
+from ray_app.flags import DEFAULT_MODEL_TYPE
 from ray_app.gallery.options import Gallery
 from ray_app.gallery.pages import gallery
 from ray_app.generation.generate import generate
@@ -15,16 +16,18 @@ from ray_app.query.query import query
 
 SAMPLE = Path(__file__).with_name("sample.json")
 
+FAMILY = DEFAULT_MODEL_TYPE
+"""The family that the queries are about."""
 QUERIES = {
     "How many images of each step, and what did one cost?": """
 SELECT model, step, count(*) AS images, count(DISTINCT denoise_id) AS denoises,
        round(avg(denoise_seconds), 3) AS denoise_seconds, round(avg(sigma), 2) AS noise_left
 FROM images WHERE status = 'ok' GROUP BY ALL ORDER BY ALL""",
-    "Which images of query 5 show step 32?": """
-SELECT prompt, path FROM images WHERE model = 'sdxl' AND query_id = 5 AND step = 32 ORDER BY prompt_index""",
-    "Which slots were served by one and the same denoise?": """
+    "Which images of query 5 show step 32?": f"""
+SELECT prompt, path FROM images WHERE model = '{FAMILY}' AND query_id = 5 AND step = 32 ORDER BY prompt_index""",
+    "Which slots were served by one and the same denoise?": f"""
 SELECT denoise_id, list(DISTINCT query_id) AS query_ids, any_value(prompt) AS prompt
-FROM images WHERE model = 'sdxl' GROUP BY denoise_id HAVING count(DISTINCT query_id) > 1""",
+FROM images WHERE model = '{FAMILY}' GROUP BY denoise_id HAVING count(DISTINCT query_id) > 1""",
 }
 
 
@@ -32,7 +35,7 @@ def demo(options: Demo) -> int:
     """Run it; the exit code of the worse of the two runs."""
     codes = []
     with connection.connected("local"):
-        for model_type in ("sdxl", "flux"):
+        for model_type in tiny.model_types():
             print(f"\n# proxyqueue generate --model_type {model_type} --model_path tiny", flush=True)
             generate_options = Generate(
                 model_type=model_type,

@@ -2,11 +2,16 @@
 Knows names, defaults and bounds; nothing of what a command does with them."""
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
+from actors.families import FAMILIES
 from ray_app.arguments import AtLeast, Options, StepNumber, Within
 
-ModelType = Literal["sdxl", "flux"]
+if TYPE_CHECKING:
+    ModelType = str
+else:
+    ModelType = Literal[tuple(FAMILIES)]
+DEFAULT_MODEL_TYPE = next(iter(FAMILIES))
 DEFAULT_STEPS = ("1", "4", "8", "16", "32")
 MAX_PIXELS = 16_383
 """Of height and width: no webp can have more, and no model comes near it."""
@@ -74,9 +79,9 @@ class QueryFlags(Options):
 class ModelFlags(Options):
     """Which weights, and where they run."""
 
-    sdxl_path: str = "stabilityai/sdxl-turbo"
+    sdxl_path: str = FAMILIES["sdxl"].default_path
     """SDXL model: a hub id or a local folder. Safetensors only, never remote code."""
-    flux_path: str = "black-forest-labs/FLUX.1-schnell"
+    flux_path: str = FAMILIES["flux"].default_path
     """Flux model, likewise."""
     model_path: str | None = None
     """Overrides both; "tiny" is the built-in model for machines with no GPU."""

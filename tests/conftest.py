@@ -151,11 +151,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     from diffusers import EulerDiscreteScheduler
 
     from actors import tiny
-    from actors.pipelines import FAMILIES
+    from actors.families import FAMILIES
+    from actors.pipelines import pipeline_class
 
     root = tmp_path_factory.mktemp("models")
     flux, ancestral, euler, poison = (
-        FAMILIES[kind].pipeline_class().from_pretrained(tiny.folder(kind), dtype=torch.float32)
+        pipeline_class(FAMILIES[kind]).from_pretrained(tiny.folder(kind), dtype=torch.float32)
         for kind in ("flux", "sdxl", "sdxl", "sdxl")
     )
     scheduler = {name: value for name, value in euler.scheduler.config.items() if name != "timestep_spacing"}

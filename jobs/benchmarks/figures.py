@@ -17,6 +17,7 @@ from jobs.benchmarks import synthetic_images
 from jobs.benchmarks.options import Scale
 from ray_app.cluster import connection as cluster
 from ray_app.errors import InputRefused
+from ray_app.flags import DEFAULT_MODEL_TYPE
 from ray_app.generation.generate import generate, prepare
 from ray_app.index import existing, partition, runs
 from ray_app.index.rows import read_rows
@@ -48,9 +49,9 @@ def measure_images(folder: Path, slots: int, options: Scale) -> dict[str, Any]:
         began = time.time()
         code = generate(requested, worker=synthetic_images.synthetic_worker(options.image_bytes, notes))
         ended = time.time()
-    parts = list((output / layout.index_folder("sdxl")).iterdir())
+    parts = list((output / layout.index_folder(DEFAULT_MODEL_TYPE)).iterdir())
     first, last = synthetic_images.first(notes), max(part.stat().st_mtime for part in parts)
-    rows = read_rows(open_output(str(output)), "sdxl", ["bytes", "status"])
+    rows = read_rows(open_output(str(output)), DEFAULT_MODEL_TYPE, ["bytes", "status"])
     images = rows["status"].to_pylist().count("ok")
     if code or images != slots * len(options.steps()):
         raise InputRefused(
@@ -111,7 +112,7 @@ def measure_index(folder: Path, steps: Sequence[int], state: str) -> dict[str, A
     slots = made_rows.slots_of(options)
     before = _status_mb("VmRSS")
     began = time.perf_counter()
-    existing.find_existing(output, "sdxl", slots, options.captures(), options.img_per_prompt)
+    existing.find_existing(output, DEFAULT_MODEL_TYPE, slots, options.captures(), options.img_per_prompt)
     seconds, peak = time.perf_counter() - began, _status_mb("VmHWM")
     pattern = f"{options.output_base_path}/{layout.INDEX}/**/*.parquet"
     middle = slots["query_id"][slots.num_rows // 2].as_py()
@@ -120,7 +121,7 @@ def measure_index(folder: Path, steps: Sequence[int], state: str) -> dict[str, A
     return {
         "figure": "index",
         "state": state,
-        "parts": len(partition.part_names(output, "sdxl")),
+        "parts": len(partition.part_names(output, DEFAULT_MODEL_TYPE)),
         "rows": sum(counted["images"].to_pylist()),
         "plan_read_seconds": seconds,
         "plan_read_peak_mb": peak,
@@ -135,7 +136,7 @@ def measure_compact(folder: Path) -> dict[str, Any]:
     """An index's parts written anew as few."""
     began = time.perf_counter()
     with open_output(str(folder / "out")).writing(runs.new_id()) as writer:
-        done = rewrite(writer, "sdxl")
+        done = rewrite(writer, DEFAULT_MODEL_TYPE)
     return {
         "figure": "compact",
         "rows": done.rows,

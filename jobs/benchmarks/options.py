@@ -8,7 +8,7 @@ from typing import Any, Literal
 from actors import random_weights, tiny
 from ray_app.arguments import Options
 from ray_app.errors import InputRefused
-from ray_app.flags import DEFAULT_STEPS
+from ray_app.flags import DEFAULT_MODEL_TYPE, DEFAULT_STEPS, ModelType
 from ray_app.generation.options import Generate, parse_steps
 
 VARIANTS = ("separate", "callback", "proxyqueue", "limit")
@@ -33,7 +33,7 @@ class Speed(Options):
 
     model: Literal["tiny", "mid", "full"] = "mid"
     """tiny; mid, a 33 M UNet at 256 px; full, the real architectures with random weights, on a GPU only."""
-    model_type: Literal["sdxl", "flux"] = "sdxl"
+    model_type: ModelType = DEFAULT_MODEL_TYPE
     """Family of the model."""
     variants: tuple[Variant, ...] = VARIANTS
     """Which of them to measure."""

@@ -82,7 +82,7 @@ def deal(slots: Sequence[Slot], processes: int, batch_size: int = 1) -> list[lis
 
 
 def load_model(recipe: Recipe) -> None:
-    _family(recipe)
+    _model(recipe)
     wait_for_the_others()
 
 
@@ -95,7 +95,7 @@ def generate_share(
     from jobs.benchmarks.variants import VARIANTS
 
     torch.set_num_threads(threads)
-    variant = VARIANTS[name](_family(recipe), steps, folder)
+    variant = VARIANTS[name](_model(recipe), steps, folder)
     with variant.ready(share):
         variant.warm_up(share)
         wait_for_the_others()
@@ -107,7 +107,7 @@ def generate_share(
 
 
 @functools.cache
-def _family(recipe: Recipe) -> Any:
+def _model(recipe: Recipe) -> Any:
     """The loaded model of this process."""
     from actors import pipelines
 

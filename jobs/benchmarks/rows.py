@@ -56,7 +56,8 @@ def fill(writer: Writer, options: Generate, slots: pa.Table, rows_a_part: int, f
     slots_a_part = max(1, rows_a_part // len(steps))
     if files:
         for step in steps:
-            os.makedirs(output.path(f"{layout.step_folder('sdxl', 'xt', step)}/{layout.COMBINED}"), exist_ok=True)
+            folder = layout.step_folder(recipe.model_type, "xt", step)
+            os.makedirs(output.path(f"{folder}/{layout.COMBINED}"), exist_ok=True)
     for start in range(0, slots.num_rows, slots_a_part):
         rows = _rows(slots.slice(start, slots_a_part), steps, recipe)
         if files:

@@ -18,19 +18,19 @@ LIMIT_DECODES = 2**21
 Slot = tuple[int, str, int]
 """A slot's number, prompt and seed."""
 Lever = Callable[[Any], contextlib.AbstractContextManager[Any]]
-"""Changes one thing of a loaded family inside a `with`, and puts it back."""
+"""Changes one thing of a loaded model inside a `with`, and puts it back."""
 
 
 class Variant:
-    """One way to draw. Made of a loaded family, which variants share: only one of them draws at a time.
+    """One way to draw. Made of a loaded model, which variants share: only one of them draws at a time.
 
     Args:
         steps: the steps wanted of each slot.
         folder: pictures go to `folder/step{N}/{slot}.{format}`.
     """
 
-    def __init__(self, family: Any, steps: Sequence[int], folder: Path):
-        self.family, self.pipe, self.recipe = family, family.pipe, family.recipe
+    def __init__(self, model: Any, steps: Sequence[int], folder: Path):
+        self.model, self.pipe, self.recipe = model, model.pipe, model.recipe
         self.steps, self.folder = sorted(steps), folder
         for step in self.steps:
             (folder / f"step{step}").mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ class Variant:
             height=self.recipe.height,
             width=self.recipe.width,
             output_type="pil",
-            **self.family.extra_arguments(),
+            **self.model.call_arguments(),
             **({"negative_prompt": self.recipe.negative_prompt} if self.recipe.negative_prompt else {}),
             **more,
         ).images[0]
@@ -117,7 +117,7 @@ class CallbackScript(Variant):
         before = vae.dtype
         if vae.config.force_upcast:
             vae.to(torch.float32)
-        pixels = self.family.decode(latents)
+        pixels = self.model.decode(latents)
         vae.to(before)
         return self.pipe.image_processor.postprocess(pixels.detach(), output_type="pil")[0]
 
@@ -134,13 +134,13 @@ class Limit(Variant):
 
     def __init__(
         self,
-        family: Any,
+        model: Any,
         steps: Sequence[int],
         folder: Path,
         lever: Lever = contextlib.nullcontext,
         batch_size: int | None = None,
     ):
-        super().__init__(family, steps, folder)
+        super().__init__(model, steps, folder)
         self.recipe = dataclasses.replace(self.recipe, batch_size=batch_size or self.recipe.batch_size)
         self._lever = lever
         self.latents: dict[int, torch.Tensor] = {}
@@ -152,8 +152,8 @@ class Limit(Variant):
     @contextlib.contextmanager
     def ready(self, slots: Sequence[Slot]) -> Iterator[None]:
         with vae_in(self.pipe, self.recipe.vae_dtype):
-            self._embeddings = {prompt: self.family.encode(prompt) for _, prompt, _ in slots}
-            with self._lever(self.family):
+            self._embeddings = {prompt: self.model.encode(prompt) for _, prompt, _ in slots}
+            with self._lever(self.model):
                 yield
             self._embeddings = {}
 
@@ -187,11 +187,11 @@ class Limit(Variant):
 
         embeddings = [self._embeddings[prompt] for _, prompt, _ in slots]
         seeds = [seed for _, _, seed in slots]
-        pipelines.denoise(self.family, embeddings, seeds, self.recipe.num_inference_steps, keep)
+        pipelines.denoise(self.model, embeddings, seeds, self.recipe.num_inference_steps, keep)
         pixels = self.recipe.height * self.recipe.width
         chunk = max(1, LIMIT_DECODES // pixels) if self.recipe.device == "cuda" else len(slots)
         for step, latents in self.latents.items():
-            self._pixels[step] = torch.cat([self.family.decode(part) for part in latents.split(chunk)])
+            self._pixels[step] = torch.cat([self.model.decode(part) for part in latents.split(chunk)])
 
 
 @contextlib.contextmanager
@@ -209,7 +209,7 @@ def vae_in(pipe: Any, dtype: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def usual_malloc(family: Any) -> Iterator[None]:
+def usual_malloc(model: Any) -> Iterator[None]:
     """Memory of large tensors goes back to the system, which is the C library's default."""
     memory.set_mallopt(memory.GLIBC_DEFAULTS)
     yield
@@ -217,16 +217,16 @@ def usual_malloc(family: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def vae_bfloat16(family: Any) -> Iterator[None]:
+def vae_bfloat16(model: Any) -> Iterator[None]:
     """A VAE of half the bytes."""
-    with vae_in(family.pipe, "bfloat16"):
+    with vae_in(model.pipe, "bfloat16"):
         yield
 
 
 @contextlib.contextmanager
-def channels_last(family: Any) -> Iterator[None]:
+def channels_last(model: Any) -> Iterator[None]:
     """The weights of convolutions, and so their inputs, in the order for which some kernels are faster."""
-    parts = (family.denoiser, family.pipe.vae)
+    parts = (model.denoiser, model.pipe.vae)
     for part in parts:
         part.to(memory_format=torch.channels_last)
     yield
@@ -235,19 +235,19 @@ def channels_last(family: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def fused_qkv(family: Any) -> Iterator[None]:
+def fused_qkv(model: Any) -> Iterator[None]:
     """One matrix for queries, keys and values instead of three."""
-    family.denoiser.fuse_qkv_projections()
+    model.denoiser.fuse_qkv_projections()
     yield
-    family.denoiser.unfuse_qkv_projections()
+    model.denoiser.unfuse_qkv_projections()
 
 
 @contextlib.contextmanager
-def compiled(family: Any) -> Iterator[None]:
+def compiled(model: Any) -> Iterator[None]:
     """The denoiser's repeated blocks are compiled, in the warm-up, so the time that compiling takes is not counted."""
-    family.denoiser.compile_repeated_blocks()
+    model.denoiser.compile_repeated_blocks()
     yield
-    for module in family.denoiser.modules():
+    for module in model.denoiser.modules():
         module._compiled_call_impl = None  # set by compiling in place
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute
 
+from actors import families
 from ray_app import text_table
 from ray_app.cluster import connection, ray_workarounds
 from ray_app.errors import OK, PROBLEMS, OutputRefused
@@ -31,7 +32,7 @@ PAIRS_A_TASK = 64
 MOST_NAMED = 10
 
 COLUMNS = {
-    "model": (pa.string(), "sdxl or flux"),
+    "model": (pa.string(), families.listed()),
     "query_id": (pa.int64(), "the slot, as in the index"),
     "prompt_index": (pa.int16(), "the slot"),
     "image_index": (pa.int16(), "the slot"),
@@ -95,11 +96,16 @@ def summary(table: pa.Table) -> list[Line]:
     table = table.filter(pc.is_valid(table["psnr"]))
     groups = table.group_by(["model", "last_step", "snapshot", "step"]).aggregate([]).to_pylist()
     lines = []
-    for group in sorted(groups, key=lambda g: (g["model"] != "sdxl", g["snapshot"] != "xt", g["step"])):
+    for group in sorted(groups, key=_order):
         is_of_group = functools.reduce(pc.and_, [pc.equal(table[name], value) for name, value in group.items()])
         rows = table.filter(is_of_group)
         lines.append(Line(**group, images=rows.num_rows, psnr=_spread(rows["psnr"]), ssim=_spread(rows["ssim"])))
     return lines
+
+
+def _order(group: dict[str, Any]) -> tuple[int, bool, int]:
+    """Families in their order, xt before x0, steps as they come."""
+    return list(families.FAMILIES).index(group["model"]), group["snapshot"] != "xt", group["step"]
 
 
 def _spread(values: pa.ChunkedArray) -> Spread:

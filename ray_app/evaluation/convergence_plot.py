@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from actors.families import FAMILIES
+
 MEASURES = {"psnr": "PSNR to the last step's image (dB)", "ssim": "SSIM to the last step's image"}
 STYLES = {"xt": "-", "x0": "--"}
-COLOURS = {"sdxl": "#1f5fa8", "flux": "#c4561a"}
 
 
 class Spread(NamedTuple):
@@ -41,7 +42,8 @@ def png(lines: Sequence[Line]) -> bytes:
     steps = sorted({line.step for line in lines})
     for axes, (measure, label) in zip(figure.subplots(1, 2), MEASURES.items(), strict=True):
         for (model, snapshot), group in itertools.groupby(lines, lambda line: (line.model, line.snapshot)):
-            _plot_measure(axes, list(group), measure, COLOURS[model], STYLES[snapshot], f"{model} {snapshot}")
+            colour = FAMILIES[model].colour
+            _plot_measure(axes, list(group), measure, colour, STYLES[snapshot], f"{model} {snapshot}")
         axes.set_xscale("log", base=2)
         axes.set_xticks(steps, [str(step) for step in steps])
         axes.minorticks_off()

@@ -2,19 +2,16 @@
 Knows safetensors' headers and published sizes; nothing of clusters."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from actors import tiny, weights
+from actors.families import FAMILIES, Family
 from ray_app.errors import ModelRefused
 from ray_app.generation.model_card import read_card
 
-PUBLISHED = {
-    "sdxl": {"unet": 2.567e9, "vae": 0.084e9, "text_encoder": 0.123e9, "text_encoder_2": 0.695e9},
-    "flux": {"transformer": 11.901e9, "vae": 0.084e9, "text_encoder": 0.123e9, "text_encoder_2": 4.762e9},
-}
-"""Parameters of the published models, where their files are not on this machine."""
-DRAWING = {"sdxl": 7.5e9, "flux": 5e9}
-"""Bytes beside the weights on a GPU, about: decoding eight images of 512 px (SDXL in float32), the denoiser's own."""
+WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2}
+"""Bytes of a parameter, by its dtype."""
 PROCESS = 1e9
 """Bytes of a worker's process with torch and diffusers loaded."""
 
@@ -23,15 +20,26 @@ def needed(model_type: str, path: str, device: str, variant: str | None = None) 
     """Bytes of the weights, bytes in all that one actor needs on its device, and whether the files were read for it."""
     if path == tiny.NAME:
         return 0.01e9, 0.01e9 + PROCESS, True
-    counted = _count(model_type, path, device == "cuda" and model_type == "sdxl", variant)
-    parameters = counted or PUBLISHED[model_type]
-    weights = sum(count * _width(model_type, part, device) for part, count in parameters.items())
-    return weights, weights + (DRAWING[model_type] if device == "cuda" else PROCESS), counted is not None
+    family = FAMILIES[model_type]
+    counted = _count(model_type, path, family.dtypes[device] == "float16", variant)
+    weights = _add_up(family, counted or family.published_parameters, device)
+    return weights, weights + (family.drawing_bytes if device == "cuda" else PROCESS), counted is not None
 
 
-def _width(model_type: str, part: str, device: str) -> int:
-    """Bytes of a parameter as it is loaded, see `recipes`."""
-    return 4 if device == "cpu" or (model_type == "sdxl" and part == "vae") else 2
+def find_smallest_family() -> str:
+    """The family whose published models need the least memory of a GPU."""
+    needs = {
+        name: _add_up(family, family.published_parameters, "cuda") + family.drawing_bytes
+        for name, family in FAMILIES.items()
+    }
+    return min(needs, key=needs.__getitem__)
+
+
+def _add_up(family: Family, parameters: Mapping[str, float], device: str) -> float:
+    """Bytes of the parameters of all parts as they are loaded by default, see `recipes`."""
+    dtype = family.dtypes[device]
+    dtype_of_part = {"vae": family.vae_dtype or dtype}
+    return sum(count * WIDTHS[dtype_of_part.get(part, dtype)] for part, count in parameters.items())
 
 
 def _count(model_type: str, path: str, half: bool, variant: str | None) -> dict[str, float] | None:
@@ -46,7 +54,7 @@ def _count(model_type: str, path: str, half: bool, variant: str | None) -> dict[
     card = read_card(model_type, path, None, half, variant)
     return {
         part: float(sum(parameters(folder / name) for name in weights.of_part(card.files, part, card.variant)))
-        for part in weights.PARTS[model_type]
+        for part in weights.parts(model_type)
     }
 
 

@@ -3,7 +3,6 @@ Knows folders and the hub; imports neither torch nor diffusers."""
 
 import dataclasses
 import json
-import math
 import os
 import re
 from pathlib import Path
@@ -11,18 +10,15 @@ from typing import Any
 
 from actors import checksums, hub, random_weights, tiny, weights
 from actors.errors import ModelError
+from actors.families import FAMILIES, Family
 from actors.recipe import fingerprint
 from ray_app.errors import ModelRefused, one_line
 from ray_app.messages import LOG
 from ray_app.progress import Bytes
 
-PIPELINE_CLASSES = {"sdxl": "StableDiffusionXLPipeline", "flux": "FluxPipeline"}
 SCHEDULER = "scheduler/scheduler_config.json"
-TOKENIZER = "tokenizer_2/tokenizer_config.json"
 VAE_FACTOR = 8
 """Pixels per latent, in both directions, of the published models' VAE; a model's own follows from its blocks."""
-FLUX_SAMPLE_SIZE = 128
-"""Flux's transformer config has no sample size; the pipeline's own default, in latent pixels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +77,7 @@ class ModelCard:
 
     def check_size(self, height: int, width: int) -> None:
         """Raise Refused for a size in pixels that the model can't generate."""
-        # diffusers requires multiples of 8 for SDXL with any VAE, and silently rounds sizes down for Flux
-        multiple = 2 * self.vae_factor if self.model_type == "flux" else math.lcm(8, self.vae_factor)
+        multiple = FAMILIES[self.model_type].size_multiple(self.vae_factor)
         for name, value in (("height", height), ("width", width)):
             if value <= 0 or value % multiple:
                 raise ModelRefused(f"--{name} {value}: must be a multiple of {multiple} for {self.model_type}")
@@ -100,12 +95,13 @@ def read_card(model_type: str, path: str, revision: str | None, half: bool, vari
     Raises:
         Refused: no such model, another family, weights that are not safetensors.
     """
+    family = FAMILIES[model_type]
     if path == tiny.NAME:
-        _no_revision_or_variant(path, revision, variant)
+        _check_built_in(path, revision, variant, model_type in tiny.model_types(), family)
         built_in = read_card(model_type, str(tiny.folder(model_type)), None, half)
         return dataclasses.replace(built_in, path=path, commit=tiny.revision(model_type), default_size=tiny.SIZE)
     if path in random_weights.NAMES:
-        _no_revision_or_variant(path, revision, variant)
+        _check_built_in(path, revision, variant, path in family.random_configs, family)
         scheduler = random_weights.scheduler(model_type)
         return ModelCard(
             model_type=model_type,
@@ -125,7 +121,7 @@ def read_card(model_type: str, path: str, revision: str | None, half: bool, vari
     elif path and folder.is_file():
         raise ModelRefused(
             f"{path}: is a file, and --model_path takes the folder of a diffusers pipeline; make one with"
-            f" {PIPELINE_CLASSES[model_type]}.from_single_file({path!r}).save_pretrained(FOLDER)"
+            f" {family.pipeline}.from_single_file({path!r}).save_pretrained(FOLDER)"
         )
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", path) and not path.startswith("."):
         snapshot = _of_hub(path, revision)
@@ -133,14 +129,7 @@ def read_card(model_type: str, path: str, revision: str | None, half: bool, vari
     else:
         raise ModelRefused(f"{path or repr(path)}: no such folder, and no hub id (owner/name); set --model_path")
     index = _read_json(path, folder, "model_index.json")
-    class_name = index.get("_class_name")
-    if class_name != PIPELINE_CLASSES[model_type]:
-        other_type = next((kind for kind, name in PIPELINE_CLASSES.items() if name == class_name), None)
-        advice = f"; use --model_type {other_type}" if other_type else ""
-        raise ModelRefused(
-            f"{path}: holds a {class_name}, but --model_type {model_type} needs a"
-            f" {PIPELINE_CLASSES[model_type]}{advice}"
-        )
+    _check_family(path, model_type, index.get("_class_name"))
     scheduler = _read_json(path, folder, SCHEDULER)
     vae_factor = _vae_factor(path, folder)
     try:
@@ -155,15 +144,30 @@ def read_card(model_type: str, path: str, revision: str | None, half: bool, vari
         variant=variant,
         scheduler=_scheduler(path, index),
         scheduler_config=scheduler,
-        default_size=_default_latents(model_type, path, folder) * vae_factor,
-        prompt_tokens=_prompt_tokens(folder),
+        default_size=_default_latents(family, path, folder) * vae_factor,
+        prompt_tokens=_prompt_tokens(family, folder),
         vae_factor=vae_factor,
         folder=folder,
         files=tuple(weights.read_by(names, model_type, variant)),
     )
 
 
-def _no_revision_or_variant(path: str, revision: str | None, variant: str | None) -> None:
+def _check_family(path: str, model_type: str, class_name: Any) -> None:
+    """Raise Refused if a pipeline's class is not the family's, naming the family that it belongs to."""
+    needed_class = FAMILIES[model_type].pipeline
+    if class_name == needed_class:
+        return
+    other_type = next((name for name, family in FAMILIES.items() if family.pipeline == class_name), None)
+    advice = f"; use --model_type {other_type}" if other_type else ""
+    raise ModelRefused(f"{path}: holds a {class_name}, but --model_type {model_type} needs a {needed_class}{advice}")
+
+
+def _check_built_in(path: str, revision: str | None, variant: str | None, exists: bool, family: Family) -> None:
+    """Raise Refused for a built-in model that the family does not have, or with what only other models have."""
+    if not exists:
+        raise ModelRefused(
+            f"--model_path {path}: {family.title} has no such model; take a local folder or a hub id", flag="model_path"
+        )
     _no_revision(path, revision)
     if variant is not None:
         raise ModelRefused(f"--variant {variant}: {path} has none; leave it out", flag="variant")
@@ -195,19 +199,21 @@ def _vae_factor(path: str, folder: Path) -> int:
     return 2 ** (len(blocks) - 1)
 
 
-def _default_latents(model_type: str, path: str, folder: Path) -> int:
-    """The default size of an image in latents; the pipeline's own if the UNet's config names none."""
-    if model_type == "flux":
-        return FLUX_SAMPLE_SIZE
-    config = _read_json(path, folder, "unet/config.json")
-    unet = {name: value for name, value in config.items() if value is not None}
-    return _positive_int(path, "unet/config.json", unet, "sample_size", 128)
+def _default_latents(family: Family, path: str, folder: Path) -> int:
+    """The default size of an image in latents; the pipeline's own if the denoiser's config gives none."""
+    if not family.config_has_size:
+        return family.default_latents
+    name = f"{family.denoiser}/config.json"
+    config = _read_json(path, folder, name)
+    given = {key: value for key, value in config.items() if value is not None}
+    return _positive_int(path, name, given, "sample_size", family.default_latents)
 
 
-def _prompt_tokens(folder: Path) -> int | None:
-    """The tokenizer's limit; None without a limit, which is a missing file or one that says 1e30."""
+def _prompt_tokens(family: Family, folder: Path) -> int | None:
+    """The last tokenizer's limit; None without a limit, which is a missing file or one that says 1e30."""
+    tokenizer = list(family.encoders.values())[-1]
     try:
-        longest = json.loads((folder / TOKENIZER).read_text()).get("model_max_length")
+        longest = json.loads((folder / tokenizer / "tokenizer_config.json").read_text()).get("model_max_length")
     except (OSError, ValueError, AttributeError, RecursionError):
         return None
     return longest if isinstance(longest, int) and 0 < longest < 2**31 else None

@@ -2,13 +2,17 @@
 Knows names and defaults; nothing of models, annotations or Ray."""
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
 
 from actors import random_weights, tiny
+from actors.families import FAMILIES
 from actors.recipe import MAX_SEED, Capture
 from ray_app.arguments import AtLeast, Fraction, NotNegative, Options, Seconds, Within
 from ray_app.errors import InputRefused
 from ray_app.flags import (
+    DEFAULT_MODEL_TYPE,
     DEFAULT_STEPS,
     INT16,
     AnnotationFlags,
@@ -21,6 +25,11 @@ from ray_app.flags import (
     OutputFlags,
     QueryFlags,
 )
+
+if TYPE_CHECKING:
+    ModelTypeOrBoth = str
+else:
+    ModelTypeOrBoth = Literal[(*sorted(FAMILIES), "both")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +62,22 @@ class PoolFlags(Options):
         return bounds
 
 
+def _guidance_help() -> str:
+    """What the cards of the families' published models say."""
+    scales: dict[str, float] = {}
+    for family in FAMILIES.values():
+        scales |= family.guidance_scales
+    unguided = [model for model, scale in scales.items() if not scale]
+    (first, about), *others = [(model, scale) for model, scale in scales.items() if scale]
+    guided = [f"{first} wants about {about:g}", *(f"{model} {scale:g}" for model, scale in others)]
+    return f"Classifier-free guidance; 0 as {' and '.join(unguided)} want it, {', '.join(guided)}."
+
+
 @dataclasses.dataclass(frozen=True)
 class NoiseFlags(Options):
     """What the noise is, and how much the prompt decides."""
 
-    guidance_scale: Annotated[float, NotNegative()] = 0.0
-    """Classifier-free guidance; 0 as turbo and schnell want it, SDXL base wants about 5, FLUX dev 3.5."""
+    guidance_scale: Annotated[float, NotNegative(), tyro.conf.arg(help=_guidance_help())] = 0.0
     seed: Annotated[int, Within(0, MAX_SEED)] = 0
     """Base of all seeds."""
 
@@ -83,7 +102,7 @@ class Generate(
     Exit codes: 0 all images are there, 2 refused (bad input), 3 some failed, 130 interrupted.
     """
 
-    model_type: ModelType = "sdxl"
+    model_type: ModelType = DEFAULT_MODEL_TYPE
     """Family of the model; names the folders of the tree."""
     json_file: str = "./test1.json"
     """Annotations: a JSON list of queries in the CIRCO schema; a path, or the URL of an object store."""
@@ -129,7 +148,8 @@ class Generate(
 
     def model(self) -> str:
         """The model to load."""
-        return self.model_path or (self.sdxl_path if self.model_type == "sdxl" else self.flux_path)
+        default_path = FAMILIES[self.model_type].default_path  # of a family that has no flag for it
+        return self.model_path or getattr(self, f"{self.model_type}_path", default_path)
 
     def target_device(self) -> Literal["cuda", "cpu"]:
         """Where to draw."""
@@ -156,8 +176,9 @@ class Generate(
             raise InputRefused(
                 f"--snapshot {self.snapshot}: an N-step run ends with xt and x0 equal; take xt with --mode separate"
             )
-        if self.negative_prompt is not None and self.model_type == "flux":
-            raise InputRefused("--negative_prompt: Flux takes none; leave it out", flag="negative_prompt")
+        family = FAMILIES[self.model_type]
+        if self.negative_prompt is not None and not family.takes_negative_prompt:
+            raise InputRefused(f"--negative_prompt: {family.title} takes none; leave it out", flag="negative_prompt")
         if self.model() == random_weights.FULL and self.target_device() == "cpu":
             raise InputRefused("--model_path full: is for GPUs; on CPUs take mid", flag="model_path")
         self.worker_bounds()
@@ -176,7 +197,7 @@ class Preview(ModelFlags, NoiseFlags, DenoiseFlags):
     _: dataclasses.KW_ONLY
     prompt: str
     """What to draw."""
-    model: Literal["flux", "sdxl", "both"] = "both"
+    model: ModelTypeOrBoth = "both"
     """Which family, or one after the other."""
     output_dir: str = "test_output"
     """Where the folders go."""

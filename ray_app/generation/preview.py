@@ -1,8 +1,10 @@
 """The command `preview`: one prompt, its steps as png files, generated in this process."""
 
+import dataclasses
 from pathlib import Path
 
 from actors.errors import ModelError
+from actors.families import FAMILIES
 from actors.recipe import Capture
 from ray_app.errors import OK, SOME_FAILED, InputRefused, one_line
 from ray_app.files import whole_file
@@ -17,19 +19,14 @@ def preview(options: Preview) -> int:
     Raises:
         Refused: bad options, a model that can't be loaded, a folder that can't be written.
     """
-    models = ("sdxl", "flux") if options.model == "both" else (options.model,)
+    models = FAMILIES if options.model == "both" else (options.model,)
     return max(_preview(options, model) for model in models)
 
 
 def _preview(options: Preview, model: str) -> int:
-    shared = ("max_inference_steps", "guidance_scale", "sdxl_path", "flux_path", "model_path", "height", "width")
-    shared += ("seed", "snapshot", "device", "save_steps", "variant")
-    generate_options = Generate(
-        model_type=model,  # type: ignore[arg-type]
-        image_format="png",
-        batch_size=1,
-        **{name: getattr(options, name) for name in shared},
-    )
+    flags_of_generate = {field.name for field in dataclasses.fields(Generate)}
+    shared_flags = {name: value for name, value in vars(options).items() if name in flags_of_generate}
+    generate_options = Generate(model_type=model, image_format="png", batch_size=1, **shared_flags)
     generate_options.check_flags()
     recipe = recipes.resolve(generate_options)
     last = options.max_inference_steps

@@ -6,7 +6,8 @@ from typing import Any
 
 import pyarrow.compute
 
-from actors.recipe import FLOW_MATCH, RETURNS_X0, Recipe
+from actors.families import FAMILIES
+from actors.recipe import FAMILY_FIELDS, FLOW_MATCH, RETURNS_X0, Recipe
 from ray_app.errors import ModelRefused, OutputRefused
 from ray_app.generation.model_card import ModelCard, read_card
 from ray_app.generation.options import Generate
@@ -17,13 +18,6 @@ from ray_app.output.output import Output
 pc: Any = pyarrow.compute
 
 PIXELS_512 = 512 * 512
-DTYPES = {
-    ("cpu", "sdxl"): "float32",
-    ("cpu", "flux"): "float32",
-    ("cuda", "sdxl"): "float16",
-    ("cuda", "flux"): "bfloat16",
-}
-"""The dtype that a model runs in, by device and family."""
 
 
 def resolve(options: Generate) -> Recipe:
@@ -33,7 +27,8 @@ def resolve(options: Generate) -> Recipe:
         Refused: a model that can't be used, a size or number of steps that it can't do.
     """
     device = options.target_device()
-    dtype = DTYPES[device, options.model_type]
+    family = FAMILIES[options.model_type]
+    dtype = family.dtypes[device]
     card = read_card(options.model_type, options.model(), options.revision, dtype == "float16", options.variant)
     height = card.default_size if options.height is None else options.height
     width = card.default_size if options.width is None else options.width
@@ -42,9 +37,6 @@ def resolve(options: Generate) -> Recipe:
         card.check_steps(steps)
     _check_snapshot(options, card)
 
-    vae_dtype = options.vae_dtype
-    if vae_dtype is None:
-        vae_dtype = "float32" if options.model_type == "sdxl" else dtype  # SDXL's overflows in half
     batch_size = options.batch_size
     if batch_size is None:
         batch_size = default_batch_size(options.model_type, device, height, width)
@@ -55,14 +47,15 @@ def resolve(options: Generate) -> Recipe:
         "scheduler": card.scheduler,
         "scheduler_config": card.scheduler_fingerprint(),
         "dtype": dtype,
-        "vae_dtype": vae_dtype,
+        "vae_dtype": options.vae_dtype or family.vae_dtype or dtype,
         "device": device,
         "height": height,
         "width": width,
-        "max_sequence_length": _prompt_tokens(options, card),
         "batch_size": batch_size,
         "image_quality": None if options.image_format == "png" else options.image_quality,
     }
+    decided_by_model |= dict.fromkeys(FAMILY_FIELDS)
+    decided_by_model |= family.recipe_fields(vars(options), card.prompt_tokens)
     return Recipe(**_options_of_fields(options) | decided_by_model)
 
 
@@ -88,7 +81,7 @@ def default_batch_size(model_type: str, device: str, height: int, width: int) ->
     """Prompts denoised together by default: as many as fit the smallest GPUs that the families run on."""
     if device == "cpu":
         return 4
-    at_512 = {"sdxl": 8, "flux": 4}[model_type]
+    at_512 = FAMILIES[model_type].batch_size_at_512
     return max(1, at_512 * PIXELS_512 // (height * width))
 
 
@@ -152,13 +145,6 @@ def _runs(options: Generate) -> set[int]:
     if options.mode == "separate":
         return {capture.step for capture in options.captures()}
     return {options.max_inference_steps}
-
-
-def _prompt_tokens(options: Generate, card: ModelCard) -> int | None:
-    """Flux's maximum, and no more than the tokenizer takes: models trained on short prompts are worse with padding."""
-    if options.model_type != "flux":
-        return None
-    return min(options.max_sequence_length, card.prompt_tokens or options.max_sequence_length)
 
 
 def _check_snapshot(options: Generate, card: ModelCard) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from actors.families import FAMILIES
 from ray_app.errors import OK, OutputRefused
 from ray_app.index import runs
 from ray_app.index.partition import Partition, retry_if_compacted
@@ -77,7 +78,7 @@ def clean(options: Clean) -> int:
 
 
 def _model_types(options: Clean) -> list[str]:
-    return [name for name in layout.MODEL_TYPES if options.all or name == options.model_type]
+    return [name for name in FAMILIES if options.all or name == options.model_type]
 
 
 def _folders(output: Output, options: Clean) -> list[str]:

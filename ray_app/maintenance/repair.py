@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 import pyarrow as pa
 
+from actors.families import FAMILIES
 from ray_app.index.schema import KEY
 from ray_app.maintenance.checks import UNREADABLE_PART, Model, Problem
 from ray_app.maintenance.rewrite import rewrite
@@ -82,7 +83,7 @@ def _remove_caches(output: Output, problems: list[Problem]) -> int:
 def _remove_leftovers(output: Output, problems: list[Problem]) -> int:
     leftovers = [problem.name for problem in problems if problem.kind == "leftover"]
     with contextlib.ExitStack() as locks:  # compact and clean keep no record: their staged files may be in use
-        for model_type in layout.MODEL_TYPES:
+        for model_type in FAMILIES:
             if output.list_names(layout.index_folder(model_type), "*"):
                 locks.enter_context(output.locked(layout.index_folder(model_type)))
         for name in leftovers:

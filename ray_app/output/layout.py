@@ -5,7 +5,8 @@ import re
 import unicodedata
 from typing import NamedTuple
 
-MODEL_TYPES = ("sdxl", "flux")
+from actors.families import FAMILIES
+
 STAGING = ".staging"
 SET_ASIDE = ".set_aside"
 """Files moved out of the tree, each under the path that it had; hidden, so that no reader's pattern matches them."""
@@ -24,9 +25,9 @@ FEATURE_CACHES = ("aug_features_*.npz", "source_features_*.npz", METADATA)
 
 MAX_NAME_BYTES = 200
 
-_STEP_FOLDER = re.compile(r"proxy_images_(sdxl|flux)_(x0_)?step([1-9][0-9]*)")
+_STEP_FOLDER = re.compile(r"proxy_images_([a-z0-9]+)_(x0_)?step([1-9][0-9]*)")
 _IMAGE = re.compile(rf"{COMBINED}(_query[0-9]+)?/combined_.+_[0-9]+\.(jpg|png|webp)")
-_PART = re.compile(rf"{INDEX}/model=(sdxl|flux)/part-[^/]+\.parquet")
+_PART = re.compile(rf"{INDEX}/model=([a-z0-9]+)/part-[^/]+\.parquet")
 _GALLERY = re.compile(r"index\.html|page[0-9]+\.html|queries\.js|gallery\.(css|js)")
 _RUN = re.compile(rf"{RUNS}/[^/.][^/]*\.json")
 
@@ -42,7 +43,7 @@ class StepFolder(NamedTuple):
 
 def model_types(only: str | None) -> list[str]:
     """All families, or only this one."""
-    return [name for name in MODEL_TYPES if only in (None, name)]
+    return [name for name in FAMILIES if only in (None, name)]
 
 
 def why_not_plain(name: str) -> str | None:
@@ -69,7 +70,7 @@ def step_folder(model_type: str, snapshot: str, step: int) -> str:
 def parse_step_folder(name: str) -> StepFolder | None:
     """What a name that `step_folder` made stands for; None for other names."""
     match = _STEP_FOLDER.fullmatch(name)
-    if match is None:
+    if match is None or match[1] not in FAMILIES:
         return None
     snapshot = "x0" if match[2] else "xt"
     return StepFolder(name, match[1], snapshot, int(match[3]))
@@ -114,7 +115,8 @@ def index_part(model_type: str, run_id: str, sequence: int) -> str:
 
 def is_index_part(path: str) -> bool:
     """Whether a path under OUTPUT is one that `index_part` makes."""
-    return _PART.fullmatch(path) is not None
+    match = _PART.fullmatch(path)
+    return match is not None and match[1] in FAMILIES
 
 
 def gallery_page(number: int) -> str:

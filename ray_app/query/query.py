@@ -12,6 +12,7 @@ from typing import Any, TextIO
 import duckdb
 import pyarrow as pa
 
+from actors import families
 from ray_app.errors import OK, InputRefused, one_line
 from ray_app.files import check_place, whole_file
 from ray_app.index.partition import MAX_READ_ATTEMPTS
@@ -91,7 +92,7 @@ def answer(output: Output, sql: str, write: Write) -> None:
 def schema() -> str:
     """Both views, column by column."""
     lines = ["images: the newest row of each image"]
-    lines.append(_schema_line("model", "string", "sdxl or flux; the index's partition"))
+    lines.append(_schema_line("model", "string", f"{families.listed()}; the index's partition"))
     lines += [_schema_line(name, str(column.type), column.meaning) for name, column in COLUMNS.items()]
     lines += ["", "runs: one row per run of generate"]
     lines += [_schema_line(name, str(kind), meaning) for name, (kind, meaning) in views.RUN_COLUMNS.items()]

@@ -11,6 +11,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from actors import families
 from ray_app.errors import OutputRefused
 from ray_app.index import runs
 from ray_app.index.partition import Partition, part_names
@@ -24,7 +25,7 @@ CHECKED_ROWS = 200_000
 RUN_COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "run_id": (pa.string(), "the run; in each of its images' rows too"),
     "state": (pa.string(), "running, complete, some failed, interrupted, failed; died: it ended without recording it"),
-    "model_type": (pa.string(), "sdxl or flux"),
+    "model_type": (pa.string(), families.listed()),
     "started_at": (pa.timestamp("s", tz="UTC"), "when it began"),
     "heartbeat_at": (pa.timestamp("s", tz="UTC"), "when its driver last wrote its record"),
     "ended_at": (pa.timestamp("s", tz="UTC"), "when it ended; null while it runs or if it died"),
@@ -119,7 +120,7 @@ def _partitions(output: Output) -> dict[str, Partition]:
 
 def _readable(output: Output) -> dict[str, Partition]:
     """Each model's partition, where it has parts."""
-    opened = {model_type: Partition.open(output, model_type) for model_type in layout.MODEL_TYPES}
+    opened = {model_type: Partition.open(output, model_type) for model_type in families.FAMILIES}
     return {model_type: partition for model_type, partition in opened.items() if partition.names or partition.damaged}
 
 

@@ -131,7 +131,8 @@ def check_model(run: Generate, nodes: list[Node], needs: float) -> Iterator[str]
 def _smaller(run: Generate, share: float) -> str:
     if share < 1:
         return "raise --gpus_per_actor"
-    return "use larger GPUs" + (", or --model_type sdxl" if run.model_type == "flux" else "")
+    smallest = memory_estimate.find_smallest_family()
+    return "use larger GPUs" + (f", or --model_type {smallest}" if run.model_type != smallest else "")
 
 
 def check_output(options: Doctor, nodes: list[Node]) -> Iterator[str]:

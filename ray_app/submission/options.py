@@ -7,7 +7,7 @@ import tyro
 
 from ray_app.arguments import Options
 from ray_app.errors import InputRefused
-from ray_app.flags import ClusterFlags, FamilyFlags, ModelFlags, ModelType, OutputFlags
+from ray_app.flags import DEFAULT_MODEL_TYPE, ClusterFlags, FamilyFlags, ModelFlags, ModelType, OutputFlags
 from ray_app.generation.options import PoolFlags
 
 
@@ -60,5 +60,5 @@ class Doctor(ClusterFlags, PoolFlags, ModelFlags, OutputFlags, FamilyFlags):
     Exit codes: 0 nothing found, 1 problems found, 2 refused, 130 interrupted.
     """
 
-    model_type: ModelType = "sdxl"
+    model_type: ModelType = DEFAULT_MODEL_TYPE
     """Family of the model."""

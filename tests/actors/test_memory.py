@@ -1,10 +1,12 @@
 """actors.memory, on the allocator of this very machine. In a process of its own: a used heap has room to spare."""
 
 import ctypes
+import errno
 import json
 import platform
 import resource
 import threading
+import weakref
 from pathlib import Path
 
 import pytest
@@ -111,6 +113,59 @@ def test_what_torch_and_python_raise_for_too_little_memory():
         torch.empty(2**60, dtype=torch.uint8)
     for error in (raised.value, torch.OutOfMemoryError(), MemoryError()):
         assert memory.is_out_of_memory(error)
+
+
+NO_MEMORY = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+
+
+@pytest.mark.parametrize(
+    ("stage", "error", "sizes"),
+    [
+        ("batch", NO_MEMORY, [(True, 3), (True, 1), (False, 1)]),
+        ("try", NO_MEMORY, [(True, 7), (True, 7), (True, 7)]),
+        ("batch", IndexError("index out of range in self"), [(False, 7), (False, 7), (False, 7)]),
+        ("try", IndexError("index out of range in self"), [(False, 7), (False, 7), (False, 7)]),
+    ],
+)
+def test_batches_are_halved_when_memory_runs_out_and_only_then(stage, error, sizes, monkeypatch):
+    monkeypatch.setattr(memory, "release_free_memory", lambda device: None)  # it changes this process's allocator
+    sizer = memory.BatchSizer(7, "cpu")
+    assert [(sizer.on_error(error, stage), sizer.size) for _ in sizes] == sizes
+
+
+def test_what_a_failed_batch_held_is_freed_before_the_next_is_tried(monkeypatch):
+    """Also what functions held whose error is the cause of another."""
+    released: list[bool] = []
+
+    class Tensors:
+        """Something that a weak reference can point to."""
+
+    def denoise() -> None:
+        tensors = Tensors()
+        held.append(weakref.ref(tensors))
+        raise MemoryError
+
+    def generate() -> None:
+        tensors = Tensors()
+        held.append(weakref.ref(tensors))
+        try:
+            denoise()
+        except MemoryError as error:
+            raise RuntimeError("could not create a primitive") from error
+
+    held: list[weakref.ref] = []
+    monkeypatch.setattr(memory, "release_free_memory", lambda device: released.append(not any(ref() for ref in held)))
+    with pytest.raises(RuntimeError) as raised:
+        generate()
+    assert all(ref() for ref in held)
+    assert memory.BatchSizer(2, "cpu").on_error(raised.value, "batch")
+    assert released == [True]
+
+
+def test_every_lack_of_memory_has_one_name():
+    for error in (NO_MEMORY, MemoryError(), OSError(errno.ENOMEM, "Cannot allocate memory")):
+        assert memory.error_type(error) == "OutOfMemory"
+    assert memory.error_type(ValueError("no")) == "ValueError"
 
 
 @pytest.mark.parametrize("message", ["CUDA error: device-side assert triggered", "index out of range in self", ""])

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from actors import checksums, tiny
 from actors.capture import Capture
 from actors.errors import ModelError
+from actors.families import FAMILIES
 from actors.generator import ImageGenerator
-from actors.pipelines import FAMILIES
+from actors.pipelines import pipeline_class
 
 FLAGS = {"height": 64, "width": 64, "max_inference_steps": 4, "batch_size": 1, "image_format": "png"}
 
@@ -108,7 +109,7 @@ def test_the_variant_that_is_asked_for_is_the_one_that_is_loaded(folder, recipe_
     for asked, loaded in ((None, False), ("mine", True)):
         made = generator(folder, recipe_for, variant=asked)
         assert made.recipe.variant == asked
-        assert (made.family.pipe.unet.conv_in.bias == 7).all().item() is loaded
+        assert (made.model.pipe.unet.conv_in.bias == 7).all().item() is loaded
 
 
 def test_variants_that_no_pipeline_could_load(folder, recipe_for):
@@ -212,14 +213,14 @@ def test_the_scheduler_that_draws_is_the_one_of_the_pipelines_index(folder, reci
     config = folder / "scheduler/scheduler_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "_class_name": "EulerDiscreteScheduler"}))
     made = generator(folder, recipe_for)
-    assert made.recipe.scheduler == type(made.family.pipe.scheduler).__name__ == "EulerAncestralDiscreteScheduler"
+    assert made.recipe.scheduler == type(made.model.pipe.scheduler).__name__ == "EulerAncestralDiscreteScheduler"
 
 
 def test_a_unet_without_a_size_draws_the_size_that_is_asked_for(folder, recipe_for):
     config = folder / "unet/config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "sample_size": None}))
     drawn = generator(folder, recipe_for).pixels(["a dog"], [0], [Capture(4)])[Capture(4)][0]
-    bare = FAMILIES["sdxl"].pipeline_class().from_pretrained(folder, dtype=torch.float32)
+    bare = pipeline_class(FAMILIES["sdxl"]).from_pretrained(folder, dtype=torch.float32)
     bare.set_progress_bar_config(disable=True)
     noise = torch.Generator("cpu").manual_seed(0)
     image = bare("a dog", num_inference_steps=4, guidance_scale=0.0, height=64, width=64, generator=noise).images[0]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from actors import random_weights
+from actors.families import FAMILIES
 from actors.generator import ImageGenerator
 from actors.recipe import Capture
 
@@ -45,8 +46,8 @@ SHRUNK: dict[str, dict[str, dict[str, Any]]] = {
 def test_full_is_as_big_as_the_real_models(model_type):
     with torch.device("meta"):
         parts = {
-            name: random_weights.build_part(name, config)
-            for name, config in random_weights.CONFIGS["full"][model_type].items()
+            name: random_weights.build_part(config)
+            for name, config in FAMILIES[model_type].random_configs["full"].items()
         }
     assert {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()} == FULL_SIZE[model_type]
 
@@ -56,13 +57,13 @@ def test_full_generates_without_encoders(model_type, monkeypatch, recipe_for):
     """The same code on a few channels: embeddings come from the prompt alone, and decide the image."""
     small = {
         name: {**config, **SHRUNK[model_type][name]}
-        for name, config in random_weights.CONFIGS["full"][model_type].items()
+        for name, config in FAMILIES[model_type].random_configs["full"].items()
     }
-    monkeypatch.setitem(random_weights.CONFIGS["full"], model_type, small)
+    monkeypatch.setitem(FAMILIES[model_type].random_configs, "full", small)
     recipe = recipe_for(model_type=model_type, model_path="full", max_inference_steps=2, batch_size=2)
     captures = [Capture(1), Capture(2)]
     generator, again = (ImageGenerator(recipe, captures, threads=1) for _ in range(2))
-    assert generator.family.pipe.text_encoder is None
+    assert generator.model.pipe.text_encoder is None
     drawn = generator({"prompt": PROMPTS, "seed": [0, 0], "captures": [[0, 1]] * 2})
     assert drawn["status"] == ["ok"] * 4
     assert len(set(drawn["image"])) == 4
@@ -75,7 +76,7 @@ def test_mid_generates_like_any_model(model_type, part, recipe_for):
     recipe = recipe_for(model_type=model_type, model_path="mid", max_inference_steps=1, batch_size=1)
     assert (recipe.height, recipe.width, recipe.device) == (256, 256, "cpu")
     generator = ImageGenerator(recipe, [Capture(1)], threads=1)
-    millions = sum(p.numel() for p in getattr(generator.family.pipe, part).parameters()) / 1e6
+    millions = sum(p.numel() for p in getattr(generator.model.pipe, part).parameters()) / 1e6
     assert 20 < millions < 35
     drawn = generator({"prompt": ["a dog", "a cat"], "seed": [0, 0], "captures": [[0]] * 2})
     assert drawn["status"] == ["ok", "ok"]

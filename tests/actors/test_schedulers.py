@@ -71,12 +71,12 @@ def test_a_step_leads_from_one_noise_level_to_the_next(scheduler, config, calls,
         seen[index + 1] = given["latents"].clone()
         return given
 
-    pipe = generator.family.pipe
+    pipe = generator.model.pipe
     image = bare(pipe, 8, callback_on_step_end=keep)
     assert max(seen) == calls[8]
     assert np.array_equal(taken[Capture(8)][0], np.asarray(image))
     for step, call in calls.items():
-        own, _ = pipelines.decode_to_uint8(generator.family, seen[call])
+        own, _ = pipelines.decode_to_uint8(generator.model, seen[call])
         assert np.array_equal(taken[Capture(step)][0], own[0]), step
     pipe.scheduler.set_timesteps(8)
     levels = list(dict.fromkeys(pipe.scheduler.timesteps.tolist()))
@@ -123,7 +123,7 @@ def test_every_scheduler_draws_its_own_pipelines_image_or_none(
 ):
     """In 1, 4, 8 and 32 steps; `least` cases of them are drawn."""
     generator = loaded(recipe_for, model(tmp_path / "model", family, scheduler), family, 1)
-    pipe, recipe = generator.family.pipe, generator.recipe
+    pipe, recipe = generator.model.pipe, generator.recipe
     config = dict(pipe.scheduler.config)
     drawn, refused = [], []
     for name, spacing, steps in itertools.product(SCHEDULERS, spacings, (1, 4, 8, 32)):
@@ -133,7 +133,7 @@ def test_every_scheduler_draws_its_own_pipelines_image_or_none(
         except (AttributeError, ImportError, NotImplementedError, TypeError, ValueError) as error:
             refused.append(f"{case} (can't be made: {error})")
             continue
-        generator.recipe = generator.family.recipe = dataclasses.replace(recipe, num_inference_steps=steps)
+        generator.recipe = generator.model.recipe = dataclasses.replace(recipe, num_inference_steps=steps)
         try:
             generator._try(steps)
         except ModelError as error:

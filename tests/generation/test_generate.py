@@ -180,7 +180,7 @@ def test_the_plan_of_a_deleted_step_costs_as_many_unet_calls(output):
     job = prepare(options(output))
     generator = ImageGenerator(job.recipe, job.plan.captures, threads=1)
     calls = []
-    generator.family.pipe.unet.register_forward_hook(lambda *_: calls.append(1))
+    generator.model.pipe.unet.register_forward_hook(lambda *_: calls.append(1))
     for batch in job.plan.batches(job.recipe.batch_size):
         drawn = generator(batch.to_pydict())
         assert set(drawn["step"]) == {2}

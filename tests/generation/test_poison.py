@@ -110,7 +110,7 @@ def test_latents_that_go_bad_on_the_way_keep_the_good_steps(recipe_for):
             output[0][1] = float("inf")
         return output
 
-    generator.family.pipe.unet.register_forward_hook(spoil)
+    generator.model.pipe.unet.register_forward_hook(spoil)
     spoiled = generator(batch)
     for number in range(len(good["row"])):
         row, step = good["row"][number], good["step"][number]
@@ -133,7 +133,7 @@ def test_pixels_that_are_no_picture_are_failures(recipe_for, value, error_type, 
         output[0] = value
         return output
 
-    generator.family.pipe.vae.decoder.conv_out.register_forward_hook(spoil)
+    generator.model.pipe.vae.decoder.conv_out.register_forward_hook(spoil)
     drawn = generator({"prompt": PROMPTS[:2], "seed": [0, 0], "captures": [[0, 1]] * 2})
     bad = [drawn["row"][i] == 0 and drawn["step"][i] in steps for i in range(4)]
     assert [kind == error_type for kind in drawn["error_type"]] == bad

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from actors import pipelines
+from actors import families, pipelines
 from jobs.training import captions, emoji, fitting
 from ray_app.errors import Refused
 from tests.actors.test_tiny import FAMILIES, NAMES
@@ -72,6 +72,8 @@ def test_training_from_nothing_to_pipelines_that_load(tmp_path):
         assert reported in result.stdout
     assert "step 4 of 4" not in result.stdout
     for kind in FAMILIES:
-        pipe = pipelines.FAMILIES[kind].pipeline_class().from_pretrained(tmp_path / f"tiny_{kind}", dtype=torch.float32)
+        pipe = pipelines.pipeline_class(families.FAMILIES[kind]).from_pretrained(
+            tmp_path / f"tiny_{kind}", dtype=torch.float32
+        )
         pipe.set_progress_bar_config(disable=True)
         assert np.array(pipe("a dog", num_inference_steps=2, height=64, width=64).images[0]).shape == (64, 64, 3)

@@ -18,12 +18,12 @@ def test_the_limit_has_the_generators_latents(recipe_for, tmp_path):
     captures = [Capture(step) for step in STEPS]
     generator = ImageGenerator(recipe, captures, threads=1)
     slots = [(number, prompt, number) for number, prompt in enumerate(PROMPTS)]
-    limit = variants.Limit(generator.family, STEPS, tmp_path)
+    limit = variants.Limit(generator.model, STEPS, tmp_path)
     with limit.ready(slots):
         limit.draw(slots)
     own = generator.pixels([prompt for _, prompt, _ in slots], [seed for _, _, seed in slots], captures)
     for capture in captures:
-        pixels, _ = pipelines.decode_to_uint8(generator.family, limit.latents[capture.step])
+        pixels, _ = pipelines.decode_to_uint8(generator.model, limit.latents[capture.step])
         assert np.array_equal(pixels[:3], own[capture])
 
 
