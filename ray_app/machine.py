@@ -15,13 +15,13 @@ NVIDIA_SMI_SECONDS = 30.0
 def versions() -> dict[str, str]:
     """Versions of what decides pixels and behaviour; MISSING for a package that is not installed."""
     project = sys.modules.get("ray_app")  # what runs here, whether it is installed or only shipped with a job
-    found = {"proxyqueue": getattr(project, "__version__", MISSING), "python": platform.python_version()}
+    versions_found = {"proxyqueue": getattr(project, "__version__", MISSING), "python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            versions_found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = MISSING
-    return found
+            versions_found[package] = MISSING
+    return versions_found
 
 
 def query_gpus(*fields: str) -> list[list[str]]:

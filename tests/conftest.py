@@ -19,7 +19,7 @@ from ray_app import machine
 from ray_app.cluster import connection
 from ray_app.generation import recipes
 from ray_app.generation.options import Generate
-from ray_app.generation.worker import Worker
+from ray_app.generation.worker import ImageWorker
 from ray_app.index.rows import read_rows
 from ray_app.output.open import open_output
 from tests.support import processes
@@ -83,7 +83,7 @@ def ray_local(ray_folder: None, no_gpus: None) -> Iterator[None]:
         yield
 
 
-def generate_sample(output: Path, worker: type[Worker] = Worker) -> Path:
+def generate_sample(output: Path, worker: type[ImageWorker] = ImageWorker) -> Path:
     """Run the sample with one actor, two prompts per query at steps 1 and 4. Ray must be connected."""
     from ray_app.generation.generate import generate
 

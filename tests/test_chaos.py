@@ -143,7 +143,7 @@ def test_ten_drivers_are_killed_one_after_another(tmp_path, undisturbed, chance)
     assert result.returncode == 0, result.stderr
     check_all_is_there(output, undisturbed)
     states = [record["state"] for record in runs.read_all(open_output(str(output)))]
-    if "nothing to draw" not in result.stdout:  # else the last kill came after the last row
+    if "nothing to generate" not in result.stdout:  # else the last kill came after the last row
         assert states.pop() == "complete"
     assert set(states) <= {"died", "complete"}
     assert states.count("died") >= 8, states  # a driver may come to its end just before it is killed
@@ -226,7 +226,7 @@ def test_a_submitted_job_loses_a_node_for_good(raylet, nodes_folder, tmp_path, u
         stderr=subprocess.STDOUT,
         text=True,
     )
-    drawing = "ray::MapWorker(MapBatches(Worker))."
+    drawing = "ray::MapWorker(MapBatches(ImageWorker))."
     ready = wait_for(lambda: read_tree(output) and all(children(node.pid, drawing) for node in nodes), 180)
     assert ready, job.communicate(timeout=1)
     kill_tree(nodes[0])

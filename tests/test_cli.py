@@ -21,7 +21,7 @@ def test_the_scripts_own_spelling_works_from_a_folder_with_their_defaults(tmp_pa
     )  # fmt: skip
     assert result.returncode == 0
     assert all(" images/s, " in line for line in result.stderr.splitlines())
-    assert result.stdout.startswith("queries          1\nslots            2, of them 2 different\n")
+    assert result.stdout.startswith("queries          1\nslots            2 (2 unique)\n")
     assert sorted(read_tree(tmp_path / "output")) == [
         f"proxy_images_sdxl_step{step}/combined/combined_100102_{k}.jpg" for step in (1, 2, 4) for k in (0, 1)
     ]
@@ -84,7 +84,7 @@ def test_demo_draws_both_models_and_asks_the_index(tmp_path):
     assert result.stdout.endswith(f"open             {tmp_path}/proxyqueue_demo/gallery/index.html\n")
     assert len(list((tmp_path / "proxyqueue_demo/gallery/thumbnails").rglob("*.jpg"))) == 2 * 6 * 5 * 5
     again = run_cli("demo", cwd=tmp_path)
-    assert again.stdout.count("nothing to draw: all 150 images are there") == 2
+    assert again.stdout.count("nothing to generate: all 150 requested images exist") == 2
 
 
 def test_a_submitted_jobs_entry_point_is_generate():

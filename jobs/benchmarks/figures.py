@@ -44,10 +44,10 @@ def measure_images(folder: Path, slots: int, options: Scale) -> dict[str, Any]:
     notes.mkdir()
     made_rows.write_annotations(annotations, slots)
     flags = {"batch_size": options.batch_size, "num_workers": options.num_workers}
-    asked = made_rows.asked(annotations, output, options.steps(), **flags)
+    requested = made_rows.asked(annotations, output, options.steps(), **flags)
     with cluster.connected("local"), _Memory() as memory, contextlib.redirect_stdout(io.StringIO()):
         began = time.time()
-        code = generate(asked, worker=synthetic_images.synthetic_worker(options.image_bytes, notes))
+        code = generate(requested, worker=synthetic_images.synthetic_worker(options.image_bytes, notes))
         ended = time.time()
     parts = list((output / layout.index_folder(DEFAULT_MODEL_TYPE)).iterdir())
     first, last = synthetic_images.first(notes), max(part.stat().st_mtime for part in parts)

@@ -77,18 +77,18 @@ class Speed(Options):
         return parse_steps(self.save_steps, self.max_inference_steps)
 
     def generate(self, json_file: Path, output: Path) -> Generate:
-        """What proxyqueue is asked."""
+        """The options that proxyqueue runs with."""
         shared = ("model_type", "max_inference_steps", "save_steps", "height", "width", "batch_size", "device")
         shared += ("vae_dtype", "compile")
-        asked = Generate(
+        requested = Generate(
             model_path=self.model,
             json_file=str(json_file),
             output_base_path=str(output),
             num_prompts=1,
             **{name: getattr(self, name) for name in shared},
         )
-        one_gpu = "1" if asked.target_device() == "cuda" else None  # as the others
-        return dataclasses.replace(asked, num_workers=self.num_workers or one_gpu)
+        one_gpu = "1" if requested.target_device() == "cuda" else None  # as the others
+        return dataclasses.replace(requested, num_workers=self.num_workers or one_gpu)
 
     def check_flags(self) -> None:
         """Raise Refused for the first flag whose value makes no sense."""

@@ -36,13 +36,13 @@ def ratios(seconds: dict[str, list[float]], levers: Sequence[str] = ()) -> dict[
     """
     pairs = [("proxyqueue", name) for name in seconds if name not in ("proxyqueue", *levers)]
     pairs += [(lever, "limit") for lever in levers]
-    found = {}
+    entry = {}
     for one, other in pairs:
         if one in seconds:
             each = [theirs / ours for theirs, ours in zip(seconds[other], seconds[one], strict=True)]
             spread = {"median": statistics.median(each), "min": min(each), "max": max(each)}
-            found[f"{one}/{other}"] = {"each": each, **spread}
-    return found
+            entry[f"{one}/{other}"] = {"each": each, **spread}
+    return entry
 
 
 def text(report: dict[str, Any]) -> str:
@@ -72,18 +72,18 @@ def text(report: dict[str, Any]) -> str:
         lines.append(f"{name:<24} {ratio['median']:8.3f} {ratio['min']:8.3f} {ratio['max']:8.3f}")
     if report["likeness"]:
         lines += ["", f"{'pictures to those of limit':<26} {'PSNR, dB':>8} {'least':>8}"]
-    for name, found in report["likeness"].items():
-        values = (found["median_psnr"], found["least_psnr"])
+    for name, entry in report["likeness"].items():
+        values = (entry["median_psnr"], entry["least_psnr"])
         median, least = ("equal" if value is None else f"{value:.1f}" for value in values)
-        lines.append(f"{name:<26} {median:>8} {least:>8}   of {found['pictures']}")
+        lines.append(f"{name:<26} {median:>8} {least:>8}   of {entry['pictures']}")
     return "\n".join([*lines, *_of_proxyqueue(report.get("proxyqueue"))])
 
 
-def arrangement(found: dict[str, Any]) -> str:
+def arrangement(entry: dict[str, Any]) -> str:
     """How a variant was spread over the machine."""
-    processes, threads = found["processes"], found["threads"]
+    processes, threads = entry["processes"], entry["threads"]
     words = f"{processes} process{'es' if processes > 1 else ''} of {threads} thread{'s' if threads > 1 else ''}"
-    tried = ", ".join(f"{trial['processes']}x{trial['threads']}: {trial['seconds']:.2f} s" for trial in found["tried"])
+    tried = ", ".join(f"{trial['processes']}x{trial['threads']}: {trial['seconds']:.2f} s" for trial in entry["tried"])
     return f"{words} (tried {tried})" if tried else words
 
 
@@ -99,24 +99,24 @@ def write_json(report: dict[str, Any], output: str) -> None:
     print(f"all figures      {path}")
 
 
-def _of_proxyqueue(found: dict[str, Any] | None) -> list[str]:
-    if not found:
+def _of_proxyqueue(entry: dict[str, Any] | None) -> list[str]:
+    if not entry:
         return []
-    shares = ", ".join(f"{name} {share:.1%}" for name, share in found["shares"].items())
-    writer, end_to_end = found["writer"], found["end_to_end"]
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in entry["shares"].items())
+    writer, end_to_end = entry["writer"], entry["end_to_end"]
     lines = [
         "",
-        f"where the time goes in proxyqueue's {found['actors']} actors: {shares}",
+        f"where the time goes in proxyqueue's {entry['actors']} actors: {shares}",
         f"beside them the writer: {writer['milliseconds_an_image']:.2f} ms an image, measured alone,"
         f" {writer['share_of_cores']:.1%} of the run's cores",
         f"end to end: {statistics.median(end_to_end['seconds']):.1f} s, with loading models and"
         f" {end_to_end['ray_start_seconds']:.1f} s for starting Ray",
     ]
-    if found["had_core"] is not None:
+    if entry["had_core"] is not None:
         lines.append(
-            f"while they worked, actors had a core {found['had_core']:.1%} of the time; others had it else: Ray's own"
+            f"while they worked, actors had a core {entry['had_core']:.1%} of the time; others had it else: Ray's own"
             " processes, the driver, the writer"
         )
-    if found["gpu_busy_percent"]:
-        lines.append(f"GPU busy after warm-up: {statistics.median(found['gpu_busy_percent']):.1f} %")
+    if entry["gpu_busy_percent"]:
+        lines.append(f"GPU busy after warm-up: {statistics.median(entry['gpu_busy_percent']):.1f} %")
     return lines

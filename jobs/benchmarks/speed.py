@@ -48,7 +48,7 @@ def measure_speed(options: Speed) -> int:
     """Measure and report; the exit code.
 
     Raises:
-        Refused: bad options, a model that can't be loaded, no GPU where one is asked for, a variant that fails.
+        Refused: bad options, a model that can't be loaded, no GPU where one is requested, a variant that fails.
     """
     check_place(Path(options.output), "--output")
     machine = describe()  # first: its load is that of others
@@ -64,9 +64,9 @@ def measure(options: Speed, machine: dict[str, Any], folder: Path, kept: bool) -
     work = choose(options)
     annotations = folder / "prompts.json"
     work.write(annotations, Generate.prompt_field)
-    asked = options.generate(annotations, folder)
-    asked.check_flags()
-    recipe = recipes.resolve(asked)
+    requested = options.generate(annotations, folder)
+    requested.check_flags()
+    recipe = recipes.resolve(requested)
     if recipe.device == "cuda" and not machine["gpu"]:
         raise InputRefused("--device cuda: this machine has no GPU; on CPUs take --model mid or tiny")
     spread = _candidates(options, recipe)
@@ -80,7 +80,7 @@ def measure(options: Speed, machine: dict[str, Any], folder: Path, kept: bool) -
         others = [name for name in names if name != "proxyqueue"]
         processes = max((arrangement.processes for arrangement in spread), default=1) if others else 0
         pool = stack.enter_context(started_pool(recipe, work.steps, processes))
-        rounds = _Rounds(work, recipe, asked, pool, folder, kept)
+        rounds = _Rounds(work, recipe, requested, pool, folder, kept)
         for name in others:
             rounds.calibrate(name, spread)
         for number in range(options.rounds):
@@ -118,17 +118,17 @@ def measure(options: Speed, machine: dict[str, Any], folder: Path, kept: bool) -
 
 def _candidates(options: Speed, recipe: Recipe) -> list[Arrangement]:
     """The arrangements to choose from."""
-    found = arrangements(cores(), recipe.device)
-    if options.arrangement == "auto" or len(found) == 1:
-        return found
-    return [found[0] if options.arrangement == "processes" else found[1]]
+    candidates = arrangements(cores(), recipe.device)
+    if options.arrangement == "auto" or len(candidates) == 1:
+        return candidates
+    return [candidates[0] if options.arrangement == "processes" else candidates[1]]
 
 
 class _Rounds:
     """Measures one variant at a time and keeps what was measured."""
 
-    def __init__(self, work: Work, recipe: Recipe, asked: Generate, pool: Pool, folder: Path, kept: bool):
-        self.work, self.recipe, self.asked, self.pool = work, recipe, asked, pool
+    def __init__(self, work: Work, recipe: Recipe, requested: Generate, pool: Pool, folder: Path, kept: bool):
+        self.work, self.recipe, self.requested, self.pool = work, recipe, requested, pool
         self.folder, self.kept = folder, kept
         self.seconds: dict[str, list[float]] = {}
         self.arrangements: dict[str, dict[str, Any]] = {}
@@ -211,7 +211,7 @@ class _Rounds:
         began = time.time()
         with GpuBusy() as gpu, contextlib.redirect_stdout(io.StringIO()):
             code = generate(
-                dataclasses.replace(self.asked, output_base_path=str(output)), worker=timings.timed_worker(notes)
+                dataclasses.replace(self.requested, output_base_path=str(output)), worker=timings.timed_worker(notes)
             )
         ended = time.time()
         gc.collect()  # Ray Data's actors can outlive their run until then

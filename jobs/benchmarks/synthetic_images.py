@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from actors.recipe import Capture, Recipe
-from ray_app.generation.worker import SCHEMA, Worker
+from ray_app.generation.worker import SCHEMA, ImageWorker
 
 BYTES = 2**22
 """Random bytes that all images are cut from, each elsewhere."""
@@ -38,24 +38,24 @@ class SyntheticImages:
 
     def encode(self, drawn: list[list[Capture]]) -> dict[str, list[Any]]:
         """One row per requested image."""
-        wanted = [(row, capture) for row, captures in enumerate(drawn) for capture in captures]
+        requested = [(row, capture) for row, captures in enumerate(drawn) for capture in captures]
         same: dict[str, Any] = {field.name: 0.0 if pa.types.is_floating(field.type) else None for field in SCHEMA}
         same |= {"status": "ok", "prompt_truncated": False}
         same |= {name: getattr(self.recipe, name) for name in ("width", "height", "batch_size", "num_inference_steps")}
-        starts = (random.randrange(BYTES) for _ in wanted)
-        columns = {name: [value] * len(wanted) for name, value in same.items()}
+        starts = (random.randrange(BYTES) for _ in requested)
+        columns = {name: [value] * len(requested) for name, value in same.items()}
         return columns | {
-            "row": [row for row, _ in wanted],
-            "snapshot": [capture.snapshot for _, capture in wanted],
-            "step": [capture.step for _, capture in wanted],
+            "row": [row for row, _ in requested],
+            "snapshot": [capture.snapshot for _, capture in requested],
+            "step": [capture.step for _, capture in requested],
             "image": [self._bytes[start : start + self.image_bytes] for start in starts],
         }
 
 
-def synthetic_worker(image_bytes: int, notes: Path) -> type[Worker]:
+def synthetic_worker(image_bytes: int, notes: Path) -> type[ImageWorker]:
     """A worker with `SyntheticImages` instead of a model."""
 
-    class SyntheticWorker(Worker):
+    class SyntheticWorker(ImageWorker):
         """Defined here so that it is sent to the actors together with its arguments."""
 
         def load(self, recipe: Recipe, captures: Sequence[Capture], threads: int | None) -> Any:

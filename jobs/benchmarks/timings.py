@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from actors.recipe import Capture, Recipe
 from actors.timing import Timing, Work
-from ray_app.generation.worker import Worker
+from ray_app.generation.worker import ImageWorker
 
 WORK: tuple[Work, ...] = get_args(Work)
 """What an actor does, in the order of a batch; the rest of its time it waits."""
@@ -31,10 +31,10 @@ class TimingsFile:
         os.write(self._file, f"{line}\n".encode())
 
 
-def timed_worker(folder: Path) -> type[Worker]:
+def timed_worker(folder: Path) -> type[ImageWorker]:
     """A worker whose generator's timings are written to `folder`, which every node must reach."""
 
-    class TimedWorker(Worker):
+    class TimedWorker(ImageWorker):
         """Defined here so that it is sent to the actors together with its folder."""
 
         def load(self, recipe: Recipe, captures: Sequence[Capture], threads: int | None) -> Any:

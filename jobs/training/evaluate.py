@@ -40,15 +40,15 @@ def shares_right(model_type: str, emojis: Sequence[Emoji], count: int = 200, see
     recipe = recipes.resolve(Generate(model_type=model_type, model_path=tiny.NAME, batch_size=BATCH))  # pyright: ignore[reportArgumentType]
     family = pipelines.load(recipe)
     known = stages.latents_of(family.pipe.vae, stages.pixels_of(emojis)).flatten(1)
-    wanted = [Capture(step, snapshot) for snapshot in SNAPSHOTS for step in STEPS]
-    right = dict.fromkeys(wanted, 0)
+    captures = [Capture(step, snapshot) for snapshot in SNAPSHOTS for step in STEPS]
+    right = dict.fromkeys(captures, 0)
     places = names_drawn(emojis, count, seed)
     for start in range(0, len(places), BATCH):
         batch = places[start : start + BATCH]
         embeddings = [family.encode(captions.spoken(emojis[place].name)) for place in batch]
-        with StepCapture(wanted, max(STEPS)).attached(family.pipe) as capture:
+        with StepCapture(captures, max(STEPS)).attached(family.pipe) as capture:
             pipelines.denoise(family, embeddings, [seed + place for place in batch], max(STEPS), capture)
-        for one in wanted:
+        for one in captures:
             nearest = torch.cdist(_grid(family, capture.latents[one]).flatten(1), known).argmin(1)
             right[one] += int((nearest == torch.tensor(batch)).sum())
     return {(model_type, one.snapshot, one.step): hits / len(places) for one, hits in right.items()}
@@ -103,8 +103,8 @@ def grid(file: Path, prompts: Sequence[str]) -> None:
         x = left + number * (half + 3 * gap)
         for place, step in enumerate(STEPS):
             pen.text((x + place * (size + gap), top - 18), str(step), "black", font)
-        asked = Generate(model_type=model_type, model_path=tiny.NAME, batch_size=len(prompts))
-        generator = ImageGenerator(recipes.resolve(asked), [])
+        requested = Generate(model_type=model_type, model_path=tiny.NAME, batch_size=len(prompts))
+        generator = ImageGenerator(recipes.resolve(requested), [])
         drawn = generator.pixels(list(prompts), [0] * len(prompts), [Capture(step) for step in STEPS])
         for place, step in enumerate(STEPS):
             for row, picture in enumerate(drawn[Capture(step)]):

@@ -41,15 +41,15 @@ def train_vae(pipe: Any, pixels: torch.Tensor, steps: int, batch: int, folder: P
     blur = BLUR["flux" if hasattr(pipe, "transformer") else "sdxl"]
 
     def loss(generator: torch.Generator) -> torch.Tensor:
-        wanted = pixels[torch.randint(len(pixels), (batch,), generator=generator)]
+        targets = pixels[torch.randint(len(pixels), (batch,), generator=generator)]
         top, left = torch.randint(2 * MARGIN + 1, (2,), generator=generator).tolist()
-        height, width = wanted.shape[2:]
-        wanted = F.pad(wanted, (MARGIN,) * 4, value=1.0)[:, :, top : top + height, left : left + width]
+        height, width = targets.shape[2:]
+        targets = F.pad(targets, (MARGIN,) * 4, value=1.0)[:, :, top : top + height, left : left + width]
         if torch.rand((), generator=generator) < 0.5:
-            wanted = wanted.flip(3)
-        encoded = vae.encode(wanted).latent_dist
+            targets = targets.flip(3)
+        encoded = vae.encode(targets).latent_dist
         latents = encoded.mean + encoded.std * torch.randn(encoded.mean.shape, generator=generator)
-        error = vae.decode(latents).sample - wanted
+        error = vae.decode(latents).sample - targets
         edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
         spread = (encoded.mean**2 + encoded.var - 1 - encoded.logvar).mean()
         return error.abs().mean() + edges / 2 + _hue_error(error) + blur * spread

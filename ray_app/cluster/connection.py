@@ -220,7 +220,7 @@ def count_actors(class_name: str) -> int:
     )
 
 
-def placed(anywhere: bool) -> dict[str, Any]:
+def placement_options(anywhere: bool) -> dict[str, Any]:
     """Arguments of a Ray Data stage whose tasks may run on any node, or must on the driver's."""
     return {} if anywhere else {"label_selector": {"ray.io/node-id": node_id()}}
 

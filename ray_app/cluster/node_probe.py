@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ray_app import machine
@@ -31,12 +31,13 @@ class Node(LivingNode):
         return [size for _, size in (self.answer or {}).get("gpus", [])]
 
 
-def survey(folder: str | None = None, probe: str | None = None) -> list[Node]:
+def survey(folder: str | None = None, probe: str | None = None, seconds: float = ANSWER_SECONDS) -> list[Node]:
     """All nodes that are alive, the driver's first. Ray must be connected.
 
     Args:
         folder: a path that is looked for on each node.
         probe: a file that is looked for, and beside which a file is written and removed.
+        seconds: for which a node may take to answer.
     """
     import ray
 
@@ -47,7 +48,7 @@ def survey(folder: str | None = None, probe: str | None = None) -> list[Node]:
         references = [
             task.options(label_selector={"ray.io/node-id": node.node_id}).remote(folder, probe) for node in nodes
         ]
-        answered, _ = ray.wait(references, num_returns=len(references), timeout=ANSWER_SECONDS)
+        answered, _ = ray.wait(references, num_returns=len(references), timeout=seconds)
     surveyed = []
     for node, reference in zip(nodes, references, strict=True):
         answer = _answer(reference) if reference in answered else None
@@ -70,12 +71,18 @@ def _sent_by_value() -> Iterator[None]:
             cloudpickle.unregister_pickle_by_value(module)
 
 
-def why_no_actor() -> str | None:
+def why_no_actor(nodes: Sequence[Node] | None = None) -> str | None:
     """Why actors can't start on one of the nodes, None if they could on all that answer."""
-    for node in survey():
+    for node in survey() if nodes is None else nodes:
         if node.answer and (why := node.answer["lacks"]):
             return cannot_start(node, why)
     return None
+
+
+def describe_silent_nodes(nodes: Sequence[Node]) -> str:
+    """The nodes on which no process comes up, as the end of a sentence; "" if all answer."""
+    silent = [node.name for node in nodes if node.answer is None]
+    return f": no process comes up on node {', '.join(silent)}" if silent else ""
 
 
 def cannot_start(node: Node, why: str) -> str:
@@ -129,11 +136,11 @@ def _probe(path: str) -> str | None:
     """What is wrong with a path that should be the same on every node; None if nothing is."""
     if not os.path.exists(path):
         return "is not the same folder there"
-    mine = f"{path}-{os.getpid()}"
+    own_probe = f"{path}-{os.getpid()}"
     try:
-        with open(mine, "x"):
+        with open(own_probe, "x"):
             pass
-        os.remove(mine)
+        os.remove(own_probe)
     except OSError as error:
         return f"can't be written there: {error.strerror}"
     return None

@@ -123,7 +123,7 @@ def _measure_all(output: Output, compared: pa.Table, shared: bool) -> pa.Table:
         functools.partial(_measure, output=output),
         batch_size=None,
         batch_format="pyarrow",
-        **connection.placed(shared or output.reachable_from_all_nodes),
+        **connection.placement_options(shared or output.reachable_from_all_nodes),
     )
     blocks: Any = measured.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     progress, measured_blocks = Checked(compared.num_rows, "compared"), []

@@ -56,7 +56,7 @@ def _write_shards(output: Output, shards: list[pa.Table], folder: str, shared: b
             return f"shard-{task_index:06d}.tar"
 
     ray_workarounds.quiet_data()
-    where = connection.placed(shared)
+    where = connection.placement_options(shared)
     images = ray.data.from_arrow(shards).map_batches(
         functools.partial(_read_samples, output=output), batch_size=None, batch_format="pyarrow", **where
     )

@@ -57,8 +57,8 @@ def everywhere(recipe: Recipe, takes_gpus: bool, meanwhile: Callable[[], None]) 
 
     if recipe.hub_revision is None:
         return
-    wanted = "GPU" if takes_gpus else "CPU"
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get(wanted)]
+    resource = "GPU" if takes_gpus else "CPU"
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get(resource)]
     fetcher: Any = ray.remote(Fetcher)
     places = {node["NodeID"]: node["NodeManagerAddress"] for node in nodes}
     on = {node: fetcher.options(label_selector={"ray.io/node-id": node}, **BESIDE).remote(recipe) for node in places}

@@ -13,11 +13,11 @@ from ray_app import text_table
 from ray_app.annotations import circo
 from ray_app.cluster import connection
 from ray_app.errors import OK, SOME_FAILED
-from ray_app.generation import driver, plan, recipes
+from ray_app.generation import plan, recipes
 from ray_app.generation.options import Generate
-from ray_app.generation.worker import Worker
-from ray_app.index import existing, runs
-from ray_app.index import requested as asked
+from ray_app.generation.run import Run
+from ray_app.generation.worker import ImageWorker
+from ray_app.index import existing, requested, runs
 from ray_app.index.rows import set_aside_damaged
 from ray_app.interrupts import Interrupts
 from ray_app.messages import LOG
@@ -36,10 +36,10 @@ class Job:
     output: Output
     queries: int
     queries_skipped: int
-    asked: dict[str, Any]
+    requested: dict[str, Any]
 
 
-def generate(options: Generate, worker: type[Worker] = Worker) -> int:
+def generate(options: Generate, worker: type[ImageWorker] = ImageWorker) -> int:
     """Draw what these options ask for and is not there yet; the exit code. `worker` is what the actors run.
 
     Raises:
@@ -54,13 +54,13 @@ def generate(options: Generate, worker: type[Worker] = Worker) -> int:
         set_aside_damaged(job.output, options.model_type)
         if not job.plan.images_to_draw:
             given_up = job.plan.images_given_up
-            print(_nothing_to_draw(job.plan))
+            print(_nothing_to_generate(job.plan))
             # the last of them may have been killed after its last row; the output may be read-only by now
             with contextlib.suppress(OSError), job.output.writing(runs.new_id()) as writer:
                 runs.mark_dead_runs(writer)
             return SOME_FAILED if given_up else OK
         with job.output.writing(runs.new_id(), others_write=True) as writer:
-            return _draw(job, writer, interrupts, worker)
+            return _generate(job, writer, interrupts, worker)
 
 
 def prepare(options: Generate) -> Job:
@@ -81,16 +81,16 @@ def prepare(options: Generate) -> Job:
     captures = options.captures()
     masks = existing.find_existing(output, options.model_type, slots, captures, options.img_per_prompt)
     todo = plan.make_plan(slots, masks.ok, captures, given_up=masks.failed if options.skip_failed else None)
-    wanted = asked.record(slots, [(capture.snapshot, capture.step) for capture in captures])
-    return Job(options, recipe, todo, output, len(queries), len(annotations.skipped), wanted)
+    requested_images = requested.record(slots, [(capture.snapshot, capture.step) for capture in captures])
+    return Job(options, recipe, todo, output, len(queries), len(annotations.skipped), requested_images)
 
 
-def _nothing_to_draw(todo: plan.Plan) -> str:
+def _nothing_to_generate(todo: plan.Plan) -> str:
     if not todo.images_given_up:
-        return f"nothing to draw: all {todo.images_wanted:,} images are there"
+        return f"nothing to generate: all {todo.images_wanted:,} requested images exist"
     return (
-        f"nothing to draw: {todo.images_there:,} of {todo.images_wanted:,} images are there, and"
-        f" {todo.images_given_up:,} that failed before are left out (--skip_failed)"
+        f"nothing to generate: {todo.images_there:,} of {todo.images_wanted:,} requested images exist;"
+        f" {todo.images_given_up:,} failed in an earlier run and are skipped (--skip_failed)"
     )
 
 
@@ -99,22 +99,22 @@ def describe(job: Job) -> str:
     todo = job.plan
     separate = todo.slots * sum(capture.step for capture in todo.captures if capture.snapshot == "xt")
     compared = f" (a run for each step count: {separate:,})" if separate else ""
-    wanted, there = todo.images_wanted, todo.images_there
+    requested, existing_images = todo.images_wanted, todo.images_there
     return (
         f"queries          {job.queries:,}\n"
-        f"slots            {todo.slots:,}, of them {todo.different_denoises:,} different\n"
-        f"images           {wanted:,} wanted, {there:,} there, {todo.images_to_draw:,} to draw\n"
+        f"slots            {todo.slots:,} ({todo.different_denoises:,} unique)\n"
+        f"images           {requested:,} requested, {existing_images:,} existing, {todo.images_to_draw:,} to generate\n"
         f"denoises to do   {todo.denoises.num_rows:,} ({todo.duplicates_saved:,} duplicates saved)\n"
         f"steps to run     {todo.steps_to_run(job.recipe.mode == 'separate'):,}{compared}"
     )
 
 
-def _draw(job: Job, writer: Writer, interrupts: Interrupts, worker: type[Worker]) -> int:
+def _generate(job: Job, writer: Writer, interrupts: Interrupts, worker: type[ImageWorker]) -> int:
     """Run the plan on Ray; whatever happens, the index is true and the run's record says how it ended."""
     started = time.monotonic()
     writer.begin()
     record = _begin(job, writer)
-    run = driver.Driver(job.plan, job.recipe, job.options, writer, record, interrupts, worker)
+    run = Run(job.plan, job.recipe, job.options, writer, record, interrupts, worker)
     outcome = {"state": "failed"}
     try:
         _remove_caches(job)
@@ -148,7 +148,7 @@ def _begin(job: Job, writer: Writer) -> runs.Record:
     ]
     work = runs.claimed_images(job.recipe.model_type, job.plan.query_ids(), captures)
     flags, recipe = dataclasses.asdict(job.options), dataclasses.asdict(job.recipe)
-    facts = {"recipe": recipe, "options": flags, "work": work, "asked": job.asked}
+    facts = {"recipe": recipe, "options": flags, "work": work, "asked": job.requested}
     record = runs.Record(writer, model_type=job.recipe.model_type, **facts)
     record.begin()
     runs.mark_dead_runs(writer)
@@ -193,7 +193,7 @@ def _summary_text(summary: dict[str, Any], writer: Writer) -> str:
 
 
 def _remove_caches(job: Job) -> None:
-    """Features that retrieval scripts cached of a folder are stale once an image of it is drawn again."""
+    """Features that retrieval scripts cached of a folder are stale once an image of it is generated again."""
     for number, capture in enumerate(job.plan.captures):
         if job.plan.has_missing_images(number):
             folder = layout.step_folder(job.recipe.model_type, capture.snapshot, capture.step)
@@ -202,12 +202,12 @@ def _remove_caches(job: Job) -> None:
 
 def _odd_options(options: Generate) -> list[str]:
     """What is allowed, but hardly meant."""
-    found = []
+    warnings = []
     if options.target_device() == "cpu" and options.model() not in (tiny.NAME, random_weights.MID):
-        found.append(f"--device cpu: {options.model()} on CPUs takes minutes an image")
+        warnings.append(f"--device cpu: {options.model()} on CPUs takes minutes an image")
     if options.negative_prompt is not None and options.guidance_scale <= 1:
-        found.append(f"--negative_prompt: has no effect at --guidance_scale {options.guidance_scale:g}")
-    return found
+        warnings.append(f"--negative_prompt: has no effect at --guidance_scale {options.guidance_scale:g}")
+    return warnings
 
 
 def _report(lines: list[str], most: int = 20) -> None:

@@ -10,12 +10,12 @@ import pyarrow as pa
 
 from ray_app import messages
 from ray_app.errors import one_line
+from ray_app.generation.metrics import MEASURED
 from ray_app.index.schema import GENERATOR, PLAN, SCHEMA, SLOT, WORKER, names_from
 from ray_app.index.schema import WRITER as FROM_WRITER
 from ray_app.messages import Send
 from ray_app.output import layout
 from ray_app.output.output import Writer
-from ray_app.work_queue.metrics import MEASURED
 
 UNWRITTEN = "unwritten"
 """Status of a row whose image was generated but not written: the output's error, not the prompt's."""

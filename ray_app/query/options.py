@@ -45,8 +45,8 @@ class Query(OutputFlags):
     def check_flags(self) -> None:
         """Raise Refused unless exactly one thing is asked."""
         super().check_flags()
-        asked = [self.sql is not None, self.preset is not None, self.schema]
-        if sum(asked) != 1:
+        questions = [self.sql is not None, self.preset is not None, self.schema]
+        if sum(questions) != 1:
             raise InputRefused("query: ask one thing: SQL, --preset or --schema (see proxyqueue query --help)")
         if self.sql is not None and not self.sql.strip():
             raise InputRefused("query: the SQL is empty")

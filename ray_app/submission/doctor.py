@@ -80,15 +80,17 @@ def check_imports(nodes: list[Node]) -> Iterator[str]:
 
 def check_versions(nodes: list[Node]) -> Iterator[str]:
     """Versions that are not the driver's. Builds of the same torch for CPUs and for CUDA count as the same."""
-    ours = next((node.answer["versions"] for node in nodes if node.is_driver and node.answer), machine.versions())
+    our_versions = next(
+        (node.answer["versions"] for node in nodes if node.is_driver and node.answer), machine.versions()
+    )
     for node in nodes:
-        theirs = (node.answer or {}).get("versions", ours)
-        for name, version in ours.items():
-            if theirs[name] == machine.MISSING and node.answer and node.answer["lacks"]:
+        node_versions = (node.answer or {}).get("versions", our_versions)
+        for name, version in our_versions.items():
+            if node_versions[name] == machine.MISSING and node.answer and node.answer["lacks"]:
                 continue  # told above
-            if _release(name, theirs[name]) != _release(name, version):
+            if _release(name, node_versions[name]) != _release(name, version):
                 why = f" ({WHY[name]})" if name in WHY else ""
-                what = "no" if theirs[name] == machine.MISSING else theirs[name]
+                what = "no" if node_versions[name] == machine.MISSING else node_versions[name]
                 install = f"install {name} {version} there"
                 yield f"node {node.name}: has {what} {name}, the driver's has {version}{why}; {install}"
 
@@ -177,11 +179,11 @@ def _table(nodes: list[Node]) -> list[str]:
     """The nodes in aligned columns, with a head."""
     rows = [["node", "CPUs", "GPUs", "memory", "GPU memory", "python", "ray", "torch"]]
     for node in nodes:
-        found = (node.answer or {}).get("versions", {})
+        installed = (node.answer or {}).get("versions", {})
         memory = ", ".join(f"{size / GB:.0f} GB" for size in node.gpu_memory()) or ("unknown" if node.gpus else "")
         name = f"{node.name} (driver)" if node.is_driver else node.name
         row = [name, f"{node.cpus:g}", f"{node.gpus:g}", f"{node.memory / GB:.0f} GB", memory]
-        rows.append([*row, *(found.get(package, "?") for package in ("python", "ray", "torch"))])
+        rows.append([*row, *(installed.get(package, "?") for package in ("python", "ray", "torch"))])
     return text_table.align(rows)
 
 

@@ -41,8 +41,8 @@ class Submit(Options):
     def check_flags(self) -> None:
         """Raise Refused unless exactly one thing is asked for."""
         super().check_flags()
-        asked = {"attach": self.attach, "stop": self.stop, "list": self.list, "detach": self.detach}
-        named = [f"--{name}" for name, value in asked.items() if value]
+        actions = {"attach": self.attach, "stop": self.stop, "list": self.list, "detach": self.detach}
+        named = [f"--{name}" for name, value in actions.items() if value]
         if len(named) > 1 or (self.command and named not in ([], ["--detach"])):
             raise InputRefused(f"{' '.join(named)}{' -- …' if self.command else ''}: take one of them")
         if not self.command and named in ([], ["--detach"]):

@@ -1,6 +1,7 @@
-"""The ledger: an actor that tracks what each worker has in flight, so that it is known when a worker dies.
-Knows ids and clocks; nothing of images. Ray would replay the batch of a dead actor for ever: the ledger ends that."""
+"""The in-flight tracker: an actor that knows what each worker is doing, so that it is known when a worker dies.
+Knows ids and clocks, not what the work is. Ray would replay the batch of a dead actor for ever: this ends that."""
 
+import contextlib
 import dataclasses
 import statistics
 import time
@@ -9,23 +10,35 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 ALONE_TRIES = 2
-"""How often a worker may die with the same prompt, run on its own, before the prompt is given up."""
+"""How often a worker may die with the same item, run on its own, before the item is given up."""
 NODES_EXCUSED = 3
-"""How many deaths of workers do not count against a batch or a prompt because the whole node was lost, as a spot node
-that was preempted. Not more, since a prompt may also use up all of a node's memory."""
+"""How many deaths of workers do not count against a batch or an item because the whole node was lost, as a spot node
+that was preempted. Not more, since an item may also use up all of a node's memory."""
 MEDIAN_OF = 1_000
+NOTICE_SECONDS = 5.0
 MOST_NOTICES = 100
 """How many different notices of workers a run prints."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Terms:
+    """How messages name things of the work."""
+
+    item: str = "item"
+    timeout_error: str = "Timeout"
+    """The type of the error that an item is given up with for its time."""
+    timeout_flag: str = "the time limit"
+    """What a user sets the time limit by."""
+
+
 @dataclasses.dataclass
 class InFlight:
-    """A batch that a worker is processing, or one prompt of a batch that a worker died with."""
+    """A batch that a worker is processing, or one item of a batch that a worker died with."""
 
     worker: str
     node: str | None
     started: float
-    is_one_prompt: bool = False
+    is_one_item: bool = False
     timed_out: bool = False
     node_died: bool = False
     nodes_lost: int = 0
@@ -33,7 +46,7 @@ class InFlight:
 
 @dataclasses.dataclass
 class Suspect:
-    """A prompt that runs on its own, since a worker died with its batch."""
+    """An item that runs on its own, since a worker died with its batch."""
 
     tries: int = 0
     cause: str = "WorkerDied"
@@ -45,6 +58,8 @@ class Suspect:
 class Status:
     """What the driver polls."""
 
+    started: int
+    """Workers whose process came up: each says so before it loads anything."""
     loads: int
     deaths_while_loading: int
     replays: int
@@ -53,14 +68,16 @@ class Status:
     notices: Sequence[str] = ()  # of workers, since the last status; per topic only the first
 
 
-class Ledger:
+class InFlightTracker:
     """Workers report what they begin and finish, and wait until each report is stored.
 
     Args:
+        terms: how messages name things.
         alive_nodes: gives the ids of the nodes that are alive; None to know only those passed to `status`.
     """
 
-    def __init__(self, alive_nodes: Callable[[], set[str]] | None = None) -> None:
+    def __init__(self, terms: Terms | None = None, alive_nodes: Callable[[], set[str]] | None = None) -> None:
+        self._terms = terms or Terms()
         self._alive_nodes = alive_nodes
         self._places: dict[str, tuple[str, int]] = {}
         self._loading: set[str] = set()
@@ -78,18 +95,18 @@ class Ledger:
             self._notices.append(line)
 
     def loading(self, worker: str, node_id: str, pid: int) -> None:
-        """A worker begins to load the model; if it had begun before, it died of that."""
+        """A worker begins to load; if it had begun before, it died of that."""
         self._deaths_while_loading += worker in self._loading
         self._loading.add(worker)
         self._places[worker] = (node_id, pid)
 
     def loaded(self, worker: str) -> None:
-        """A worker has loaded the model."""
+        """A worker has loaded."""
         self._loading.discard(worker)
         self._loads += 1
 
     def begin(self, batch: str, worker: str) -> bool:
-        """A worker begins a batch. False: another worker died with it, so its prompts are to run one by one.
+        """A worker begins a batch. False: another worker died with it, so its items are to run one by one.
 
         A worker whose whole node was lost says nothing about the batch: that counts as a first try again.
         """
@@ -100,34 +117,34 @@ class Ledger:
         self._replays += 1
         is_excused = self._is_node_lost(previous) and previous.nodes_lost < NODES_EXCUSED
         current.nodes_lost = previous.nodes_lost + is_excused
-        current.is_one_prompt = previous.is_one_prompt or not is_excused
-        return not current.is_one_prompt
+        current.is_one_item = previous.is_one_item or not is_excused
+        return not current.is_one_item
 
-    def begin_alone(self, batch: str, prompt: str, worker: str) -> tuple[str, str] | None:
-        """A worker begins one prompt of such a batch.
+    def begin_alone(self, batch: str, item: str, worker: str) -> tuple[str, str] | None:
+        """A worker begins one item of such a batch.
 
-        If workers died with it too often: why it is given up, as error type and message; the prompt must not run then.
+        If workers died with it too often: why it is given up, as error type and message; the item must not run then.
         """
-        suspect = self._suspects.setdefault(prompt, Suspect())
+        suspect = self._suspects.setdefault(item, Suspect())
         previous = suspect.in_flight
         if previous is not None and previous.timed_out:
-            suspect.cause = "DenoiseTimeout"
+            suspect.cause = self._terms.timeout_error
         if previous is not None and suspect.nodes_lost < NODES_EXCUSED and self._is_node_lost(previous):
             suspect.nodes_lost += 1
             suspect.tries -= 1
-        # the batch's entry now stands for this prompt: the time limit is per prompt from here on
+        # the batch's entry now stands for this item: the time limit is per item from here on
         current = self._batches[batch] = self._in_flight(worker)
-        current.is_one_prompt = True
+        current.is_one_item = True
         if suspect.tries >= ALONE_TRIES:
             suspect.in_flight = None
-            return _give_up_reason(suspect.cause, suspect.tries)
+            return self._give_up_reason(suspect)
         suspect.tries += 1
         suspect.in_flight = current
         return None
 
-    def end_alone(self, prompt: str) -> None:
-        """The prompt is done, or failed without killing its worker."""
-        self._suspects.pop(prompt, None)
+    def end_alone(self, item: str) -> None:
+        """The item is done, or failed without killing its worker."""
+        self._suspects.pop(item, None)
 
     def end(self, batch: str) -> None:
         """The batch is done."""
@@ -141,6 +158,7 @@ class Ledger:
         for in_flight in self._batches.values():
             in_flight.node_died = in_flight.node not in nodes
         return Status(
+            started=len(self._places),
             loads=self._loads,
             deaths_while_loading=self._deaths_while_loading,
             replays=self._replays,
@@ -171,25 +189,42 @@ class Ledger:
         return self._alive_nodes is not None and in_flight.node not in self._alive_nodes()
 
     def time_out(self, worker: str) -> tuple[str, int]:
-        """A worker takes too long for a batch or prompt; its node and process id, so that it can be killed."""
+        """A worker takes too long for a batch or an item; its node and process id, so that it can be killed."""
         for in_flight in self._batches.values():
             if in_flight.worker == worker:
                 in_flight.timed_out = True
         return self._places[worker]
 
+    def _give_up_reason(self, suspect: Suspect) -> tuple[str, str]:
+        """As error type and message."""
+        terms, tries = self._terms, suspect.tries
+        if suspect.cause == terms.timeout_error:
+            reason = f"exceeded the time limit {tries} times ({terms.timeout_flag})"
+        else:
+            reason = f"crashed the worker {tries} times (crash or out of memory)"
+        return suspect.cause, f"Run on its own, this {terms.item} {reason}."
 
-def _give_up_reason(cause: str, tries: int) -> tuple[str, str]:
-    if cause == "DenoiseTimeout":
-        return cause, f"Run on its own, this prompt exceeded the time limit {tries} times (--denoise_timeout)."
-    return cause, f"Run on its own, this prompt crashed the worker {tries} times (crash or out of memory)."
+
+class Notices:
+    """Sends notices to the tracker, and waits until it has them: the run may end a moment later."""
+
+    def __init__(self, tracker: Any):
+        self._tracker = tracker
+
+    def __call__(self, line: str, topic: str) -> None:
+        import ray
+        from ray.exceptions import RayError
+
+        with contextlib.suppress(RayError):  # without a tracker nobody is there to read it
+            ray.get(self._tracker.notice.remote(line, topic), timeout=NOTICE_SECONDS)
 
 
-def start(node_id: str) -> Any:
-    """A ledger on the driver's node; its handle."""
+def start(node_id: str, terms: Terms) -> Any:
+    """A tracker on the driver's node; its handle."""
     import ray
 
-    ledger = ray.remote(num_cpus=0)(Ledger).options(label_selector={"ray.io/node-id": node_id})
-    return ledger.remote(alive_nodes)
+    tracker = ray.remote(num_cpus=0)(InFlightTracker).options(label_selector={"ray.io/node-id": node_id})
+    return tracker.remote(terms, alive_nodes)
 
 
 def alive_nodes() -> set[str]:

@@ -1,55 +1,71 @@
 """Metrics: what a run does, as Ray's dashboard and Prometheus show it.
-Observed on the driver from the rows of each batch, so they equal the index; knows nothing of plans or files."""
+Observed on the driver from the rows of each batch, so they equal what is stored; which columns count is the user's."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
-MEASURED = ("encode_seconds", "write_seconds", "idle_seconds")
-"""Columns that a batch's rows bring for the metrics alone; the index has none of them."""
-
-COUNTERS = {
-    "images": "images drawn and written",
-    "failures": "images that could not be drawn",
-    "idle_seconds": "seconds that actors had nothing to do, between a batch and the next",
-}
-SECONDS = {
-    "denoise_seconds": "seconds from the batch's start to the step, an image",
-    "decode_seconds": "seconds of the VAE, an image",
-    "encode_seconds": "seconds of making a jpg, png or webp of the pixels, an image",
-    "write_seconds": "seconds of writing the file, an image",
-}
-"""Histograms: one observation for each batch and step, the mean of its images."""
 BUCKETS: Sequence[float] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 2, 4, 8, 15, 30, 60, 120, 300, 600)
+"""Upper bounds of the histograms, in seconds."""
 PREFIX = "proxyqueue_"
-TAGS = ("model", "snapshot", "step", "node")
-IDLE_TAGS = ("model", "node")
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What is measured of rows with the columns `node_id`, `status` and `idle_seconds`.
+
+    Args:
+        ok, failed: counters of rows with status "ok" and of all others, as name and meaning.
+        idle: counter of the seconds in which actors had nothing to do, likewise.
+        seconds: columns of seconds with their meanings; a histogram each, one observation per batch and group, the
+            mean of its rows.
+        groups: columns by whose values counters and histograms are told apart.
+    """
+
+    ok: tuple[str, str]
+    failed: tuple[str, str]
+    idle: tuple[str, str]
+    seconds: Mapping[str, str]
+    groups: Sequence[str] = ()
 
 
 class Metrics:
-    """The metrics of one run. Ray must be connected; it sends them to its node's endpoint every ten seconds."""
+    """The metrics of one run. Ray must be connected; it sends them to its node's endpoint every ten seconds.
 
-    def __init__(self, model_type: str):
+    Args:
+        measured: what they are.
+        tags: what is the same for the whole run.
+    """
+
+    def __init__(self, measured: Measured, tags: dict[str, str]):
         from ray.util.metrics import Counter, Histogram
 
-        self._model = {"model": model_type}
-        self._counters = {
-            name: Counter(PREFIX + name, text, IDLE_TAGS if name == "idle_seconds" else TAGS)
-            for name, text in COUNTERS.items()
+        self._measured, self._tags = measured, tags
+        idle_tags = (*tags, "node")
+        row_tags = (*tags, *measured.groups, "node")
+        self._ok, self._failed = (
+            Counter(PREFIX + name, meaning, row_tags) for name, meaning in (measured.ok, measured.failed)
+        )
+        self._idle = Counter(PREFIX + measured.idle[0], measured.idle[1], idle_tags)
+        self._seconds = {
+            name: Histogram(PREFIX + name, meaning, list(BUCKETS), row_tags)
+            for name, meaning in measured.seconds.items()
         }
-        self._seconds = {name: Histogram(PREFIX + name, text, list(BUCKETS), TAGS) for name, text in SECONDS.items()}
 
     def observe(self, rows: pa.Table) -> None:
         """Rows of a whole batch, ok and failed."""
-        groups = rows.group_by(["node_id", "snapshot", "step", "status"]).aggregate(
-            [("idle_seconds", "sum"), ("status", "count"), *((name, "mean") for name in SECONDS)]
+        means = [(name, "mean") for name in self._seconds]
+        groups = rows.group_by(["node_id", *self._measured.groups, "status"]).aggregate(
+            [("idle_seconds", "sum"), ("status", "count"), *means]
         )
         for group in groups.to_pylist():
-            idle_tags = {**self._model, "node": group["node_id"]}
-            tags = {**idle_tags, "snapshot": group["snapshot"], "step": str(group["step"])}
-            self._counters["images" if group["status"] == "ok" else "failures"].inc(group["status_count"], tags)
+            idle_tags = {**self._tags, "node": group["node_id"]}
+            row_tags = idle_tags | {name: str(group[name]) for name in self._measured.groups}
+            counter = self._ok if group["status"] == "ok" else self._failed
+            counter.inc(group["status_count"], row_tags)
             if group["idle_seconds_sum"]:
-                self._counters["idle_seconds"].inc(group["idle_seconds_sum"], idle_tags)
+                self._idle.inc(group["idle_seconds_sum"], idle_tags)
             for name, histogram in self._seconds.items():
                 if group[f"{name}_mean"] is not None:
-                    histogram.observe(group[f"{name}_mean"], tags)
+                    histogram.observe(group[f"{name}_mean"], row_tags)

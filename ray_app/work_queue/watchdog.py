@@ -1,5 +1,5 @@
-"""The watchdog: polls the ledger, kills workers that hang and ends runs whose model never loads.
-Runs in the driver's loop and never blocks it; knows only the ledger's counts."""
+"""The watchdog: polls the in-flight tracker, kills workers that hang, and ends runs whose workers never load.
+Runs in the driver's loop and never blocks it; knows only the tracker's counts."""
 
 import contextlib
 import os
@@ -10,11 +10,11 @@ from typing import Any
 
 from ray_app.errors import ModelRefused
 from ray_app.messages import LOG
-from ray_app.work_queue.in_flight import Status, alive_nodes
+from ray_app.work_queue.in_flight import Status, Terms, alive_nodes
 
 POLL_SECONDS = 2.0
 ANSWER_SECONDS = 5.0
-"""How long the end of a run waits for the ledger's last count."""
+"""How long the end of a run waits for the tracker's last count."""
 SHORTEST_TIMEOUT = 600.0
 """Seconds that every batch may take: the first one may compile, and the median of few batches means little."""
 TIMES_MEDIAN = 20.0
@@ -23,31 +23,34 @@ LOADS_TRIED = 4
 
 
 class Watchdog:
-    """Call `tick` often; it polls the ledger every two seconds.
+    """Call `tick` often; it polls the tracker every two seconds.
 
     Args:
-        ledger: its handle.
-        denoise_timeout: seconds a batch may take; None for 20 times the median seen, at least 600.
-        model: its name, for messages.
+        tracker: its handle.
+        timeout: seconds a batch may take; None for 20 times the median seen, at least 600.
+        name: what the workers load, for messages.
+        terms: how messages name the rest.
     """
 
-    def __init__(self, ledger: Any, denoise_timeout: float | None, model: str):
-        self.ledger, self.denoise_timeout, self.model = ledger, denoise_timeout, model
+    def __init__(self, tracker: Any, timeout: float | None, name: str, terms: Terms):
+        self.tracker, self.timeout, self.name, self.terms = tracker, timeout, name, terms
         self.replays = 0
+        self.has_worker = False
+        """Whether a worker's process has ever come up."""
         self._pending_status: Any = None
         self._next_poll = time.monotonic()
 
     def tick(self) -> None:
-        """Act on the ledger's last answer, if there is one.
+        """Act on the tracker's last answer, if there is one.
 
         Raises:
-            Refused: worker after worker died while loading the model.
+            Refused: worker after worker died while loading.
         """
         import ray
 
         if self._pending_status is None:
             if time.monotonic() >= self._next_poll:
-                self._pending_status = self.ledger.status.remote(alive_nodes())
+                self._pending_status = self.tracker.status.remote(alive_nodes())
             return
         ready, _ = ray.wait([self._pending_status], timeout=0)
         if ready:
@@ -56,30 +59,31 @@ class Watchdog:
             self._act(answer)
 
     def count_replays(self) -> int:
-        """How many batches were replayed, from the ledger; the last known number if it does not answer."""
+        """How many batches were replayed, from the tracker; the last known number if it does not answer."""
         import ray
         from ray.exceptions import RayError
 
         with contextlib.suppress(RayError):
-            answer: Any = ray.get(self.ledger.finish.remote(), timeout=ANSWER_SECONDS)
+            answer: Any = ray.get(self.tracker.finish.remote(), timeout=ANSWER_SECONDS)
             self.replays, notices = answer
             _warn(notices)
         return self.replays
 
     def _act(self, status: Status) -> None:
         self.replays = status.replays
+        self.has_worker = status.started > 0
         _warn(status.notices)
         if not status.loads and status.deaths_while_loading >= LOADS_TRIED:
             raise ModelRefused(
-                f"{self.model}: {status.deaths_while_loading} workers died while loading it (out of memory?);"
+                f"{self.name}: {status.deaths_while_loading} workers died while loading it (out of memory?);"
                 " try a smaller model, or a node with more memory"
             )
-        limit = self.denoise_timeout or max(SHORTEST_TIMEOUT, TIMES_MEDIAN * (status.median_seconds or 0.0))
+        limit = self.timeout or max(SHORTEST_TIMEOUT, TIMES_MEDIAN * (status.median_seconds or 0.0))
         for worker, seconds in status.in_flight:
             if seconds > limit:
                 LOG.warning(
                     f"Worker {worker[:8]}: batch still running after {seconds:.0f} s (limit {limit:.0f} s,"
-                    " --denoise_timeout); restarting the worker."
+                    f" {self.terms.timeout_flag}); restarting the worker."
                 )
                 self._end(worker)
 
@@ -87,7 +91,7 @@ class Watchdog:
         """Kill the process on its own node: one that hangs does not react to a request to exit."""
         import ray
 
-        node_id, pid = ray.get(self.ledger.time_out.remote(worker))
+        node_id, pid = ray.get(self.tracker.time_out.remote(worker))
         kill = ray.remote(num_cpus=0, max_retries=0)(_kill)
         kill.options(label_selector={"ray.io/node-id": node_id}).remote(pid)
 

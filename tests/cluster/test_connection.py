@@ -1,6 +1,7 @@
 """Joining a running cluster by --address and by RAY_ADDRESS; addresses where none is."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -13,8 +14,8 @@ import pytest
 from ray_app.cluster import connection
 from ray_app.cluster.ray_workarounds import PROJECT
 from ray_app.errors import Refused
-from ray_app.generation import driver
-from ray_app.work_queue.in_flight import Ledger
+from ray_app.work_queue import queue
+from ray_app.work_queue.in_flight import InFlightTracker
 from tests.conftest import SAMPLE, check_index_is_true, read_tree, run_cli
 from tests.support import clusters, processes
 
@@ -206,11 +207,35 @@ def test_a_broken_installation_of_a_worker_ends_the_run_with_its_words(tmp_path)
 def test_a_run_does_not_wait_for_ever_for_its_first_process(ray_local, monkeypatch):
     import ray
 
-    ledger = ray.remote(num_cpus=0, num_gpus=9)(Ledger).remote()  # has no place
-    monkeypatch.setattr(driver, "FIRST_SECONDS", 1.0)
+    ledger = ray.remote(num_cpus=0, num_gpus=9)(InFlightTracker).remote()  # has no place
+    monkeypatch.setattr(queue, "FIRST_SECONDS", 1.0)
     with pytest.raises(Refused, match=r"^no process of Ray's came up here within 1 s; ") as raised:
-        driver._check_comes_up(ledger)
+        queue.check_comes_up(ledger)
     assert "the last one said: " in str(raised.value) or "/session_" in str(raised.value)
+
+
+@pytest.mark.slow
+def test_a_node_on_which_no_process_comes_up_is_named(tmp_path):
+    """Its workers end before they have begun: Ray starts them again and again."""
+    ends = "import os, sys\nif any('default_worker' in word for word in sys.orig_argv): os._exit(1)\n"
+    (tmp_path / "sitecustomize.py").write_text(ends)
+    code = (
+        "import sys; from ray_app.cli import main; from ray_app.work_queue import queue\n"
+        "queue.FIRST_WORKER_SECONDS = queue.LOOK_SECONDS = 5.0; sys.exit(main(sys.argv[1:]))"
+    )
+    path = os.pathsep.join([str(tmp_path), str(PROJECT)])
+    with clusters.cluster("--num-cpus=0") as two:
+        two.start(f"--address={two.address}", "--num-cpus=1", PYTHONPATH=path)
+        flags = ["--address", two.address, "--output_base_path", str(tmp_path / "out")]
+        command = [sys.executable, "-c", code, "generate", *DRAW, *flags]
+        environment = {**os.environ, **clusters.auth(False)}
+        with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as run:
+            assert run.stderr
+            told = next(line for line in run.stderr if line.startswith("proxyqueue: "))
+            run.send_signal(signal.SIGINT)
+            left = run.stderr.read()
+    assert run.returncode == 130, left
+    assert "no worker has come up in 5 s: no process comes up on node " in told
 
 
 @pytest.mark.slow

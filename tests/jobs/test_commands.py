@@ -19,7 +19,7 @@ from tests.support.processes import children, wait_for
 COMMANDS = {"jobs.benchmarks.speed": Speed, "jobs.benchmarks.scale": Scale, "jobs.training.train": Train}
 
 
-@pytest.mark.parametrize("page", ["README.md", "BENCHMARKS.md"])
+@pytest.mark.parametrize("page", ["docs/gpus.md", "docs/tiny-models.md", "BENCHMARKS.md"])
 def test_commands_that_are_shown_parse(page):
     """Every command line that a page shows is one that the program accepts."""
     text = (ROOT / page).read_text()

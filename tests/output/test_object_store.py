@@ -246,10 +246,10 @@ def test_a_run_into_a_store_that_has_faults(store, tmp_path, capsys):
         output.remove(name)
     again = run_cli(*command, url, cwd=tmp_path, program=PACED, **store.environment)
     assert again.returncode == 0, again.stderr
-    assert "to draw" in again.stdout
+    assert "to generate" in again.stdout
     assert _images(output) == expected
     nothing = run_cli(*command, url, cwd=tmp_path, program=PACED, **store.environment)
-    assert f"nothing to draw: all {len(expected)} images are there" in nothing.stdout
+    assert f"nothing to generate: all {len(expected)} requested images exist" in nothing.stdout
 
     for verb, code in (("verify --deep", 0), ("compact", 0), ("verify", 0)):
         assert main([*verb.split(), "--output_base_path", url]) == code, capsys.readouterr()

@@ -349,8 +349,8 @@ def test_ctrl_c_stops_a_long_query(output):
 
 
 @pytest.mark.parametrize("library", ["pandas", "polars", "Ray Data"])
-def test_the_readme_asks_without_proxyqueue(library, output, tmp_path, request):
-    """Each block of the README leaves its answer in `failed`: the images whose newest row says so.
+def test_the_index_is_read_without_proxyqueue(library, output, tmp_path, request):
+    """Each block of the page leaves its answer in `failed`: the images whose newest row says so.
 
     Wherever OUTPUT stands, and whatever the folders above it are called.
     """
@@ -360,7 +360,7 @@ def test_the_readme_asks_without_proxyqueue(library, output, tmp_path, request):
     if library == "Ray Data":
         assert main(["compact", "--output_base_path", str(output)]) == 0
         request.getfixturevalue("ray_local")
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "docs" / "index-and-queries.md").read_text()
     (block,) = re.findall(rf"```python\n(# {library}\b.*?)```", text, flags=re.DOTALL)
     names: dict = {}
     exec(block.replace("OUTPUT", str(output)), names)

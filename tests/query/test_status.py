@@ -67,7 +67,7 @@ def test_what_was_deleted_by_hand_is_missing_and_generate_agrees(output, capsys)
     assert images(looked(output, capsys, "--index_only"))["xt", 4] == (12, 12, 0, 0)
     flags = f"--json_file {SAMPLE} --model_path tiny --max_inference_steps 4 --save_steps 1 4 --num_prompts 2"
     assert main(["generate", *flags.split(), "--output_base_path", str(output), "--dry_run"]) == 0
-    assert "21 there, 3 to draw" in capsys.readouterr().out
+    assert "21 existing, 3 to generate" in capsys.readouterr().out
 
 
 def test_annotations_can_ask_for_more_than_the_runs_were(output, capsys):

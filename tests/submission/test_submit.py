@@ -190,7 +190,7 @@ def test_a_job_is_checked_shipped_and_followed_and_its_exit_code_is_the_commands
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search(r"^job +proxyqueue-\S+\nships +the sources in .*, and deeper.json\n", done.stdout)
     assert "passes on        HF_TOKEN\n" in done.stdout
-    assert "images           60 wanted, 0 there, 60 to draw" in done.stdout
+    assert "images           60 requested, 0 existing, 60 to generate" in done.stdout
     refused = submit(
         jobs, here, *generate(tmp_path / "out", "--max_inference_steps", "2000", "--json_file", str(elsewhere))
     )

@@ -13,7 +13,7 @@ from PIL import Image
 
 from actors.recipe import Capture, Recipe
 from ray_app.generation import worker
-from ray_app.generation.worker import Worker
+from ray_app.generation.worker import ImageWorker
 from ray_app.messages import LOG
 
 FAILS = "~"
@@ -105,7 +105,7 @@ class SyntheticGenerator:
         }
 
 
-class SyntheticWorker(Worker):
+class SyntheticWorker(ImageWorker):
     """Loads nothing."""
 
     def load(self, recipe: Recipe, captures: Sequence[Capture], threads: int | None) -> Any:
@@ -129,7 +129,7 @@ class PacedGenerator(SyntheticGenerator):
         return super().draw(batch)
 
 
-class PacedWorker(Worker):
+class PacedWorker(ImageWorker):
     """The same at a steady pace, for runs that are killed, stopped or cut off on the way."""
 
     def load(self, recipe: Recipe, captures: Sequence[Capture], threads: int | None) -> Any:

@@ -5,7 +5,9 @@ from types import SimpleNamespace
 import pytest
 
 from ray_app.work_queue import in_flight
-from ray_app.work_queue.in_flight import Ledger
+from ray_app.work_queue.in_flight import InFlightTracker, Terms
+
+TERMS = Terms("prompt", "DenoiseTimeout", "--denoise_timeout")
 
 DIED = ("WorkerDied", "Run on its own, this prompt crashed the worker 2 times (crash or out of memory).")
 HUNG = ("DenoiseTimeout", "Run on its own, this prompt exceeded the time limit 2 times (--denoise_timeout).")
@@ -21,9 +23,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 @pytest.fixture
-def book(clock: SimpleNamespace) -> Ledger:
+def book(clock: SimpleNamespace) -> InFlightTracker:
     """A ledger that knows worker w1 on node-1, process 11, and w2 on node-2, process 22; both have loaded."""
-    book = Ledger()
+    book = InFlightTracker(TERMS)
     for worker, node, pid in (("w1", "node-1", 11), ("w2", "node-2", 22)):
         book.loading(worker, node, pid)
         book.loaded(worker)
@@ -31,7 +33,7 @@ def book(clock: SimpleNamespace) -> Ledger:
 
 
 def test_a_worker_that_loads_again_without_having_loaded_died_of_it():
-    book = Ledger()
+    book = InFlightTracker(TERMS)
     book.loading("w1", "node-1", 11)
     assert (book.status(NODES).loads, book.status(NODES).deaths_while_loading) == (0, 0)
     book.loading("w1", "node-1", 12)
@@ -41,7 +43,7 @@ def test_a_worker_that_loads_again_without_having_loaded_died_of_it():
 
 
 def test_a_worker_that_had_loaded_did_not_die_of_loading():
-    book = Ledger()
+    book = InFlightTracker(TERMS)
     for pid, loads in ((11, 1), (12, 2)):
         book.loading("w1", "node-1", pid)
         book.loaded("w1")
@@ -190,7 +192,7 @@ def test_a_batch_whose_worker_died_alone_stays_in_pieces_when_a_node_goes(book):
 
 def test_nodes_that_are_gone_are_known_before_anybody_looks(clock):
     alive = {"node-1", "node-2"}
-    book = Ledger(lambda: alive)
+    book = InFlightTracker(TERMS, lambda: alive)
     book.loading("w1", "node-1", 11)
     book.loading("w2", "node-2", 22)
     assert book.begin("b1", "w1")

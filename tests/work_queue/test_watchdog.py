@@ -11,13 +11,16 @@ import pytest
 from ray_app.cluster import connection
 from ray_app.errors import Refused
 from ray_app.work_queue import in_flight, watchdog
-from ray_app.work_queue.in_flight import Status
+from ray_app.work_queue.in_flight import Status, Terms
 from ray_app.work_queue.watchdog import Watchdog
+
+TERMS = Terms("prompt", "DenoiseTimeout", "--denoise_timeout")
 
 
 def status(seconds: float = 0.0, median: float | None = None, loads: int = 1, deaths: int = 0) -> Status:
     """What the ledger answers while one batch has been in flight for so long."""
     return Status(
+        started=1,
         loads=loads,
         deaths_while_loading=deaths,
         replays=0,
@@ -41,7 +44,7 @@ def test_a_batch_may_take_20_medians_or_600_seconds_or_what_the_user_says(
     monkeypatch, capsys, denoise_timeout, median, limit
 ):
     ended: list[str] = []
-    dog = Watchdog(None, denoise_timeout, "tiny")
+    dog = Watchdog(None, denoise_timeout, "tiny", TERMS)
     monkeypatch.setattr(dog, "_end", ended.append)
     dog._act(status(limit, median))
     assert (ended, capsys.readouterr().err) == ([], "")
@@ -54,7 +57,7 @@ def test_a_batch_may_take_20_medians_or_600_seconds_or_what_the_user_says(
 
 
 def test_four_workers_that_die_while_loading_end_the_run_if_none_ever_loaded():
-    dog = Watchdog(None, None, "some/model")
+    dog = Watchdog(None, None, "some/model", TERMS)
     dog._act(status(loads=0, deaths=3))
     dog._act(status(loads=1, deaths=100))
     with pytest.raises(Refused, match=r"^some/model: 4 workers died while loading it \(out of memory\?\); try a "):
@@ -62,13 +65,13 @@ def test_four_workers_that_die_while_loading_end_the_run_if_none_ever_loaded():
 
 
 def test_a_worker_that_hangs_is_killed_once(ray_local, monkeypatch, capsys):
-    """A real ledger has two batches in flight: one at a process that hangs, one at this process, which replays it."""
+    """A real tracker has two batches in flight: one at a process that hangs, one at this process, which replays it."""
     import ray
 
     monkeypatch.setattr(watchdog, "POLL_SECONDS", 0.0)
     node = connection.node_id()
-    book: Any = in_flight.start(node)
-    dog = Watchdog(book, 1.0, "tiny")
+    book: Any = in_flight.start(node, TERMS)
+    dog = Watchdog(book, 1.0, "tiny", TERMS)
     hanging = subprocess.Popen(["sleep", "600"])
     try:
         ray.get([book.loading.remote("hangs", node, hanging.pid), book.loading.remote("works", node, os.getpid())])

@@ -9,11 +9,11 @@ import pyarrow as pa
 
 from ray_app.errors import SOME_FAILED
 from ray_app.generation.generate import generate
+from ray_app.generation.metrics import METRICS
 from ray_app.generation.options import Generate
 from ray_app.index.rows import read_rows
 from ray_app.index.schema import SCHEMA
 from ray_app.output.open import open_output
-from ray_app.work_queue import metrics
 from ray_app.work_queue.metrics import Metrics
 from tests.conftest import SAMPLE
 from tests.support.synthetic import FAILS, SyntheticWorker
@@ -67,7 +67,7 @@ def observe_known_seconds() -> None:
         [*(SCHEMA.field(name) for name in ("node_id", "snapshot", "step", "status")),
          *(pa.field(name, pa.float32()) for name in (*seconds, "idle_seconds"))]
     )  # fmt: skip
-    Metrics("flux").observe(pa.Table.from_pylist(rows, schema))
+    Metrics(METRICS, {"model": "flux"}).observe(pa.Table.from_pylist(rows, schema))
 
 
 def test_prometheus_finds_what_was_generated(ray_local, tmp_path):
@@ -91,7 +91,7 @@ def test_prometheus_finds_what_was_generated(ray_local, tmp_path):
         time.sleep(0.2)
     assert by_step(found, "failures_total") == {**counts["failed"], ("flux", "xt", 7, NODE): 1}
     batches = dict.fromkeys(counts["ok"], 3)  # 18 prompts, 6 at a time
-    for name in metrics.SECONDS:
+    for name in METRICS.seconds:
         assert by_step(found, f"{name}_count") == {**batches, ("flux", "xt", 6, NODE): 1}
     idle = {labels["node"]: (labels["model"], value) for name, labels, value in found if name == "idle_seconds_total"}
     assert idle[NODE] == ("flux", 1.75)

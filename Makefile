@@ -1,0 +1,38 @@
+# One command per chore; `make` lists them. Another interpreter: make test PYTHON=python3.12
+PYTHON ?= .venv/bin/python
+VERSION ?= Unreleased
+
+.PHONY: help install test slow lint docs reference wheel release-notes ci
+
+help: ## list the chores
+	@grep -E '^[a-z-]+: ## ' $(MAKEFILE_LIST) | sed 's/: ## /\t/' | expand -t 16
+
+install: ## make .venv with all that developing needs
+	python3 -m venv .venv
+	.venv/bin/pip install -q -e '.[dev]'
+
+test: ## the default tests, about five minutes on two cores
+	$(PYTHON) -m pytest
+
+slow: ## the slow tests: kills, full disks, clusters, submitted jobs
+	$(PYTHON) -m pytest -m slow --dist worksteal
+
+lint: ## ruff and pyright
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m pyright --pythonpath $(PYTHON)
+
+docs: ## the documentation as a site, in site/
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
+
+reference: ## write help texts and columns into docs/ again
+	$(PYTHON) -m tests.docs.test_reference
+
+wheel: ## the wheel, in dist/
+	$(PYTHON) -m pip wheel -q --no-deps -w dist .
+
+release-notes: ## the changelog's section of VERSION
+	@awk -v version='[$(VERSION)]' '/^## \[/ {shown = index($$0, version)} shown' CHANGELOG.md
+
+ci: ## everything that has to pass before a change lands
+	bash .ci/run

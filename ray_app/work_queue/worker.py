@@ -1,0 +1,108 @@
+"""Worker: what an actor of the pool runs. It reports what it has in flight, and gives up an item that kills workers.
+Knows batches, items and the tracker; what is done with them is a subclass's."""
+
+import os
+import threading
+import time
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from ray_app import messages
+from ray_app.work_queue.in_flight import Notices
+
+
+class Worker:
+    """One actor of the pool: loads once, and works on batches until the run ends.
+
+    Ray replays a batch that a worker died with: then its items run one by one, and an item whose worker dies again is
+    given up. Two threads may call it: while one finishes its batch, the other processes the next one.
+
+    Args:
+        tracker: handle of an `in_flight.InFlightTracker`.
+        arguments: of `load`.
+    """
+
+    ITEM: ClassVar[str]
+    """The column of a batch that names its items; the first one's name stands for the batch."""
+    LOADED_ELSEWHERE: ClassVar[tuple[type[Exception], ...]] = ()
+    """Errors of `load` after which Ray starts another worker, on another node perhaps; all others end the run."""
+
+    def __init__(self, tracker: Any, *arguments: Any):
+        import ray
+
+        context = ray.get_runtime_context()
+        self.actor_id, self.node_id = context.get_actor_id(), context.get_node_id()
+        self.tracker = tracker
+        self._turn = threading.Lock()
+        self._load_error: Exception | None = None
+        messages.send_to_driver(Notices(tracker))
+        self._report("loading", self.actor_id, self.node_id, os.getpid())
+        try:
+            self.loaded = self.load(*arguments)
+        except self.LOADED_ELSEWHERE:
+            raise
+        except Exception as error:
+            self._load_error = self.explain(error, *arguments)
+        else:
+            self._report("loaded", self.actor_id)
+        self._idle_since = time.monotonic()
+
+    def load(self, *arguments: Any) -> Any:
+        """What the work needs, kept as `loaded`."""
+        raise NotImplementedError
+
+    def explain(self, error: Exception, *arguments: Any) -> Exception:
+        """What to raise for an error of `load`: one whose message a user understands."""
+        return error
+
+    def process(self, batch: dict[str, list[Any]]) -> list[Any]:
+        """The results of a batch's items, one after the other. One call at a time."""
+        raise NotImplementedError
+
+    def give_up(self, item: dict[str, list[Any]], error_type: str, message: str) -> list[Any]:
+        """The results of an item that is not processed, and why. `item`: a batch of one."""
+        raise NotImplementedError
+
+    def finish(self, batch: dict[str, list[Any]], results: list[Any], idle_seconds: float) -> pa.Table:
+        """The rows of a batch, always as many and in the same order. May run while the next batch is processed.
+
+        Args:
+            results: of `process` or `give_up`.
+            idle_seconds: how long this actor had nothing to do before the batch.
+        """
+        raise NotImplementedError
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """A batch in, its rows out."""
+        if self._load_error is not None:
+            raise self._load_error  # ends the run at once; raised in __init__, it would make Ray start more workers
+        batch = table.to_pydict()
+        batch_id = batch[self.ITEM][0]
+        with self._turn:
+            idle_seconds = time.monotonic() - self._idle_since
+            is_first_try = self._report("begin", batch_id, self.actor_id)
+            results = self.process(batch) if is_first_try else self._one_by_one(batch_id, batch)
+            self._idle_since = time.monotonic()
+        rows = self.finish(batch, results, idle_seconds)
+        self._report("end", batch_id)
+        return rows
+
+    def _one_by_one(self, batch_id: str, batch: dict[str, list[Any]]) -> list[Any]:
+        """The results of a batch that a worker died with."""
+        results: list[Any] = []
+        for place, item_id in enumerate(batch[self.ITEM]):
+            item = {name: values[place : place + 1] for name, values in batch.items()}
+            error = self._report("begin_alone", batch_id, item_id, self.actor_id)
+            if error is not None:
+                results += self.give_up(item, *error)
+                continue
+            results += self.process(item)
+            self._report("end_alone", item_id)
+        return results
+
+    def _report(self, event: str, *arguments: Any) -> Any:
+        """Tell the tracker and wait: what it has not stored when this process dies is lost."""
+        import ray
+
+        return ray.get(getattr(self.tracker, event).remote(*arguments))
