@@ -6,13 +6,12 @@ import pytest
 
 from actors.generator import OUTPUT_COLUMNS
 from ray_app.errors import Refused
-from ray_app.generation import worker
+from ray_app.generation import metrics, worker
 from ray_app.generation.writer import WRITTEN
 from ray_app.index import schema
 from ray_app.index import writer as index_writer
 from ray_app.index.writer import IndexWriter
 from ray_app.output.open import open_output
-from ray_app.work_queue import metrics
 from tests.support.outputs import RECIPE, parts
 
 

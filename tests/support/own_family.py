@@ -8,7 +8,7 @@ from typing import Any
 from actors import random_parts
 from actors.families import FAMILIES, Family
 from actors.recipe import Recipe
-from ray_app.generation.worker import Worker
+from ray_app.generation.worker import ImageWorker
 
 NAME = "own"
 
@@ -113,7 +113,7 @@ def save_model(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-class OwnWorker(Worker):
+class OwnWorker(ImageWorker):
     """Ray imports this module with it, in each worker's process."""
 
     def load(self, *arguments: Any) -> Any:
