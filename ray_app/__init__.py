@@ -11,4 +11,4 @@
 `jobs` (layer 8) are entry points above them, `actors` (layer 0) is what runs on a GPU worker and imports none of them.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
