@@ -12,8 +12,6 @@ from ray_app.flags import (
     StepFlags,
 )
 
-PRESETS = ("steps", "failures", "timing", "duplicates", "shared_references")
-
 
 @dataclasses.dataclass(frozen=True)
 class Convergence(ClusterFlags, SnapshotFlags, StepFlags, FamilyFlags, OutputFlags):

@@ -1,30 +1,25 @@
-"""The verb `export`: an output in the forms that other programs read, each in a module of its own.
-Knows which form was asked for, and how a new folder is there whole or not at all."""
+"""The command `export`: an output in a form that other programs read, each in a module of its own.
+Knows which format is requested; nothing of any of them."""
 
-from collections.abc import Callable
+import importlib
+from typing import cast
 
+from ray_app.errors import InputRefused
+from ray_app.export import FORMATS, Format
 from ray_app.export.options import Export
 from ray_app.output.open import open_output
-from ray_app.output.output import Output
 
 
 def export(options: Export) -> int:
-    """Write it; the exit code.
+    """Write the requested format; the exit code.
 
     Raises:
         Refused: flags that don't go together, no such images, a folder that can't be written.
     """
-    output = open_output(options.output_base_path)
-    return _formats()[options.format](output, options)
-
-
-def _formats() -> dict[str, Callable[[Output, Export], int]]:
-    from ray_app.export import imagefolder, ipcir, trajectories, webdataset
-
-    modules = {
-        "imagefolder": imagefolder,
-        "trajectories": trajectories,
-        "webdataset": webdataset,
-        "ipcir": ipcir,
-    }
-    return {name: module.export for name, module in modules.items()}
+    requested = cast(Format, importlib.import_module(FORMATS[options.format]))
+    needs_folder = requested.WRITES_FOLDER or options.by_query
+    if needs_folder and options.export_path is None:
+        raise InputRefused(f"--export_path: name the folder that --format {options.format} writes", flag="export_path")
+    if not needs_folder and options.export_path is not None:
+        raise InputRefused(f"--export_path: --format {options.format} takes none", flag="export_path")
+    return requested.export(open_output(options.output_base_path), options)

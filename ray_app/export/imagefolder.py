@@ -14,6 +14,8 @@ from ray_app.output.output import Output
 
 LEFT_OUT = ("path", "status", "error_type", "error_message")
 
+WRITES_FOLDER = False
+
 
 def export(output: Output, options: Export) -> int:
     """Write the metadata file of every step's folder; the exit code."""

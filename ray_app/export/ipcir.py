@@ -21,6 +21,8 @@ from ray_app.output.output import Output
 
 MOST_NAMED = 20
 
+WRITES_FOLDER = False
+
 
 def export(output: Output, options: Export) -> int:
     """Check every step's folder, and write the trees of second queries with --by_query; the exit code."""

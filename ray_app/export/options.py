@@ -4,10 +4,11 @@ Knows names, defaults and bounds; nothing of files."""
 import contextlib
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from ray_app.arguments import Within
 from ray_app.errors import InputRefused
+from ray_app.export import FORMATS
 from ray_app.files import whole_folder
 from ray_app.flags import (
     ClusterFlags,
@@ -17,7 +18,10 @@ from ray_app.flags import (
     StepFlags,
 )
 
-PRESETS = ("steps", "failures", "timing", "duplicates", "shared_references")
+if TYPE_CHECKING:
+    FormatName = str
+else:
+    FormatName = Literal[tuple(FORMATS)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Export(ClusterFlags, SnapshotFlags, StepFlags, FamilyFlags, OutputFlags):
     """
 
     _: dataclasses.KW_ONLY
-    format: Literal["imagefolder", "trajectories", "webdataset", "ipcir"]
+    format: FormatName
     """What for."""
     export_path: str | None = None
     """Folder to write to, new or empty. imagefolder writes into OUTPUT itself, ipcir only with --by_query."""
@@ -47,11 +51,6 @@ class Export(ClusterFlags, SnapshotFlags, StepFlags, FamilyFlags, OutputFlags):
     def check_flags(self) -> None:
         """Raise Refused for flags that don't go together."""
         super().check_flags()
-        writes = self.format in ("trajectories", "webdataset") or self.by_query
-        if writes and self.export_path is None:
-            raise InputRefused(f"--export_path: name the folder that --format {self.format} writes", flag="export_path")
-        if not writes and self.export_path is not None:
-            raise InputRefused(f"--export_path: --format {self.format} takes none", flag="export_path")
         if self.by_query and self.format != "ipcir":
             raise InputRefused("--by_query: goes with --format ipcir", flag="by_query")
 

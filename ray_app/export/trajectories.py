@@ -34,6 +34,8 @@ COLUMNS = {
 }
 IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 
+WRITES_FOLDER = True
+
 
 def export(output: Output, options: Export) -> int:
     """Write all slots in files of --shard_images rows; the exit code."""

@@ -18,6 +18,8 @@ from ray_app.output.output import Output
 IN_JSON = ("query_id", "reference_img_id", "prompt_index", "image_index", "k", "prompt", "seed", "denoise_id",
            "snapshot", "step", "width", "height", "path")  # fmt: skip
 
+WRITES_FOLDER = True
+
 
 def export(output: Output, options: Export) -> int:
     """Write shards of --shard_images images, the steps of a slot one after the other; the exit code."""

@@ -12,8 +12,6 @@ from ray_app.flags import (
     QueryFlags,
 )
 
-PRESETS = ("steps", "failures", "timing", "duplicates", "shared_references")
-
 
 @dataclasses.dataclass(frozen=True)
 class Gallery(QueryFlags, FamilyFlags, OutputFlags):
