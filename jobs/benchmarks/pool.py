@@ -23,8 +23,9 @@ class Arrangement:
     threads: int
 
     def __str__(self) -> str:
-        many = "es" if self.processes > 1 else ""
-        return f"{self.processes} process{many}, {self.threads} thread{'s' if self.threads > 1 else ''} each"
+        processes = "process" if self.processes == 1 else "processes"
+        threads = "thread" if self.threads == 1 else "threads"
+        return f"{self.processes} {processes}, {self.threads} {threads} each"
 
 
 def arrangements(cores: int, device: str) -> list[Arrangement]:

@@ -39,7 +39,7 @@ def ratios(seconds: dict[str, list[float]], levers: Sequence[str] = ()) -> dict[
     entry = {}
     for one, other in pairs:
         if one in seconds:
-            each = [theirs / ours for theirs, ours in zip(seconds[other], seconds[one], strict=True)]
+            each = [longer / shorter for longer, shorter in zip(seconds[other], seconds[one], strict=True)]
             spread = {"median": statistics.median(each), "min": min(each), "max": max(each)}
             entry[f"{one}/{other}"] = {"each": each, **spread}
     return entry
@@ -82,7 +82,9 @@ def text(report: dict[str, Any]) -> str:
 def arrangement(entry: dict[str, Any]) -> str:
     """How a variant was spread over the machine."""
     processes, threads = entry["processes"], entry["threads"]
-    words = f"{processes} process{'es' if processes > 1 else ''} of {threads} thread{'s' if threads > 1 else ''}"
+    processes_word = "process" if processes == 1 else "processes"
+    threads_word = "thread" if threads == 1 else "threads"
+    words = f"{processes} {processes_word} of {threads} {threads_word}"
     tried = ", ".join(f"{trial['processes']}x{trial['threads']}: {trial['seconds']:.2f} s" for trial in entry["tried"])
     return f"{words} (tried {tried})" if tried else words
 

@@ -3,6 +3,7 @@ Knows prompts; nothing of how images are made of them."""
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import tempfile
 from collections.abc import Iterator
@@ -93,7 +94,8 @@ def working_folder(named: str | None) -> Iterator[tuple[Path, bool]]:
 
 def _real(options: Speed, file: str) -> list[str]:
     queries = circo.load(file, options.prompt_field, PROMPTS_A_QUERY).queries()
-    prompts = [prompt for query in queries for prompt in query.prompts][: options.prompts]
+    all_prompts = itertools.chain.from_iterable(query.prompts for query in queries)
+    prompts = list(itertools.islice(all_prompts, options.prompts))
     if len(prompts) < options.prompts:
         raise InputRefused(f"--prompts {options.prompts}: {file} has {len(prompts)} of them")
     return prompts

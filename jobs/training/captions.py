@@ -123,7 +123,9 @@ def _described(name: str, rng: random.Random) -> str:
 
 
 def _article(name: str, article: str | None = None) -> str:
-    return f"{article or ('an' if name[0].lower() in 'aeiou' else 'a')} {name}"
+    if article is None:
+        article = "an" if name[0].lower() in "aeiou" else "a"
+    return f"{article} {name}"
 
 
 def _plural(name: str) -> str:

@@ -1,6 +1,7 @@
 """How many steps are enough for the tiny models? Draws names they know and asks which training picture is nearest.
 Knows recipes, latents and README's table; nothing of training."""
 
+import itertools
 import random
 import re
 import textwrap
@@ -40,7 +41,7 @@ def shares_right(model_type: str, emojis: Sequence[Emoji], count: int = 200, see
     recipe = recipes.resolve(Generate(model_type=model_type, model_path=tiny.NAME, batch_size=BATCH))  # pyright: ignore[reportArgumentType]
     family = pipelines.load(recipe)
     known = stages.latents_of(family.pipe.vae, stages.pixels_of(emojis)).flatten(1)
-    captures = [Capture(step, snapshot) for snapshot in SNAPSHOTS for step in STEPS]
+    captures = [Capture(step, snapshot) for snapshot, step in itertools.product(SNAPSHOTS, STEPS)]
     right = dict.fromkeys(captures, 0)
     places = names_drawn(emojis, count, seed)
     for start in range(0, len(places), BATCH):
@@ -57,7 +58,7 @@ def shares_right(model_type: str, emojis: Sequence[Emoji], count: int = 200, see
 def table(shares: Shares) -> str:
     """The shares as README's table."""
     families = sorted({key[0] for key in shares}, reverse=True)
-    columns = [(family, snapshot) for family in families for snapshot in SNAPSHOTS]
+    columns = list(itertools.product(families, SNAPSHOTS))
     names = {"sdxl": "SDXL", "flux": "Flux"}
     lines = [f"| step | {' | '.join(f'tiny {names[family]}, {snapshot}' for family, snapshot in columns)} |"]
     lines.append("|---|" + "---|" * len(columns))

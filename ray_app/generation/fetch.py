@@ -2,6 +2,7 @@
 Knows Ray's nodes; how a file comes is in `actors.hub`."""
 
 import contextlib
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -67,12 +68,13 @@ def everywhere(recipe: Recipe, takes_gpus: bool, meanwhile: Callable[[], None]) 
     while under_way:
         ready, _ = ray.wait(list(under_way), timeout=POLL_SECONDS)
         meanwhile()
-        seen: list[tuple[int, int, list[str]]] = []
+        answers: list[tuple[int, int, list[str]]] = []
         with contextlib.suppress(RayError):  # a node that goes away is not waited for
-            seen += ray.get([actor.progress.remote() for actor in on.values()])
-        for line in dict.fromkeys(line for _, _, lines in seen for line in lines):
+            answers += ray.get([actor.progress.remote() for actor in on.values()])
+        lines = itertools.chain.from_iterable(new_lines for _, _, new_lines in answers)
+        for line in dict.fromkeys(lines):  # each once, whichever nodes say it
             LOG.warning(line)
-        shown.show(sum(came for came, _, _ in seen), sum(missing for _, missing, _ in seen))
+        shown.show(sum(came for came, _, _ in answers), sum(missing for _, missing, _ in answers))
         for reference in ready:
             node = under_way.pop(reference)
             with contextlib.suppress(RayError):

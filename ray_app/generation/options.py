@@ -2,6 +2,7 @@
 Knows names and defaults; nothing of models, annotations or Ray."""
 
 import dataclasses
+import itertools
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
@@ -165,7 +166,7 @@ class Generate(
         """The images wanted of each denoise."""
         snapshots = ("xt", "x0") if self.snapshot == "both" else (self.snapshot,)
         steps = parse_steps(self.save_steps, self.max_inference_steps)
-        return [Capture(step, snapshot) for snapshot in snapshots for step in steps]
+        return [Capture(step, snapshot) for snapshot, step in itertools.product(snapshots, steps)]
 
     def check_flags(self) -> None:
         """Raise Refused for the first flag whose value makes no sense whatever the model and the file are."""

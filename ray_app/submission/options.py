@@ -39,12 +39,13 @@ class Submit(Options):
     """What stands behind `--`."""
 
     def check_flags(self) -> None:
-        """Raise Refused unless exactly one thing is asked for."""
+        """Raise Refused unless exactly one thing is requested."""
         super().check_flags()
         actions = {"attach": self.attach, "stop": self.stop, "list": self.list, "detach": self.detach}
         named = [f"--{name}" for name, value in actions.items() if value]
         if len(named) > 1 or (self.command and named not in ([], ["--detach"])):
-            raise InputRefused(f"{' '.join(named)}{' -- …' if self.command else ''}: take one of them")
+            named += ["-- …"] if self.command else []
+            raise InputRefused(f"{' '.join(named)}: take one of them")
         if not self.command and named in ([], ["--detach"]):
             raise InputRefused("no job is named; write it behind --: proxyqueue submit -- generate …flags")
 
