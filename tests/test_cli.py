@@ -69,7 +69,7 @@ def test_an_interrupted_run_leaves_a_true_index_and_goes_on(tmp_path):
         assert not [name for name in read_tree(tmp_path / "out") if not name.endswith(".jpg")]
     result = run_cli(*command, cwd=tmp_path, program=PACED)
     assert result.returncode == 0, result.stderr
-    assert f"{committed:,} there" in result.stdout
+    assert f"{committed:,} existing" in result.stdout
     assert check_index_is_true(tmp_path / "out") == len(read_tree(tmp_path / "out")) == 600
 
 

@@ -252,7 +252,7 @@ def test_a_node_without_the_project_is_named(tmp_path):
         assert processes.wait_for(lambda: run_cli(*doctor, **clusters.auth(False)).stdout.count("2.60.0") == 2, 90)
         found = run_cli(*doctor, **clusters.auth(False))
         drawn = run_cli("generate", *DRAW, *flags, **clusters.auth(False))
-    problem = "actors can't start there: ModuleNotFoundError: No module named 'ray_app.generation.worker'; install"
+    problem = "actors can't start there: ModuleNotFoundError: No module named 'ray_app.generation'; install"
     assert found.returncode == 1
     assert problem in found.stdout
     (line,) = said(drawn.stderr)

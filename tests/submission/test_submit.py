@@ -243,7 +243,7 @@ def test_ctrl_c_detaches_stop_stops_and_the_same_command_goes_on(jobs, here, tmp
     job = re.search(r"--attach (\S+)$", again.stdout, re.M)[1]  # type: ignore[index]
     attached = submit(jobs, here, "--attach", job)
     assert attached.returncode == 0, attached.stdout
-    assert f"{rows:,} there" in attached.stdout
+    assert f"{rows:,} existing" in attached.stdout
     assert f"{960 - rows:,} written, {rows:,} skipped" in attached.stdout
     assert re.search(r"\d+ of 960 images, .* actors up", out + attached.stdout)
     assert check_index_is_true(output) == len(read_tree(output)) == 960
