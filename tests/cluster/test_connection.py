@@ -193,6 +193,7 @@ def test_modules_in_the_working_directory_are_not_the_workers(tmp_path):
     assert check_index_is_true(tmp_path / "output") == 1
 
 
+@pytest.mark.slow
 def test_a_broken_installation_of_a_worker_ends_the_run_with_its_words(tmp_path):
     """On the path before the real one."""
     (tmp_path / "broken").mkdir()

@@ -115,6 +115,7 @@ def test_a_batch_whose_worker_dies_once_is_processed_again(tmp_path):
     assert results == {1: 1, KILLS_ONCE: KILLS_ONCE**2, 3: 9, "replays": 1}
 
 
+@pytest.mark.slow
 def test_a_number_that_hangs_is_given_up_for_its_time(tmp_path, capsys):
     results = run(tmp_path, [HANGS, 2], timeout=3.0)
     assert results[2] == 4

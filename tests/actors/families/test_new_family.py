@@ -23,6 +23,7 @@ from tests.conftest import SAMPLE, check_index_is_true, read_tree
 from tests.support import own_family
 from tests.support.outputs import newest_rows
 
+pytestmark = pytest.mark.slow
 STEPS = 4
 GUIDANCE = {"guidance_scale": 3.0, "negative_prompt": "blurry"}
 
