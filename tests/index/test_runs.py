@@ -300,7 +300,8 @@ def test_two_drivers_on_one_output(tmp_path):
     second = run_cli(*command, "--idx", "0", cwd=tmp_path, program=PACED)
     assert second.returncode == 2
     assert f"run still active (process {first.pid} on " in second.stderr
-    assert " and it generates query 0 too; wait for it, take other --idx or --query_ids, or pass --force\n" in second.stderr
+    advice = "wait for it, take other --idx or --query_ids, or pass --force\n"
+    assert f" and it generates query 0 too; {advice}" in second.stderr
     other_share = start_cli(*command, "--idx", "1", cwd=tmp_path, program=PACED)
     forced = run_cli(*command, "--idx", "0", "--force", cwd=tmp_path, program=PACED)
     for process in (first, other_share):
