@@ -11,6 +11,7 @@ from tests.conftest import PACED, ROOT, SAMPLE, check_index_is_true, read_tree, 
 from tests.support.processes import wait_for
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_scripts_own_spelling_works_from_a_folder_with_their_defaults(tmp_path):
     (tmp_path / "test1.json").write_text(SAMPLE.read_text())
