@@ -64,6 +64,10 @@ class Watchdog:
         from ray.exceptions import RayError
 
         with contextlib.suppress(RayError):
+            if self._pending_status is not None:  # it has taken notices, which no later answer has
+                last_status: Any = ray.get(self._pending_status, timeout=ANSWER_SECONDS)
+                self._pending_status = None
+                _warn(last_status.notices)
             answer: Any = ray.get(self.tracker.finish.remote(), timeout=ANSWER_SECONDS)
             self.replays, notices = answer
             _warn(notices)
