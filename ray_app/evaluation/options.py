@@ -15,7 +15,7 @@ from ray_app.flags import (
 
 @dataclasses.dataclass(frozen=True)
 class Convergence(ClusterFlags, SnapshotFlags, StepFlags, FamilyFlags, OutputFlags):
-    """Measure how near each step's image is to the last step's: PSNR and SSIM (scikit-image), a row a slot and step.
+    """Measure how near each step's image is to the last step's: PSNR and SSIM (scikit-image), per slot and step.
 
     Writes OUTPUT/convergence/convergence.parquet and a plot beside it, and prints the medians. Images of the same slot
     and denoise are compared, by tasks of Ray Data; slots whose last step failed or is missing don't count.

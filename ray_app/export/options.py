@@ -29,7 +29,7 @@ class Export(ClusterFlags, SnapshotFlags, StepFlags, FamilyFlags, OutputFlags):
     """Hand an output on in the form that other programs read; only images whose file is there.
 
     imagefolder: metadata.parquet beside each combined/, for datasets.load_dataset("imagefolder", data_dir=STEP_FOLDER).
-    trajectories: Parquet, one row a slot, one image column a step. webdataset: tar shards, written by Ray Data.
+    trajectories: Parquet, one row per slot, one image column per step. webdataset: tar shards, written by Ray Data.
     ipcir: check that retrieval scripts read the tree right; with --by_query write trees for second queries too.
 
     Example: proxyqueue export --format trajectories --output_base_path out --export_path trajectories

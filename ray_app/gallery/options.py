@@ -15,7 +15,7 @@ from ray_app.flags import (
 
 @dataclasses.dataclass(frozen=True)
 class Gallery(QueryFlags, FamilyFlags, OutputFlags):
-    """Write a static page to look at: a row a slot, a column a step, reference, caption and prompt beside them.
+    """Write a static page to look at: a row per slot, a column per step, reference, caption and prompt beside them.
 
     Opens without a server or a network. The folder holds small copies of its own: zip it and send it.
 

@@ -31,7 +31,7 @@ COLUMNS: dict[str, Column] = {
     "k": Column(pa.int32(), "number in the file's name: prompt_index * img_per_prompt + image_index", SLOT),
     "snapshot": Column(pa.string(), "xt: the latents as they are; x0: the predicted clean image", GENERATOR),
     "step": Column(pa.int16(), "denoising step, from 1", GENERATOR),
-    "num_inference_steps": Column(pa.int16(), "of so many", GENERATOR),
+    "num_inference_steps": Column(pa.int16(), "total denoising steps", GENERATOR),
     "path": Column(pa.string(), "the image, relative to OUTPUT", WRITER),
     "format": Column(pa.string(), "jpg, png or webp", RUN),
     "width": Column(pa.int32(), "pixels", GENERATOR),

@@ -11,14 +11,14 @@ from ray_app.flags import AnnotationFlags, FamilyFlags, ForceFlags, OutputFlags,
 
 @dataclasses.dataclass(frozen=True)
 class Verify(ReportFlags, AnnotationFlags, FamilyFlags, OutputFlags):
-    """Check that an output's index and files say the same; put right what needs no GPU.
+    """Check that an output's index and files match; --repair fixes what needs no GPU.
 
     Every newest row against its file, every step's folder against the rows, feature caches, staging, the index's parts.
     With --json_file every slot of the annotations must exist too, at every step that the index knows.
 
     Example: proxyqueue verify --output_base_path out --json_file test.json --num_prompts 5 --deep
 
-    Exit codes: 0 clean, 1 problems found (put right or not), 2 refused, 130 interrupted.
+    Exit codes: 0 clean, 1 problems found (repaired or not), 2 refused, 130 interrupted.
     """
 
     deep: bool = False

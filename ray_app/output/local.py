@@ -1,7 +1,6 @@
 """OUTPUT on a local or shared filesystem: every file is staged outside the tree, then renamed into it.
 Knows folders, links and locks; `patience` says which errors are transient."""
 
-import collections
 import contextlib
 import errno
 import fcntl
@@ -19,10 +18,6 @@ from ray_app.errors import OutputRefused
 from ray_app.interrupts import uninterrupted
 from ray_app.output import layout
 from ray_app.output.output import Entry, Output, Writer
-from ray_app.output.retry import Patience
-
-_patience: collections.defaultdict[str | None, Patience] = collections.defaultdict(Patience)
-"""By run. Kept per process: a writer gets a new Output with each batch, and must not retry as long for each of them."""
 
 
 class LocalOutput(Output):
@@ -198,17 +193,6 @@ class LocalWriter(Writer):
             self._try_for_a_while(relative, lambda: self._stage_and_rename(self.output.root / relative, write))
         except OSError as error:
             raise _named(error, self.output.root / relative, "written") from error
-
-    def _try_for_a_while(self, relative: str, attempt: Callable[[], None]) -> None:
-        patience = _patience[self.run_id]
-        while True:
-            try:
-                attempt()
-                patience.restore()
-                return
-            except OSError as error:
-                if not patience.wait(error, self.output.root / relative):
-                    raise
 
     def _stage_and_rename(self, final: Path, write: Callable[[Path], object]) -> None:
         staged = self._staged_file()

@@ -1,7 +1,6 @@
 """OUTPUT in an object store (s3://, gs://, abfs://), where a PUT is atomic: no staging, no renames, no locks.
 Knows objects and listings; which errors can pass is said by `remote` and `patience`."""
 
-import collections
 import contextlib
 import io
 import time
@@ -11,10 +10,6 @@ from typing import Any
 from ray_app.errors import OutputRefused
 from ray_app.output import layout, remote
 from ray_app.output.output import Entry, Output, Writer
-from ray_app.output.retry import Patience
-
-_patience: collections.defaultdict[str | None, Patience] = collections.defaultdict(Patience)
-"""By run, as for local files."""
 
 
 class ObjectStoreOutput(Output):
@@ -134,16 +129,11 @@ class ObjectStoreWriter(Writer):
         self.output.check_writable()
 
     def write(self, relative: str, data: bytes) -> None:
-        name, patience = self.output.display_path(relative), _patience[self.run_id]
-        while True:
-            try:
-                with remote.as_os_error(name, action="written"), self._open(relative) as stream:
-                    stream.write(data)  # all in one call: if it is interrupted, the stream is closed with all or none
-                patience.restore()
-                return
-            except OSError as error:
-                if not patience.wait(error, name):
-                    raise
+        self._try_for_a_while(relative, lambda: self._put(relative, data))
+
+    def _put(self, relative: str, data: bytes) -> None:
+        with remote.as_os_error(self.output.display_path(relative), action="written"), self._open(relative) as stream:
+            stream.write(data)  # all in one call: if it is interrupted, the stream is closed with all or none
 
     def _open(self, relative: str) -> Any:
         return self.output.filesystem.open_output_stream(self.output.path(relative))

@@ -2,6 +2,7 @@
 Knows paths and bytes, nothing of images, rows or runs; each kind is a module, `local_storage` and `object_storage`."""
 
 import abc
+import collections
 import contextlib
 import fnmatch
 import itertools
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
 
 from ray_app.output import layout
+from ray_app.output.retry import Patience
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,6 +30,9 @@ class Entry(NamedTuple):
     bytes: int
     mtime_ns: int
 
+
+_retries: collections.defaultdict[str, Patience] = collections.defaultdict(Patience)
+"""By run. Of the process, not of a Writer: tasks get a new one with each batch, and can't wait again for each."""
 
 LATE_WRITERS_SECONDS, LATE_WRITERS_TRIES = 1.0, 5
 """For how long, and how often, staging is removed again after an interrupted run."""
@@ -211,6 +216,18 @@ class Writer(abc.ABC):
 
         Transient errors (a full disk, an overloaded server) are retried for some 15 s, see `patience`.
         """
+
+    def _try_for_a_while(self, relative: str, attempt: Callable[[], None]) -> None:
+        """Run `attempt`, and again after an error that may pass, as long as this process has patience for this run."""
+        retries = _retries[self.run_id]
+        while True:
+            try:
+                attempt()
+                retries.restore()
+                return
+            except OSError as error:
+                if not retries.wait(error, self.output.display_path(relative)):
+                    raise
 
     @abc.abstractmethod
     def write(self, relative: str, data: bytes) -> None:

@@ -138,12 +138,12 @@ def _smaller(run: Generate, share: float) -> str:
 def check_output(options: Doctor, nodes: list[Node]) -> Iterator[str]:
     """An output that can't be written, or that is another folder elsewhere."""
     try:
-        storage = open_output(options.output_base_path)
-        storage.check_writable()
-        if storage.reachable_from_all_nodes:  # whether a store takes files, only a file tells
+        output = open_output(options.output_base_path)
+        output.check_writable()
+        if output.reachable_from_all_nodes:  # whether a store takes files, only a file tells
             name = f".proxyqueue_probe_{uuid.uuid4().hex}"
-            storage.writer("doctor").write(name, b"")
-            storage.remove(name)
+            output.writer("doctor").write(name, b"")
+            output.remove(name)
     except Refused as refused:
         yield str(refused)
     except OSError as error:
