@@ -1,6 +1,5 @@
 """Shared parts of the tests: real tiny pipelines in local folders, one local Ray, the command as a subprocess."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -20,8 +19,6 @@ from ray_app.cluster import connection
 from ray_app.generation import recipes
 from ray_app.generation.options import Generate
 from ray_app.generation.worker import ImageWorker
-from ray_app.index.rows import read_rows
-from ray_app.output.open import open_output
 from tests.support import processes
 from tests.support.synthetic import SyntheticWorker
 
@@ -238,18 +235,6 @@ def start_cli(
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def check_index_is_true(output: Path, model_type: str = "sdxl") -> int:
-    """Every key's newest row is ok and its file is there with that size and sha256; how many keys there are."""
-    names = ["query_id", "prompt_index", "image_index", "snapshot", "step", "path", "bytes", "sha256", "status"]
-    rows = read_rows(open_output(str(output)), model_type, names).to_pylist()
-    newest = {tuple(row[name] for name in names[:5]): row for row in rows}
-    for row in newest.values():
-        data = (output / row["path"]).read_bytes()
-        assert (row["status"], row["bytes"]) == ("ok", len(data))
-        assert row["sha256"] == hashlib.sha256(data).hexdigest()
-    return len(newest)
 
 
 def read_tree(root: Path) -> dict[str, bytes]:

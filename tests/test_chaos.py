@@ -16,9 +16,10 @@ import pytest
 
 from ray_app.index import runs
 from ray_app.output.open import open_output
-from tests.conftest import MODEL, PACED, ROOT, SAMPLE, check_index_is_true, read_tree, run_cli, start_cli
+from tests.conftest import MODEL, PACED, ROOT, SAMPLE, read_tree, run_cli, start_cli
 from tests.support.nodes import ENVIRONMENT, START, answers, free_port, node_environment, short_folder
-from tests.support.processes import children, kill, kill_all_with, kill_tree, wait_for
+from tests.support.outputs import check_all_images_exist
+from tests.support.processes import are_gone, children, comes_true, kill, kill_all_with, kill_tree, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -76,20 +77,20 @@ def check_only_finished_images(output: Path) -> None:
 
 def check_all_is_there(output: Path, undisturbed: dict[str, bytes]) -> None:
     assert read_tree(output) == undisturbed
-    assert check_index_is_true(output) == IMAGES
+    assert check_all_images_exist(output) == IMAGES
     assert not (output / ".staging").exists()
 
 
 def test_twenty_actors_are_killed_in_one_run(tmp_path, undisturbed, chance):
     driver = start_cli(*COMMAND, "--batch_size", "2", cwd=tmp_path, program=PACED)
     output = tmp_path / "out"
-    assert wait_for(lambda: read_tree(output), 90), driver.communicate()
+    assert comes_true(lambda: read_tree(output), 90), driver.communicate()
     kills = images = 0
     while driver.poll() is None and kills < 25:
         # a batch whose actors die one after another counts as their cause: so let two through before the next kill, and
         # spare the younger actor
         enough = images + 4 * len(STEPS)
-        wait_for(lambda enough=enough: len(read_tree(output)) >= enough or driver.poll() is not None, 60)
+        comes_true(lambda enough=enough: len(read_tree(output)) >= enough or driver.poll() is not None, 60)
         time.sleep(chance.uniform(0, 0.3))
         images = len(read_tree(output))
         workers = children(driver.pid, "ray::MapWorker")
@@ -115,22 +116,22 @@ def test_ten_drivers_are_killed_one_after_another(tmp_path, undisturbed, chance)
         driver = start_cli(*COMMAND, cwd=tmp_path, program=PACED, **slow)
         images, parts = len(read_tree(output)), len(list(output.rglob("*.parquet")))
         if phase == "drawing":
-            wait_for(lambda images=images: len(read_tree(output)) > images, 60)
+            comes_true(lambda images=images: len(read_tree(output)) > images, 60)
             time.sleep(chance.uniform(0, 2))
         elif phase == "writing":
-            wait_for(lambda pid=driver.pid: children(pid, "write_images") and any(output.glob(".staging/*/*")), 8)
+            comes_true(lambda pid=driver.pid: children(pid, "write_images") and any(output.glob(".staging/*/*")), 8)
         elif phase == "part":
-            wait_for(lambda parts=parts: len(list(output.rglob("*.parquet"))) > parts, 60)
+            comes_true(lambda parts=parts: len(list(output.rglob("*.parquet"))) > parts, 60)
             time.sleep(chance.uniform(0, 0.05))
         else:
             time.sleep(chance.uniform(0.2, 1.5) if phase == "planning" else chance.uniform(2, 9))
         workers = children(driver.pid, "ray::Map")
         kill(driver.pid)
         driver.communicate()
-        assert wait_for(lambda workers=workers: not any(Path(f"/proc/{pid}/fd/0").exists() for pid in workers), 20)
+        wait_for("the driver's workers end", lambda workers=workers: are_gone(workers), 20)
         if output.exists():
             check_only_finished_images(output)
-            rows = check_index_is_true(output) if list(output.rglob("*.parquet")) else 0
+            rows = check_all_images_exist(output) if list(output.rglob("*.parquet")) else 0
             print(f"killed while {phase}: {len(read_tree(output))} images, {rows} rows")
             assert rows >= committed
             committed = rows
@@ -156,7 +157,7 @@ def kill_compaction(output: Path, chance: random.Random) -> None:
     kill(compaction.pid)
     compaction.communicate()
     if list(output.rglob("*.parquet")):
-        check_index_is_true(output)
+        check_all_images_exist(output)
 
 
 @pytest.fixture
@@ -183,13 +184,14 @@ def test_a_node_is_taken_away_and_brought_back(raylet, nodes_folder, tmp_path, u
     address = f"127.0.0.1:{free_port()}"
     port = address.rsplit(":", 1)[1]
     raylet("--head", f"--port={port}", "--num-cpus=1", "--include-dashboard=false", f"--temp-dir={nodes_folder}")
-    assert wait_for(lambda: answers(address), 60)
+    wait_for("the head answers", lambda: answers(address), 60)
     node = raylet(f"--address={address}", "--num-cpus=1")
-    assert wait_for(lambda: children(node.pid, "raylet"), 60), "no raylet after 60 s"
+    wait_for("a raylet", lambda: children(node.pid, "raylet"), 60)
     output = tmp_path / "out"
     joined = ["--address", address, "--num_workers", "2"]
     driver = start_cli(*COMMAND, *joined, cwd=tmp_path, program=PACED, RAY_AUTH_MODE="token")
-    assert wait_for(lambda: children(node.pid, "ray::MapWorker(MapBatches(PacedWorker)).") and read_tree(output), 120)
+    worker = "ray::MapWorker(MapBatches(PacedWorker))."
+    wait_for("the node generates", lambda: children(node.pid, worker) and read_tree(output), 120)
     kill_tree(node)
     check_only_finished_images(output)
     raylet(f"--address={address}", "--num-cpus=1")
@@ -206,18 +208,21 @@ def test_a_submitted_job_loses_a_node_for_good(raylet, nodes_folder, tmp_path, u
     address, dashboard = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
     ports = [f"--port={address.rsplit(':', 1)[1]}", f"--dashboard-port={dashboard.rsplit(':', 1)[1]}"]
     raylet("--head", *ports, "--num-cpus=0", "--include-dashboard=true", f"--temp-dir={nodes_folder}")
-    assert wait_for(lambda: answers(address) and answers(dashboard), 120)
+    wait_for("head and dashboard answer", lambda: answers(address) and answers(dashboard), 120)
     nodes, sockets = [], nodes_folder / "session_latest" / "sockets"
     for number in (2, 3):  # one after the other, or they would take the same names for their sockets
         nodes.append(raylet(f"--address={address}", "--num-cpus=1"))
-        assert wait_for(lambda number=number: len(list(sockets.glob("raylet*"))) == number, 60)
+        wait_for(f"{number} raylets", lambda number=number: len(list(sockets.glob("raylet*"))) == number, 60)
     output = tmp_path / "out"
     entry = [sys.executable, "-m", "jobs.generate", "--json_file", "ray_app/sample.json", *FLAGS]
     submit = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", f"--address=http://{dashboard}"]
     environment = {**os.environ, **ENVIRONMENT}
     probe = [*submit, "--no-wait", "--", "true"]  # the agent that starts jobs comes up after the dashboard
-    takes_jobs = wait_for(lambda: not subprocess.run(probe, env=environment, capture_output=True).returncode, 120)
-    assert takes_jobs, "the head takes no jobs after 120 s"
+    wait_for(
+        "the head takes jobs",
+        lambda: not subprocess.run(probe, env=environment, capture_output=True).returncode,
+        120,
+    )
     job = subprocess.Popen(
         [*submit, "--working-dir", ".", "--", *entry, "--output_base_path", str(output), "--num_workers", "2"],
         cwd=ROOT,
@@ -227,7 +232,7 @@ def test_a_submitted_job_loses_a_node_for_good(raylet, nodes_folder, tmp_path, u
         text=True,
     )
     drawing = "ray::MapWorker(MapBatches(ImageWorker))."
-    ready = wait_for(lambda: read_tree(output) and all(children(node.pid, drawing) for node in nodes), 180)
+    ready = comes_true(lambda: read_tree(output) and all(children(node.pid, drawing) for node in nodes), 180)
     assert ready, job.communicate(timeout=1)
     kill_tree(nodes[0])
     check_only_finished_images(output)

@@ -7,8 +7,9 @@ import sys
 import pytest
 
 from ray_app.cli import VERBS
-from tests.conftest import PACED, ROOT, SAMPLE, check_index_is_true, read_tree, run_cli, start_cli
-from tests.support.processes import wait_for
+from tests.conftest import PACED, ROOT, SAMPLE, read_tree, run_cli, start_cli
+from tests.support.outputs import check_all_images_exist
+from tests.support.processes import comes_true
 
 
 @pytest.mark.slow
@@ -56,14 +57,14 @@ def test_an_interrupted_run_leaves_a_true_index_and_goes_on(tmp_path):
     for number in (signal.SIGINT, signal.SIGTERM):
         process = start_cli(*command, cwd=tmp_path, program=PACED)
         before = len(list(tmp_path.rglob("*.parquet")))
-        committed_again = wait_for(lambda before=before: len(list(tmp_path.rglob("*.parquet"))) > before, 240)
+        committed_again = comes_true(lambda before=before: len(list(tmp_path.rglob("*.parquet"))) > before, 240)
         process.send_signal(number)
         assert committed_again, f"no part of the index in 240 s: {process.communicate(timeout=60)}"
         out, err = process.communicate(timeout=60)
         assert process.returncode == 130, err
         assert err.splitlines()[-1] == "proxyqueue: interrupted; the same command goes on from here"
         assert "Traceback" not in out + err
-        rows = check_index_is_true(tmp_path / "out")
+        rows = check_all_images_exist(tmp_path / "out")
         assert committed < rows < 600
         committed = rows
         assert not (tmp_path / "out" / ".staging").exists()
@@ -71,7 +72,7 @@ def test_an_interrupted_run_leaves_a_true_index_and_goes_on(tmp_path):
     result = run_cli(*command, cwd=tmp_path, program=PACED)
     assert result.returncode == 0, result.stderr
     assert f"{committed:,} existing" in result.stdout
-    assert check_index_is_true(tmp_path / "out") == len(read_tree(tmp_path / "out")) == 600
+    assert check_all_images_exist(tmp_path / "out") == len(read_tree(tmp_path / "out")) == 600
 
 
 @pytest.mark.slow

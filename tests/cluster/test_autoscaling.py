@@ -10,8 +10,9 @@ from ray_app.cluster.autoscaling import Autoscaler
 from ray_app.errors import Refused
 from ray_app.generation.generate import generate
 from ray_app.generation.options import Generate
-from tests.conftest import SAMPLE, check_index_is_true, read_tree, start_cli
+from tests.conftest import SAMPLE, read_tree, start_cli
 from tests.support.nodes import AutoscaledHead, short_folder
+from tests.support.outputs import check_all_images_exist
 from tests.support.processes import wait_for
 
 FLAGS = ["--json_file", str(SAMPLE), "--model_path", "tiny", "--max_inference_steps", "16", "--save_steps", "1", "16"]
@@ -73,9 +74,9 @@ def test_workers_come_and_go_with_the_run(head, tmp_path):
     out, err = driver.communicate()
     assert driver.returncode == 0, err
     assert most == 4, err
-    assert len(read_tree(tmp_path / "output")) == check_index_is_true(tmp_path / "output") == IMAGES
+    assert len(read_tree(tmp_path / "output")) == check_all_images_exist(tmp_path / "output") == IMAGES
     assert "(raylet)" not in out + err  # Ray's own words about actors that have no place
-    assert wait_for(lambda: head.nodes() == 1, 120)
+    wait_for("the workers' nodes go", lambda: head.nodes() == 1, 120)
 
 
 @pytest.mark.slow

@@ -16,8 +16,9 @@ from ray_app.cluster.ray_workarounds import PROJECT
 from ray_app.errors import Refused
 from ray_app.work_queue import queue
 from ray_app.work_queue.in_flight import InFlightTracker
-from tests.conftest import SAMPLE, check_index_is_true, read_tree, run_cli
+from tests.conftest import SAMPLE, read_tree, run_cli
 from tests.support import clusters, processes
+from tests.support.outputs import check_all_images_exist
 
 DRAW = ("--json_file", str(SAMPLE), "--model_path", "tiny", "--limit", "1", "--num_prompts", "1", "--num_workers", "1",
         "--max_inference_steps", "1", "--save_steps", "1")  # fmt: skip
@@ -39,7 +40,7 @@ def test_a_running_cluster_is_joined_and_left_running(ray_local, tmp_path):
     flags += ["--num_workers", "1", "--address", address]
     result = run_cli("generate", *flags, cwd=tmp_path, RAY_AUTH_MODE="token")
     assert result.returncode == 0, result.stderr
-    assert check_index_is_true(tmp_path / "output") == len(read_tree(tmp_path / "output")) == 5
+    assert check_all_images_exist(tmp_path / "output") == len(read_tree(tmp_path / "output")) == 5
     host, port = address.split(":")
     socket.create_connection((host, int(port)), 5).close()
     assert ray.get(ray.remote(num_cpus=0)(lambda: "answers").remote(), timeout=60) == "answers"
@@ -190,7 +191,7 @@ def test_modules_in_the_working_directory_are_not_the_workers(tmp_path):
     command = [sys.executable, "-c", code, "generate", *DRAW]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert check_index_is_true(tmp_path / "output") == 1
+    assert check_all_images_exist(tmp_path / "output") == 1
 
 
 @pytest.mark.slow
@@ -250,7 +251,11 @@ def test_a_node_without_the_project_is_named(tmp_path):
         two.start(f"--address={two.address}", "--num-cpus=1", within=within, PYTHONPATH=str(PROJECT))
         flags = ["--address", two.address, "--model_path", "tiny", "--output_base_path", str(tmp_path / "out")]
         doctor = ["doctor", *flags]
-        assert processes.wait_for(lambda: run_cli(*doctor, **clusters.auth(False)).stdout.count("2.60.0") == 2, 90)
+        processes.wait_for(
+            "doctor sees both nodes",
+            lambda: run_cli(*doctor, **clusters.auth(False)).stdout.count("2.60.0") == 2,
+            90,
+        )
         found = run_cli(*doctor, **clusters.auth(False))
         drawn = run_cli("generate", *DRAW, *flags, **clusters.auth(False))
     problem = "actors can't start there: ModuleNotFoundError: No module named 'ray_app.generation'; install"

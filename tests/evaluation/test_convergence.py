@@ -5,7 +5,6 @@ import math
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -13,11 +12,10 @@ from PIL import Image
 from ray_app.cli import main
 from ray_app.evaluation import convergence, convergence_plot, image_similarity
 from ray_app.index.trajectories import Trajectories
-from ray_app.index.writer import IndexWriter
-from ray_app.output import layout
 from ray_app.output.open import open_output
 from tests.gallery.test_pages import FLUX
-from tests.support.outputs import RECIPE
+from tests.support.outputs import RECIPE, add_images, image_row
+from tests.support.synthetic import encoded
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -29,21 +27,14 @@ def picture(query: int, step: int, last: int = 8) -> np.ndarray:
     return np.clip(np.full((32, 48, 3), 100 + query) + NOISE * (last - step) // last, 0, 255).astype(np.uint8)
 
 
-def draw(output: Path, queries, captures, recipe=RECIPE, run_id="run-1", pixels=picture, **more) -> None:
-    """Lossless pictures that come nearer to the last by a known amount each step; `more` are columns of every row."""
-    files = open_output(str(output)).writer(run_id)
-    rows = []
+def add(output: Path, queries, captures, recipe=RECIPE, run_id="run-1", pixels=picture, **more) -> None:
+    """Lossless images that come nearer to the last by a known amount each step; `more` are columns of every row."""
+    images = []
     for query in queries:
         for snapshot, step in captures:
-            path = f"{layout.step_folder(recipe.model_type, snapshot, step)}/combined/combined_r{query}_0.png"
-            (output / path).parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels(query, step)).save(output / path)
-            row = {"query_id": query, "reference_img_id": f"r{query}", "prompt_index": 0, "image_index": 0, "k": 0}
-            row |= {"snapshot": snapshot, "step": step, "path": path, "status": "ok", "denoise_id": f"d{query}"}
-            rows.append({**row, "bytes": (output / path).stat().st_size, **more})
-    with IndexWriter(files, recipe) as writer:
-        writer.append(pa.Table.from_pylist(rows))
-    files.output.remove_staging(files.run_id)
+            row = image_row(query, step, snapshot, image_format="png", recipe=recipe)
+            images.append((row | more, encoded(pixels(query, step), "png")))
+    add_images(output, run_id, images, recipe)
 
 
 def measured(output: Path, *arguments: str, code: int = 0) -> list[dict]:
@@ -54,7 +45,7 @@ def measured(output: Path, *arguments: str, code: int = 0) -> list[dict]:
 
 def test_rows_say_psnr_and_ssim_of_each_earlier_step(tmp_path, capsys):
     output = tmp_path / "out"
-    draw(output, range(3), [("xt", 2), ("xt", 4), ("xt", 8)])
+    add(output, range(3), [("xt", 2), ("xt", 4), ("xt", 8)])
     rows = measured(output)
     assert [(row["query_id"], row["step"], row["last_step"]) for row in rows] == [
         (query, step, 8) for query in range(3) for step in (2, 4)
@@ -84,11 +75,11 @@ def test_ssim_is_that_of_its_authors_on_a_flat_picture():
 def test_only_images_of_one_slot_and_denoise_are_compared(tmp_path):
     output = tmp_path / "out"
     both = [(snapshot, step) for snapshot in ("xt", "x0") for step in (2, 8)]
-    draw(output, range(4), both)
-    draw(output, [1], [("xt", 8), ("x0", 8)], run_id="run-2", status="failed", bytes=None)
-    draw(output, [2], [("xt", 2)], run_id="run-3", denoise_id="another")
+    add(output, range(4), both)
+    add(output, [1], [("xt", 8), ("x0", 8)], run_id="run-2", status="failed", bytes=None)
+    add(output, [2], [("xt", 2)], run_id="run-3", denoise_id="another")
     (output / "proxy_images_sdxl_step2/combined/combined_r3_0.png").unlink()
-    draw(output, [9], [("xt", 1), ("xt", 4)], FLUX, "run-f")
+    add(output, [9], [("xt", 1), ("xt", 4)], FLUX, "run-f")
     rows = measured(output)
     assert [(row["model"], row["query_id"], row["snapshot"], row["step"], row["last_step"]) for row in rows] == [
         ("flux", 9, "xt", 1, 4),
@@ -102,7 +93,7 @@ def test_only_images_of_one_slot_and_denoise_are_compared(tmp_path):
 
 def test_the_last_of_the_steps_named_is_compared_with(tmp_path):
     output = tmp_path / "out"
-    draw(output, [0], [("xt", step) for step in (1, 2, 4, 8)])
+    add(output, [0], [("xt", step) for step in (1, 2, 4, 8)])
     rows = measured(output, "--steps", "4", "1")
     assert [(row["step"], row["last_step"]) for row in rows] == [(1, 4)]
 
@@ -110,10 +101,10 @@ def test_the_last_of_the_steps_named_is_compared_with(tmp_path):
 def test_what_cannot_be_compared_is_named_and_costs_nothing_else(tmp_path, capsys):
     output = tmp_path / "out"
     captures = [("xt", 2), ("xt", 4), ("xt", 8)]
-    draw(output, range(3), captures)
+    add(output, range(3), captures)
     damaged = output / "proxy_images_sdxl_step8/combined/combined_r1_0.png"
     damaged.write_bytes(b"\0" * damaged.stat().st_size)
-    draw(output, [2], [("xt", 4)], run_id="run-2", pixels=lambda *_: picture(2, 4)[:20])
+    add(output, [2], [("xt", 4)], run_id="run-2", pixels=lambda *_: picture(2, 4)[:20])
     rows = measured(output, code=1)
     values = {(row["query_id"], row["step"]): row["psnr"] for row in rows}
     assert {key for key, psnr in values.items() if psnr is None} == {(1, 2), (1, 4), (2, 4)}
@@ -125,7 +116,7 @@ def test_what_cannot_be_compared_is_named_and_costs_nothing_else(tmp_path, capsy
 
 def test_equal_images_are_infinitely_near_and_the_plot_bears_it(tmp_path):
     output = tmp_path / "out"
-    draw(output, range(2), [("xt", 1), ("xt", 8)], pixels=lambda query, _: picture(query, 8))
+    add(output, range(2), [("xt", 1), ("xt", 8)], pixels=lambda query, _: picture(query, 8))
     assert [(row["psnr"], row["ssim"]) for row in measured(output)] == [(math.inf, 1.0)] * 2
     nothing = convergence_plot.png([])
     assert Image.open(io.BytesIO(nothing)).size == (1500, 600)
@@ -141,7 +132,7 @@ def test_equal_images_are_infinitely_near_and_the_plot_bears_it(tmp_path):
     ],
 )
 def test_nothing_to_compare_is_refused(tmp_path, capsys, arguments, told):
-    draw(tmp_path / "out", [0], [("xt", 2), ("xt", 8)])
+    add(tmp_path / "out", [0], [("xt", 2), ("xt", 8)])
     assert main(["convergence", "--output_base_path", str(tmp_path / "out"), *arguments]) == 2
     assert capsys.readouterr().err.strip().endswith(told)
     assert not (tmp_path / "out/convergence").exists()
@@ -149,7 +140,7 @@ def test_nothing_to_compare_is_refused(tmp_path, capsys, arguments, told):
 
 def test_pairs_of_many_slots_are_made_at_once(tmp_path):
     """A table of pairs has each slot's rows together, so that a task decodes its last image once."""
-    draw(tmp_path, range(200), [("xt", 1), ("xt", 2), ("xt", 8)], pixels=lambda *_: np.zeros((1, 1, 3), np.uint8))
+    add(tmp_path, range(200), [("xt", 1), ("xt", 2), ("xt", 8)], pixels=lambda *_: np.zeros((1, 1, 3), np.uint8))
     shown = Trajectories(open_output(str(tmp_path)), ["sdxl"])
     made = convergence.pairs(shown.rows("sdxl"), "sdxl")
     assert made["query_id"].to_pylist() == [query for query in range(200) for _ in range(2)]

@@ -19,7 +19,7 @@ from ray_app.export import trajectories
 from tests.conftest import generate_sample, read_tree, start_cli
 from tests.gallery.test_pages import FLUX, draw
 from tests.support.outputs import newest_rows, parts
-from tests.support.processes import wait_for
+from tests.support.processes import comes_true, wait_for
 from tests.support.synthetic import SyntheticWorker
 
 
@@ -242,7 +242,7 @@ def test_an_interrupted_export_leaves_nothing(mixed, tmp_path):
         pq.write_table(table.from_pylist(rows, table.schema), part)
     command = ["--format", "trajectories", "--output_base_path", str(mixed), "--export_path", str(tmp_path / "ex")]
     process = start_cli("export", *command)
-    begun = wait_for(lambda: list(tmp_path.glob(".ex.*/*.parquet")), 90)
+    begun = comes_true(lambda: list(tmp_path.glob(".ex.*/*.parquet")), 90)
     process.send_signal(signal.SIGINT)
 
     def let_go() -> bool:
@@ -251,7 +251,7 @@ def test_an_interrupted_export_leaves_nothing(mixed, tmp_path):
             os.close(os.open(victim, os.O_WRONLY | os.O_NONBLOCK))
         return process.poll() is not None
 
-    assert wait_for(let_go, 60), "the export goes on 60 s after Ctrl-C"
+    wait_for("the export ends after Ctrl-C", let_go, 60)
     _, err = process.communicate(timeout=60)
     assert begun, f"no file was begun in 90 s: {err}"
     assert (process.returncode, err) == (130, "proxyqueue: interrupted; the same command goes on from here\n")

@@ -1,6 +1,7 @@
 """gallery: its files as text, and its pages in a real Chromium; what they show, and that a prompt is only ever text."""
 
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -10,16 +11,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
+import numpy as np
 import pytest
 from PIL import Image
 
 from ray_app.cli import main
 from ray_app.gallery import pages as gallery
-from ray_app.index.writer import IndexWriter
-from ray_app.output import layout
-from ray_app.output.open import open_output
-from tests.support.outputs import RECIPE
+from tests.support.outputs import RECIPE, add_images, image_row
+from tests.support.synthetic import encoded
 
 EVIL = "<script>document.title = 'run'</script><img src=x onerror=\"document.title = 'run'\"> \"'&{{ 7 * 7 }}"
 SLOTS = 2
@@ -27,7 +26,7 @@ PADDED_BYTES = 4096
 FLUX = dataclasses.replace(RECIPE, model_type="flux")
 
 
-def draw(
+def add(
     output: Path,
     queries,
     snapshots=("xt", "x0"),
@@ -42,31 +41,14 @@ def draw(
 
     `more` are columns of every row.
     """
-    files = open_output(str(output)).writer(run_id)
-    rows = []
-    for query in queries:
-        for prompt in range(SLOTS):
-            for snapshot in snapshots:
-                for step in steps:
-                    file = layout.image_file(layout.COMBINED, f"r#{query}", prompt, "jpg")
-                    path = f"{layout.step_folder(recipe.model_type, snapshot, step)}/{file}"
-                    (output / path).parent.mkdir(parents=True, exist_ok=True)
-                    Image.new("RGB", size, (query * 3 % 256, step * 50, blue)).save(output / path)
-                    with (output / path).open("ab") as file:
-                        file.write(bytes(PADDED_BYTES - file.tell()))
-                    row = {"query_id": query, "reference_img_id": f"r#{query}", "prompt_index": prompt, "k": prompt}
-                    row |= {"image_index": 0, "snapshot": snapshot, "step": step, "path": path, "status": "ok"}
-                    row |= {
-                        "prompt": f"a thing number{query:03} view{prompt}" + " rare" * (query % 25 == 5),
-                        "seed": 0,
-                        "width": size[0],
-                    }
-                    row |= {"height": size[1], "bytes": (output / path).stat().st_size, "denoise_id": f"{query}"}
-                    rows.append({**row, **more})
-    with IndexWriter(files, recipe) as writer:
-        writer.append(pa.Table.from_pylist(rows))
-        writer.commit()
-    files.output.remove_staging(files.run_id)
+    images = []
+    for query, prompt, snapshot, step in itertools.product(queries, range(SLOTS), snapshots, steps):
+        colours = np.full((size[1], size[0], 3), (query * 3 % 256, step * 50, blue), np.uint8)
+        row = image_row(query, step, snapshot, prompt, reference=f"r#{query}", recipe=recipe)
+        row |= {"prompt": f"a thing number{query:03} view{prompt}" + " rare" * (query % 25 == 5), "seed": 0}
+        row |= {"width": size[0], "height": size[1]}
+        images.append((row | more, encoded(colours, "jpg").ljust(PADDED_BYTES, b"\0")))
+    add_images(output, run_id, images, recipe)
 
 
 def shown(output, *arguments):
@@ -77,10 +59,10 @@ def shown(output, *arguments):
 def sixty(tmp_path_factory) -> Path:
     """Sixty queries on two pages: query 7's prompts are HTML, one image of query 8 failed, one of query 9 is gone."""
     output = tmp_path_factory.mktemp("gallery") / "out"
-    draw(output, range(60))
-    draw(output, [7], run_id="run-2", prompt=EVIL)
+    add(output, range(60))
+    add(output, [7], run_id="run-2", prompt=EVIL)
     failed = {"bytes": None, "error_type": "OutOfMemory", "error_message": "too <b>large</b>"}
-    draw(output, [8], ["xt"], [4], run_id="run-3", status="failed", **failed)
+    add(output, [8], ["xt"], [4], run_id="run-3", status="failed", **failed)
     (output / "proxy_images_sdxl_step1/combined/combined_r#9_0.jpg").unlink()
     entries = [
         {"id": n, "relative_caption": f"caption {n} {EVIL if n == 7 else ''}", "shared_concept": f"concept {n}"}
@@ -118,9 +100,9 @@ def write_hostile_gallery(folder: Path, text: str) -> Path:
     """A gallery whose output's name, ids, prompts, captions and errors all hold this text; its folder."""
     output = folder / f"out {text.replace('/', '')}"
     texts = {"prompt": f"prompt {text}", "reference_img_id": f"id {text}"}
-    draw(output, [1], ["xt"], [1], **texts)
+    add(output, [1], ["xt"], [1], **texts)
     failed = {"status": "failed", "bytes": None, "error_type": f"type {text}", "error_message": f"message {text}"}
-    draw(output, [1], ["xt"], [4], run_id="run-2", **texts, **failed)
+    add(output, [1], ["xt"], [4], run_id="run-2", **texts, **failed)
     entry = {"id": 1, "relative_caption": f"caption {text}", "shared_concept": f"concept {text}"}
     (folder / "test.json").write_text(json.dumps([entry]))
     pages = folder / "pages"
@@ -381,11 +363,11 @@ def test_copies_are_small_and_made_once(sixty, capsys):
 def test_an_image_that_was_generated_again_gets_a_new_copy(tmp_path, capsys, size):
     """Of the same number of bytes, and also where nothing but its colour is another."""
     output = tmp_path / "out"
-    draw(output, range(2), ["xt"])
+    add(output, range(2), ["xt"])
     image = "proxy_images_sdxl_step4/combined/combined_r#{}_0.jpg"
     before = (output / image.format(1)).read_bytes()
     assert shown(output) == 0
-    draw(output, [1], ["xt"], [4], run_id="run-2", size=size, blue=100)
+    add(output, [1], ["xt"], [4], run_id="run-2", size=size, blue=100)
     after = (output / image.format(1)).read_bytes()
     assert (after != before, len(after)) == (True, len(before))
     capsys.readouterr()
@@ -400,7 +382,7 @@ def test_an_image_that_was_generated_again_gets_a_new_copy(tmp_path, capsys, siz
 
 
 def test_copies_of_another_size_are_made_again(tmp_path, capsys):
-    draw(tmp_path, range(2), ["xt"], [4])
+    add(tmp_path, range(2), ["xt"], [4])
     for longest, made in ((48, 2 * SLOTS), (48, 0), (80, 2 * SLOTS)):
         capsys.readouterr()
         assert shown(tmp_path, "--thumbnails", str(longest)) == 0
@@ -411,7 +393,7 @@ def test_copies_of_another_size_are_made_again(tmp_path, capsys):
 
 def test_a_smaller_gallery_leaves_no_pages_of_a_larger_one(tmp_path, capsys, monkeypatch):
     output = tmp_path / "out"
-    draw(output, range(5), ["xt"], [1])
+    add(output, range(5), ["xt"], [1])
     monkeypatch.setattr(gallery, "QUERIES_A_PAGE", 2)
     assert shown(output, "--thumbnails", "0") == 0
     assert sorted(path.name for path in (output / "gallery").glob("*.html")) == [
@@ -429,7 +411,7 @@ def test_a_smaller_gallery_leaves_no_pages_of_a_larger_one(tmp_path, capsys, mon
 
 def test_clean_takes_the_gallery_with_all_else(tmp_path, capsys):
     output = tmp_path / "out"
-    draw(output, range(2), ["xt"])
+    add(output, range(2), ["xt"])
     assert shown(output) == 0
     (output / "gallery/mine.txt").write_text("")
     assert main(["clean", "--output_base_path", str(output), "--all", "--yes"]) == 0
@@ -439,7 +421,7 @@ def test_clean_takes_the_gallery_with_all_else(tmp_path, capsys):
 
 def test_a_file_that_is_no_picture_is_named_and_the_page_goes_on(tmp_path, capsys):
     output = tmp_path / "out"
-    draw(output, [0], ["xt"], [1])
+    add(output, [0], ["xt"], [1])
     bad = output / "proxy_images_sdxl_step1/combined/combined_r#0_1.jpg"
     bad.write_bytes(b"x" * bad.stat().st_size)
     assert shown(output) == 0
@@ -449,8 +431,8 @@ def test_a_file_that_is_no_picture_is_named_and_the_page_goes_on(tmp_path, capsy
 
 def test_both_models_stand_one_under_the_other(tmp_path):
     output = tmp_path / "out"
-    draw(output, range(2), ["xt"])
-    draw(output, [1], ["xt"], recipe=FLUX, run_id="run-f")
+    add(output, range(2), ["xt"])
+    add(output, [1], ["xt"], recipe=FLUX, run_id="run-f")
     assert shown(output, "--gallery_path", str(tmp_path / "pages")) == 0
     text = (tmp_path / "pages/index.html").read_text()
     assert re.findall(r"(sdxl|flux), image (\d)", text) == [
@@ -494,6 +476,6 @@ def test_what_makes_no_sense_is_refused(sixty, capsys, arguments, message):
 
 def test_more_than_a_picture_can_hold_is_refused(sixty, tmp_path, capsys):
     assert shown(sixty, "--contact_sheet", str(tmp_path / "a.png"), "--thumbnails", "4096", "--limit", "2") == 0
-    draw(tmp_path / "large", range(60), ["xt"], [1], size=(300, 300))
+    add(tmp_path / "large", range(60), ["xt"], [1], size=(300, 300))
     assert shown(tmp_path / "large", "--contact_sheet", str(tmp_path / "b.png")) == 2
     assert "more than 113 rows of 256 pixels; take fewer with --query_ids" in capsys.readouterr().err

@@ -36,7 +36,8 @@ from ray_app.index.schema import SCHEMA
 from ray_app.output.open import open_output
 from ray_app.work_queue import queue
 from ray_app.work_queue.queue import INIT_DEATHS
-from tests.conftest import SAMPLE, check_index_is_true, flip_bit_of_a_page, read_tree
+from tests.conftest import SAMPLE, flip_bit_of_a_page, read_tree
+from tests.support.outputs import check_all_images_exist
 from tests.support.processes import wait_for
 from tests.support.synthetic import FAILS, FAULT, NEEDS_MEMORY, TRUNCATED, SyntheticWorker, TalkingWorker
 
@@ -314,9 +315,9 @@ def test_an_error_of_the_program_itself_ends_the_run_and_loses_no_row(tmp_path):
     with pytest.raises(Exception, match="a fault of the program"):
         generate(options(tmp_path / "out", json_file=with_prompts(tmp_path, {(4, 0): FAULT})))
     assert last_record(tmp_path / "out")["state"] == "failed"
-    assert check_index_is_true(tmp_path / "out") <= len(read_tree(tmp_path / "out")) < 72
+    assert check_all_images_exist(tmp_path / "out") <= len(read_tree(tmp_path / "out")) < 72
     assert generate(options(tmp_path / "out")) == OK  # with the sample's own prompt there
-    assert check_index_is_true(tmp_path / "out") == len(read_tree(tmp_path / "out")) == 72
+    assert check_all_images_exist(tmp_path / "out") == len(read_tree(tmp_path / "out")) == 72
 
 
 @pytest.fixture
@@ -340,8 +341,11 @@ def test_results_that_nobody_takes_any_more_are_not_fetched(ray_local):
     results = queue.Results(ray.data.range(1_000, override_num_blocks=100), None)
     with contextlib.closing(results.tables()) as tables:
         assert next(table for table in tables if table is not None).num_rows == 10
-    ended = wait_for(lambda: queue.FETCHER not in [thread.name for thread in threading.enumerate()], 60)
-    assert ended, "the thread that fetches results runs on after 60 s"
+    wait_for(
+        "the thread that fetches results ends",
+        lambda: queue.FETCHER not in [thread.name for thread in threading.enumerate()],
+        60,
+    )
 
 
 def test_a_batch_whose_worker_is_killed_is_repeated_and_counted(finished, tmp_path):
@@ -400,9 +404,9 @@ def test_staging_that_a_late_writer_makes_again_is_removed_too(tmp_path):
     output = tmp_path / "out"
 
     def write_late() -> None:
-        assert wait_for(lambda: list(output.glob(".staging/*")), 60), "nothing was staged in 60 s"
+        wait_for("a file is staged", lambda: list(output.glob(".staging/*")), 60)
         (staging,) = output.glob(".staging/*")
-        assert wait_for(lambda: not staging.exists(), 60), "staging was not removed in 60 s"
+        wait_for("staging is removed", lambda: not staging.exists(), 60)
         staging.mkdir(parents=True)
         (staging / "half").write_bytes(b"unfinished")
 
@@ -451,7 +455,7 @@ def test_a_damaged_part_is_set_aside_and_its_images_are_drawn_again(output, fini
     assert said[0].startswith(f"proxyqueue: {part}: a damaged part of the index (")
     assert (output / ".set_aside" / part.relative_to(output)).read_bytes() == damaged
     assert read_tree(output) == read_tree(finished)
-    assert check_index_is_true(output) == 72
+    assert check_all_images_exist(output) == 72
     assert last_record(output)["summary"]["images_written"] == lost
     sql = f"SELECT count(*) FROM read_parquet('{output}/index/**/*.parquet', hive_partitioning = true)"
     assert duckdb.sql(sql).fetchall() == [(72,)]

@@ -2,7 +2,6 @@
 
 import collections
 import json
-import time
 import urllib.request
 
 import pyarrow as pa
@@ -16,6 +15,7 @@ from ray_app.index.schema import SCHEMA
 from ray_app.output.open import open_output
 from ray_app.work_queue.metrics import Metrics
 from tests.conftest import SAMPLE
+from tests.support.processes import wait_for
 from tests.support.synthetic import FAILS, SyntheticWorker
 
 STEPS = ("6", "7")
@@ -85,10 +85,9 @@ def test_prometheus_finds_what_was_generated(ray_local, tmp_path):
     observe_known_seconds()
     made = {("flux", "xt", 6, NODE): 2}
 
-    deadline = time.monotonic() + 90  # Ray sends every ten seconds
-    while by_step(found := scraped(), "images_total") != {**counts["ok"], **made}:
-        assert time.monotonic() < deadline, f"the endpoint has not the rows of the index after 90 s: {found}"
-        time.sleep(0.2)
+    all_images = {**counts["ok"], **made}
+    wait_for("the rows of the index at the endpoint", lambda: by_step(scraped(), "images_total") == all_images, 90)
+    found = scraped()
     assert by_step(found, "failures_total") == {**counts["failed"], ("flux", "xt", 7, NODE): 1}
     batches = dict.fromkeys(counts["ok"], 3)  # 18 prompts, 6 at a time
     for name in METRICS.seconds:

@@ -11,8 +11,8 @@ from ray_app.cli import main
 from ray_app.index.partition import Partition
 from ray_app.index.schema import SCHEMA, VERSION_KEY
 from ray_app.output.open import open_output
-from tests.conftest import ROOT, SAMPLE, check_index_is_true, read_tree
-from tests.support.outputs import parts, write_images
+from tests.conftest import ROOT, SAMPLE, read_tree
+from tests.support.outputs import check_all_images_exist, parts, write_images
 
 COMMANDS = {
     "query": ("query", "SELECT count(*) AS n FROM images", "--format", "json"),
@@ -97,7 +97,7 @@ def test_compact_keeps_a_column_more(images, capsys):
         == 0
     )
     assert capsys.readouterr().out.splitlines()[-1] == str(len(notes))
-    check_index_is_true(images)
+    check_all_images_exist(images)
 
 
 def test_a_column_more_of_two_types_is_refused(images, capsys):
@@ -117,7 +117,7 @@ def test_an_older_part_has_null_where_it_lacks_a_column(images):
     assert (table.num_rows, table["sigma"].null_count > 0, table["query_id"].null_count) == (12, True, 0)
     assert partition.schema.equals(SCHEMA)
     assert main(["compact", "--output_base_path", str(images)]) == 0
-    check_index_is_true(images)
+    check_all_images_exist(images)
 
 
 @pytest.mark.usefixtures("ray_local")

@@ -18,8 +18,8 @@ from ray_app.generation import generate
 from ray_app.generation.options import Generate
 from ray_app.index import runs
 from ray_app.output.open import open_output
-from tests.conftest import PACED, SAMPLE, check_index_is_true, read_tree, run_cli, run_python, start_cli
-from tests.support.outputs import age, give_process
+from tests.conftest import PACED, SAMPLE, read_tree, run_cli, run_python, start_cli
+from tests.support.outputs import age, check_all_images_exist, give_process
 from tests.support.processes import wait_for
 
 WORK = runs.claimed_images("sdxl", [1, 2, 3, 7], [("xt", 1), ("xt", 4)])
@@ -208,7 +208,7 @@ def test_a_record_goes_on_changing_while_its_run_waits(tmp_path, monkeypatch):
     record.begin()
     for _ in range(2):
         age(path)
-        assert wait_for(lambda: path.stat().st_mtime > time.time() - 1000, 10)
+        wait_for("a heartbeat", lambda: path.stat().st_mtime > time.time() - 1000, 10)
     record.end("complete")
     age(path)
     time.sleep(0.3)
@@ -293,10 +293,7 @@ def test_two_drivers_on_one_output(tmp_path):
     flags = "--model_path tiny --max_inference_steps 4 --save_steps 1 4 --img_per_prompt 8 --num_workers 1 --gpu_num 2"
     command = ["generate", "--json_file", str(SAMPLE), *flags.split(), "--output_base_path", "out"]
     first = start_cli(*command, "--idx", "0", cwd=tmp_path, program=PACED)
-    deadline = time.monotonic() + 60
-    while not read_tree(tmp_path / "out"):
-        assert time.monotonic() < deadline, "the first run has drawn no image"
-        time.sleep(0.1)
+    wait_for("the first run's first image", lambda: read_tree(tmp_path / "out"), 60)
     second = run_cli(*command, "--idx", "0", cwd=tmp_path, program=PACED)
     assert second.returncode == 2
     assert f"run still active (process {first.pid} on " in second.stderr
@@ -307,6 +304,6 @@ def test_two_drivers_on_one_output(tmp_path):
     for process in (first, other_share):
         process.communicate(timeout=120)
     assert (first.returncode, other_share.returncode, forced.returncode) == (0, 0, 0)
-    assert check_index_is_true(tmp_path / "out") == 6 * 5 * 8 * 2 == len(read_tree(tmp_path / "out"))
+    assert check_all_images_exist(tmp_path / "out") == 6 * 5 * 8 * 2 == len(read_tree(tmp_path / "out"))
     assert not (tmp_path / "out" / ".staging").exists()
     assert sorted(record["state"] for record in runs.read_all(open_output(str(tmp_path / "out")))) == ["complete"] * 3

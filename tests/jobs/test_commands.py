@@ -14,7 +14,7 @@ from jobs.benchmarks.options import Scale, Speed
 from jobs.training.train import Train
 from ray_app.cli import run_module
 from tests.conftest import ROOT, run_cli
-from tests.support.processes import children, wait_for
+from tests.support.processes import are_gone, children, comes_true, wait_for
 
 COMMANDS = {"jobs.benchmarks.speed": Speed, "jobs.benchmarks.scale": Scale, "jobs.training.train": Train}
 
@@ -57,7 +57,7 @@ def measuring(tmp_path) -> Iterator[subprocess.Popen[str]]:
         text=True,
         start_new_session=True,
     )
-    at_work = wait_for((tmp_path / "work" / "measured").is_dir, 60) and wait_for(lambda: helpers(command.pid), 60)
+    at_work = comes_true((tmp_path / "work" / "measured").is_dir, 60) and comes_true(lambda: helpers(command.pid), 60)
     yield command
     command.kill()
     command.communicate()
@@ -66,10 +66,6 @@ def measuring(tmp_path) -> Iterator[subprocess.Popen[str]]:
 
 def helpers(command: int) -> list[int]:
     return children(command, "multiprocessing.spawn")
-
-
-def are_gone(processes: list[int]) -> bool:
-    return not any(os.path.exists(f"/proc/{process}") for process in processes)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -87,4 +83,4 @@ def test_an_interrupted_benchmark_ends_at_once_with_one_line(measuring, send, nu
 def test_no_process_outlives_a_benchmark_that_is_killed(measuring):
     processes = helpers(measuring.pid)
     measuring.kill()
-    assert wait_for(lambda: are_gone(processes), 20)
+    wait_for("the benchmark's processes end", lambda: are_gone(processes), 20)

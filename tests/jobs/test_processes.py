@@ -16,7 +16,7 @@ pytestmark = pytest.mark.timeout(60)
 @pytest.fixture(autouse=True)
 def none_is_left():
     yield
-    assert wait_for(lambda: not children(os.getpid(), "multiprocessing.spawn"), 10)
+    wait_for("helper processes end", lambda: not children(os.getpid(), "multiprocessing.spawn"), 10)
 
 
 def began_at(seconds_to_prepare: float) -> tuple[int, float]:

@@ -180,7 +180,7 @@ def test_a_listing_during_which_parts_are_replaced_is_not_believed(output, monke
 def test_readers_never_miss_a_row(tmp_path):
     """A reader in a thread, over and over, while forty parts become one again and again."""
     output = tmp_path / "out"
-    write_images(output, "run-0", range(80), rows_a_part=4)
+    write_images(output, "run-0", range(80), rows_per_part=4)
     files, seen, ended = open_output(str(output)).writer("writer"), [], threading.Event()
 
     def read():

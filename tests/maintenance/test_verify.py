@@ -20,12 +20,12 @@ from ray_app.generation.generate import generate, prepare
 from ray_app.generation.options import Generate
 from ray_app.index import runs
 from ray_app.index.rows import read_recipes
-from ray_app.index.writer import IndexWriter
 from ray_app.maintenance.rewrite import rewrite
 from ray_app.output.open import open_output
 from tests.conftest import SAMPLE, read_tree
 from tests.support.outputs import (
     RECIPE,
+    add_images,
     check_index_is_true,
     kill_and_repeat,
     newest_rows,
@@ -64,15 +64,10 @@ def asked(output, **flags):
 def rewrite_row(output, path, **changes):
     """A newer row for an image: the index as another program, or a fault, could have left it."""
     (row,) = [row for row in newest_rows(output) if row["path"] == path]
-    table = pq.read_table(parts(output)[0], partitioning=None).slice(0, 0)
     row |= changes | {"created_at": None}
-    table = table.from_pylist([{name: value for name, value in row.items() if value is not None}])
+    row = {name: value for name, value in row.items() if value is not None}
     recipe = next(iter(read_recipes(open_output(str(output)), "sdxl").values()))
-    files = open_output(str(output)).writer(runs.new_id())
-    writer = IndexWriter(files, dataclasses.replace(RECIPE, **recipe))
-    writer.append(table)
-    writer.commit()
-    files.output.remove_staging(files.run_id)
+    add_images(output, runs.new_id(), [(row, None)], dataclasses.replace(RECIPE, **recipe))
 
 
 def replace_image(output, path, data):

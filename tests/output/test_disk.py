@@ -13,8 +13,9 @@ import pytest
 from ray_app.errors import OK, REFUSED
 from ray_app.generation.generate import generate
 from ray_app.generation.options import Generate
-from tests.conftest import PACED, SAMPLE, check_index_is_true, obeying_permissions, read_tree
-from tests.support.processes import wait_for
+from tests.conftest import PACED, SAMPLE, obeying_permissions, read_tree
+from tests.support.outputs import check_all_images_exist
+from tests.support.processes import comes_true
 from tests.support.synthetic import SyntheticWorker
 
 pytestmark = [pytest.mark.usefixtures("ray_local"), pytest.mark.slow]
@@ -51,7 +52,7 @@ def start(output: Path, prefix: list[str]) -> subprocess.Popen[str]:
 def run_into(trouble: Callable[[], object], output: Path, prefix: list[str], tried_again: bool = False) -> str:
     """Make trouble as soon as the run has drawn some images; the last line it says, after ending as refused."""
     process = start(output, prefix)
-    begun = wait_for(lambda: len(list(output.rglob("*.png"))) >= BEGUN + 40 or process.poll() is not None, 240)
+    begun = comes_true(lambda: len(list(output.rglob("*.png"))) >= BEGUN + 40 or process.poll() is not None, 240)
     trouble()
     out, err = process.communicate(timeout=240)
     assert begun, f"fewer than 40 images in 240 s: {err}"
@@ -104,7 +105,7 @@ def remount(disk: Path, how: str) -> None:
 def check_completes(output: Path, undisturbed: dict[str, bytes]) -> None:
     assert generate(options(output), SyntheticWorker) == OK
     assert read_tree(output) == undisturbed
-    assert check_index_is_true(output) >= IMAGES
+    assert check_all_images_exist(output) >= IMAGES
 
 
 def test_a_full_disk(disk, undisturbed):
@@ -113,7 +114,7 @@ def test_a_full_disk(disk, undisturbed):
     line = run_into(lambda: None, output, [], tried_again=True)
     assert line.startswith(f"proxyqueue: {output}/")
     assert line.endswith(f": can't be written: No space left on device{GOES_ON}")
-    assert BEGUN <= check_index_is_true(output) < IMAGES
+    assert BEGUN <= check_all_images_exist(output) < IMAGES
     assert not (output / ".staging").exists()
     remount(disk, "size=64m")
     check_completes(output, undisturbed)
@@ -126,7 +127,7 @@ def test_a_disk_that_turns_read_only(disk, undisturbed):
     line = run_into(lambda: remount(disk, "ro"), output, [])
     assert line.startswith(f"proxyqueue: {output}/")
     assert line.endswith(f": can't be written: Read-only file system{GOES_ON}")
-    assert BEGUN <= check_index_is_true(output) < IMAGES
+    assert BEGUN <= check_all_images_exist(output) < IMAGES
     remount(disk, "rw")
     check_completes(output, undisturbed)
 
@@ -137,7 +138,7 @@ def test_permission_taken_away(output, undisturbed):
     line = run_into(lambda: locked.chmod(0o500), output, obeying_permissions())
     assert line.startswith(f"proxyqueue: {locked}/combined_")
     assert line.endswith(f".png: can't be written: Permission denied{GOES_ON}")
-    assert BEGUN < check_index_is_true(output) < IMAGES
+    assert BEGUN < check_all_images_exist(output) < IMAGES
     assert not (output / ".staging").exists()
     record = json.loads(max((output / "runs").iterdir()).read_text())
     assert record["state"] == "failed"
@@ -154,5 +155,5 @@ def test_an_output_that_vanishes_is_not_made_again(output, undisturbed):
     assert line.endswith(f" is gone since the run began: removed, renamed or unmounted{GOES_ON}")
     assert not output.exists()
     elsewhere.rename(output)
-    assert BEGUN <= check_index_is_true(output) < IMAGES
+    assert BEGUN <= check_all_images_exist(output) < IMAGES
     check_completes(output, undisturbed)

@@ -21,7 +21,7 @@ from ray_app.query import views
 from ray_app.query.query import PRESETS
 from tests.conftest import ROOT, flip_bit_of_a_page, run_cli, start_cli
 from tests.support.outputs import RECIPE, parts, running, write_images
-from tests.support.processes import wait_for
+from tests.support.processes import comes_true
 
 FLUX = dataclasses.replace(RECIPE, model_type="flux")
 
@@ -338,7 +338,7 @@ def test_ctrl_c_stops_a_long_query(output):
         "query", "--output_base_path", str(output), "SELECT sum(hash(i)) FROM range(1000000000000) t(i)"
     )
     try:
-        begun = wait_for(lambda: process.poll() is not None or _cpu_seconds_of_threads(process.pid) > 0.3, 90)
+        begun = comes_true(lambda: process.poll() is not None or _cpu_seconds_of_threads(process.pid) > 0.3, 90)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     finally:

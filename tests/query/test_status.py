@@ -117,7 +117,7 @@ def two_shares(tmp_path: Path) -> float:
     for run_id, queries in (("run-1", range(10)), ("run-2", range(10, 20))):
         path = Path(record(tmp_path, run_id, queries, [["xt", 1], ["xt", 4]]).output.path(f"runs/{run_id}.json"))
         give_process(path, os.getppid())
-    write_images(tmp_path, "run-1", range(8), rows_a_part=8)
+    write_images(tmp_path, "run-1", range(8), rows_per_part=8)
     write_images(tmp_path, "run-2", [12], status="failed")
     rows = read_rows(open_output(str(tmp_path)), "sdxl", ["run_id"]).to_pylist()
     return min(row["created_at"] for row in rows if row["run_id"] == "run-1").timestamp()

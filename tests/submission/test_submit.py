@@ -21,9 +21,10 @@ from ray_app.cli import main
 from ray_app.submission import job_package, job_server
 from ray_app.submission.job_package import PACKAGES
 from ray_app.submission.submit import check_job, passed_on
-from tests.conftest import ROOT, SAMPLE, check_index_is_true, obeying_permissions, read_tree, run_cli, start_cli
+from tests.conftest import ROOT, SAMPLE, obeying_permissions, read_tree, run_cli, start_cli
 from tests.support.clusters import Cluster, Tunnel, auth, cluster, pids
 from tests.support.dashboard import Dashboard, dashboard
+from tests.support.outputs import check_all_images_exist
 from tests.support.processes import environments, wait_for
 
 TINY = ["--model_path", "tiny", "--max_inference_steps", "4", "--save_steps", "1", "4"]
@@ -217,7 +218,7 @@ def test_ctrl_c_detaches_stop_stops_and_the_same_command_goes_on(jobs, here, tmp
     environment = {**auth(False), "HF_TOKEN": SECRET, "AWS_REGION": "eu-north-1", "AWS_PROFILE": "mine"}
     following = start_cli("submit", "--address", jobs.dashboard, *asked, cwd=here, **environment)
     try:
-        assert wait_for(lambda: list(output.rglob("*.parquet")), 120)
+        wait_for("a part of the index", lambda: list(output.rglob("*.parquet")), 120)
         processes = {*pids("jobs.generate --model_path"), *pids("ray::MapWorker")}
         variables = [found for pid, found in environments() if pid in processes]
         own = [found for found in variables if f"HF_TOKEN={SECRET}" in found and "RAY_JOB_STOP_WAIT_TIME_S=60" in found]
@@ -235,7 +236,7 @@ def test_ctrl_c_detaches_stop_stops_and_the_same_command_goes_on(jobs, here, tmp
     assert re.search(rf"^{job} +RUNNING", submit(jobs, here, "--list").stdout, re.M)
     stopped = submit(jobs, here, "--stop", job)
     assert (stopped.returncode, stopped.stdout, stopped.stderr) == (0, f"{job}: stopped\n", "")
-    rows = check_index_is_true(output)
+    rows = check_all_images_exist(output)
     assert 0 < rows < 960
     assert not (output / ".staging").exists()
     again = submit(jobs, here, "--detach", *asked)
@@ -246,7 +247,7 @@ def test_ctrl_c_detaches_stop_stops_and_the_same_command_goes_on(jobs, here, tmp
     assert f"{rows:,} existing" in attached.stdout
     assert f"{960 - rows:,} written, {rows:,} skipped" in attached.stdout
     assert re.search(r"\d+ of 960 images, .* actors up", out + attached.stdout)
-    assert check_index_is_true(output) == len(read_tree(output)) == 960
+    assert check_all_images_exist(output) == len(read_tree(output)) == 960
     assert SECRET not in out + err + attached.stdout + again.stdout
 
 
@@ -287,7 +288,7 @@ def test_ray_job_submit_does_the_same(jobs, tmp_path):
         cwd=ROOT, env={**os.environ, **auth(False)}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert check_index_is_true(tmp_path / "out") == len(read_tree(tmp_path / "out")) == 10
+    assert check_all_images_exist(tmp_path / "out") == len(read_tree(tmp_path / "out")) == 10
 
 
 @pytest.mark.slow
@@ -303,7 +304,7 @@ def test_a_cluster_that_wants_a_token(here, tmp_path):
         assert wrong.stderr.startswith(f"proxyqueue: --address {locked.dashboard}: refuses this machine's token; set")
         done = submit(locked, here, *generate(tmp_path / "out", "--limit", "1", "--num_workers", "1"), **auth(True))
         assert done.returncode == 0, done.stdout + done.stderr
-        assert check_index_is_true(tmp_path / "out") == 10
+        assert check_all_images_exist(tmp_path / "out") == 10
 
 
 REFUSED = {

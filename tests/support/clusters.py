@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.support.nodes import answers, free_port, node_environment, short_folder
-from tests.support.processes import commands, wait_for
+from tests.support.processes import comes_true, commands
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 
@@ -39,7 +39,7 @@ class Cluster:
         self.processes: list[subprocess.Popen] = []
         self.start("--head", f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1",
                    f"--temp-dir={folder}", *flags)  # fmt: skip
-        up = wait_for(lambda: listens(port) and listens(dashboard), 90)
+        up = comes_true(lambda: listens(port) and listens(dashboard), 90)
         assert up, f"no Ray head on ports {port} and {dashboard} after 90 s: {self.log.read_text()[-2000:]}"
 
     def start(self, *flags: str, within: Sequence[str] = (), **environment: str) -> subprocess.Popen:

@@ -12,6 +12,9 @@ import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from tests.support.nodes import answers
+from tests.support.processes import wait_for
+
 BUCKET = "bucket"
 SLOW_DOWN = (
     b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
@@ -131,7 +134,7 @@ def running() -> Iterator[ObjectStore]:
     proxy.RequestHandlerClass = _handler(store)
     threading.Thread(target=proxy.serve_forever, daemon=True).start()
     try:
-        _wait_for(backend, server)
+        wait_for("the S3 server answers", lambda: answers(f"127.0.0.1:{backend}"), 60)
         _make_bucket(backend)
         yield store
     finally:
@@ -139,15 +142,6 @@ def running() -> Iterator[ObjectStore]:
         proxy.server_close()
         server.kill()
         server.wait()
-
-
-def _wait_for(port: int, server: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and server.poll() is None:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return
-        time.sleep(0.1)
-    raise AssertionError("the S3 server does not answer")
 
 
 def _make_bucket(port: int) -> None:

@@ -1,14 +1,16 @@
 """Outputs of many images without a model, what makes an index true, and a SIGKILL at an exact moment."""
 
 import hashlib
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -75,6 +77,57 @@ print(json.dumps([code, codes]))
 and once more to its end. Each run is a process of its own; what a kill left is kept."""
 
 
+def image_row(
+    query: int,
+    step: int,
+    snapshot: str = "xt",
+    prompt: int = 0,
+    reference: str | None = None,
+    image_format: str = "jpg",
+    recipe: Recipe = RECIPE,
+) -> dict[str, Any]:
+    """The columns that say which image it is, with status "ok" and its path; of the reference r{query} unless given."""
+    reference = f"r{query}" if reference is None else reference
+    file = layout.image_file(layout.COMBINED, reference, prompt, image_format)
+    return {
+        "query_id": query,
+        "reference_img_id": reference,
+        "prompt_index": prompt,
+        "image_index": 0,
+        "k": prompt,
+        "snapshot": snapshot,
+        "step": step,
+        "path": f"{layout.step_folder(recipe.model_type, snapshot, step)}/{file}",
+        "status": "ok",
+        "denoise_id": f"d{query}-{prompt}",
+    }
+
+
+def add_images(
+    output: Path,
+    run_id: str,
+    images: Iterable[tuple[dict[str, Any], bytes | None]],
+    recipe: Recipe = RECIPE,
+    rows_per_part: int = 5000,
+) -> None:
+    """Write and index images without generating them: each a row of the index and its file's bytes, None for no file.
+
+    A row has the file's size and sha256 unless it says otherwise.
+    """
+    files = open_output(str(output)).writer(run_id)
+    rows = []
+    for row, data in images:
+        if data is not None:
+            files.write(row["path"], data)
+            row = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), **row}
+        rows.append(row)
+    writer = IndexWriter(files, recipe)
+    for start in range(0, len(rows), rows_per_part):
+        writer.append(pa.Table.from_pylist(rows[start : start + rows_per_part]))
+        writer.commit()
+    files.output.remove_staging(files.run_id)
+
+
 def write_images(
     output: Path,
     run_id: str,
@@ -84,28 +137,15 @@ def write_images(
     text: str = "image",
     status: str = "ok",
     recipe: Recipe = RECIPE,
-    rows_a_part: int = 8,
+    rows_per_part: int = 8,
 ) -> None:
-    """Write files and rows of one prompt a query, in many small parts; `text` decides the files' bytes."""
-    files = open_output(str(output)).writer(run_id)
-    writer = IndexWriter(files, recipe)
-    rows = []
-    for query in queries:
-        for snapshot in snapshots:
-            for step in steps:
-                file = layout.image_file(layout.COMBINED, f"r{query}", 0, "jpg")
-                path = f"{layout.step_folder(recipe.model_type, snapshot, step)}/{file}"
-                data = f"{text} {path}".encode()
-                row = {"query_id": query, "reference_img_id": f"r{query}", "prompt_index": 0, "image_index": 0, "k": 0}
-                row |= {"snapshot": snapshot, "step": step, "path": path, "status": status, "prompt": f"p{query}"}
-                if status == "ok":
-                    files.write(path, data)
-                    row |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-                rows.append(row)
-    for start in range(0, len(rows), rows_a_part):
-        writer.append(pa.Table.from_pylist(rows[start : start + rows_a_part]))
-        writer.commit()
-    files.output.remove_staging(files.run_id)
+    """Add images of one prompt per query, in many small parts; `text` decides the files' bytes."""
+    images = []
+    for query, snapshot, step in itertools.product(queries, snapshots, steps):
+        row = image_row(query, step, snapshot, recipe=recipe) | {"status": status, "prompt": f"p{query}"}
+        data = f"{text} {row['path']}".encode() if status == "ok" else None
+        images.append((row, data))
+    add_images(output, run_id, images, recipe, rows_per_part)
 
 
 def newest_rows(output: Path, model_type: str = "sdxl") -> list[dict]:
@@ -115,14 +155,21 @@ def newest_rows(output: Path, model_type: str = "sdxl") -> list[dict]:
     return [newest[key] for key in sorted(newest)]
 
 
-def check_index_is_true(output: Path) -> set[str]:
-    """Every ok row's file is there with its sha256; the paths of those files."""
+def check_index_is_true(output: Path, model_type: str = "sdxl") -> set[str]:
+    """Every ok row's file exists with its size and sha256; the paths of those files."""
     paths = set()
-    for row in newest_rows(output):
+    for row in newest_rows(output, model_type):
         if row["status"] == "ok":
-            assert hashlib.sha256((output / row["path"]).read_bytes()).hexdigest() == row["sha256"], row["path"]
+            data = (output / row["path"]).read_bytes()
+            assert (len(data), hashlib.sha256(data).hexdigest()) == (row["bytes"], row["sha256"]), row["path"]
             paths.add(row["path"])
     return paths
+
+
+def check_all_images_exist(output: Path, model_type: str = "sdxl") -> int:
+    """The same, and no row says that an image failed; how many images there are."""
+    assert {row["status"] for row in newest_rows(output, model_type)} <= {"ok"}
+    return len(check_index_is_true(output, model_type))
 
 
 def parts(output: Path, model_type: str = "sdxl") -> list[Path]:

@@ -6,21 +6,26 @@ import secrets
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 MARK = "PROXYQUEUE_TESTS"
 """Variable of this session's processes, which children inherit; another session on this machine has another value."""
 
 
-def wait_for(what: Callable[[], object], seconds: float) -> bool:
-    """Whether it came true within so many seconds. Looks often, but takes a third of a core at most for it."""
+def comes_true(condition: Callable[[], object], seconds: float) -> bool:
+    """Whether a condition comes true within the time. Looks often, but takes a third of a core at most for it."""
     deadline = time.monotonic() + seconds
     while (began := time.monotonic()) < deadline:
-        if what():
+        if condition():
             return True
         time.sleep(max(0.02, 2 * (time.monotonic() - began)))
     return False
+
+
+def wait_for(awaited: str, condition: Callable[[], object], seconds: float) -> None:
+    """Wait until a condition comes true; fails with what was awaited where that takes longer than the time."""
+    assert comes_true(condition, seconds), f"after {seconds:.0f} s still not: {awaited}"
 
 
 def commands() -> dict[int, str]:
@@ -54,6 +59,11 @@ def children(ancestor: int, marker: str) -> list[int]:
     return [process for process in below(ancestor) if marker in lines.get(process, "")]
 
 
+def are_gone(processes: Iterable[int]) -> bool:
+    """Whether none of these processes runs any more; one that only waits for its parent counts as gone."""
+    return not any(os.path.exists(f"/proc/{process}/fd/0") for process in processes)
+
+
 def kill(process: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(process, signal.SIGKILL)
@@ -81,7 +91,7 @@ def kill_all_with(text: str) -> None:
             kill(process)
         return not left
 
-    assert wait_for(kill_found, 30), f"processes with {text} outlive SIGKILL: {found()}"
+    wait_for(f"processes with {text} are gone after SIGKILL", kill_found, 30)
 
 
 def mark_descendants() -> None:
@@ -102,7 +112,7 @@ def end_descendants(patience: float) -> list[str]:
         spared = {os.getpid(), *trackers}
         return {pid: variables for pid, variables in environments() if mark in variables and pid not in spared}
 
-    wait_for(lambda: not left(), patience)
+    comes_true(lambda: not left(), patience)
     lines = []
     for pid, variables in left().items():
         lines.append(f"{_test_of(variables)}: process {pid}: {commands().get(pid, '').strip()[:200]}: {_doing(pid)}")

@@ -1,20 +1,14 @@
 """Rows of the table of refusals: how each kind of bad input is set up in a folder, and the command that meets it.
 Knows files and flags; the messages are in test_refusals."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from ray_app.annotations import circo
-from ray_app.generation.options import Generate
-from ray_app.generation.recipes import resolve
-from ray_app.index.writer import IndexWriter
-from ray_app.output.open import open_output
+from tests.support.outputs import add_images
 
 FIELD = "multi_gpt-3.5_opt"
 
@@ -70,24 +64,20 @@ def output(message: str, flags: str = "", content: Any = TWO_QUERIES) -> Row:
 
     def prepare(here: Path, models: dict[str, str]) -> None:
         write(here)
-        draw(here)
+        add(here)
         write(here, content)
 
     return prepare, asked(flags), f"HERE/out: {message}; take another --output_base_path"
 
 
-def draw(here: Path) -> None:
+def add(here: Path) -> None:
     """What a run of `asked()` leaves, with other bytes in the images."""
-    files = open_output(str(here / "out")).writer("run-1")
-    writer = IndexWriter(files, resolve(Generate(model_path="tiny")))
     queries = circo.load(str(here / "test.json"), FIELD, 2).queries()
+    images = []
     for slot in circo.slots(queries, 1, 0, "image", "jpg").to_pylist():
         path = f"proxy_images_sdxl_step4/{slot.pop('file')}"
-        files.write(path, b"jpg")
-        row = {**slot, "snapshot": "xt", "step": 4, "path": path, "status": "ok", "bytes": 3}
-        writer.append(pa.Table.from_pylist([{**row, "sha256": hashlib.sha256(b"jpg").hexdigest()}]))
-    writer.commit()
-    files.output.remove_staging(files.run_id)
+        images.append(({**slot, "snapshot": "xt", "step": 4, "path": path, "status": "ok"}, b"jpg"))
+    add_images(here / "out", "run-1", images)
 
 
 def edit(name: str, **changes: Any) -> Callable[[Path], object]:

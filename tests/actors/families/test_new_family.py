@@ -19,9 +19,9 @@ from ray_app.generation.generate import generate
 from ray_app.generation.options import Generate
 from ray_app.maintenance.clean import clean
 from ray_app.maintenance.options import Clean
-from tests.conftest import SAMPLE, check_index_is_true, read_tree
+from tests.conftest import SAMPLE, read_tree
 from tests.support import own_family
-from tests.support.outputs import newest_rows
+from tests.support.outputs import check_all_images_exist, newest_rows
 
 pytestmark = pytest.mark.slow
 STEPS = 4
@@ -65,7 +65,7 @@ def made(ray_local: None, model: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 def test_its_images_are_its_pipelines_own(made, model):
-    assert check_index_is_true(made, "own") == 3 * 2 * 2
+    assert check_all_images_exist(made, "own") == 3 * 2 * 2
     torch.set_num_threads(1)  # as the worker's
     pipe = StableDiffusionPipeline.from_pretrained(model, dtype=torch.float32, **own_family.FAMILY.load_arguments)
     pipe.set_progress_bar_config(disable=True)
