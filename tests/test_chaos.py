@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ import pytest
 from ray_app.index import runs
 from ray_app.output.open import open_output
 from tests.conftest import MODEL, PACED, ROOT, SAMPLE, read_tree, run_cli, start_cli
-from tests.support.nodes import ENVIRONMENT, START, answers, free_port, node_environment, short_folder
+from tests.support.clusters import auth, cluster
 from tests.support.outputs import check_all_images_exist
 from tests.support.processes import are_gone, children, comes_true, kill, kill_all_with, kill_tree, wait_for
 
@@ -160,83 +159,57 @@ def kill_compaction(output: Path, chance: random.Random) -> None:
         check_all_images_exist(output)
 
 
-@pytest.fixture
-def nodes_folder() -> Iterator[Path]:
-    with short_folder() as folder:
-        yield folder
-
-
-@pytest.fixture
-def raylet(nodes_folder) -> Callable[..., subprocess.Popen]:
-    """Starts nodes of one cluster, each a raylet of its own that can be killed."""
-    environment = {**node_environment(nodes_folder), "DRAWN_LOG": str(nodes_folder / "drawn")}
-
-    def start(*arguments: str) -> subprocess.Popen:
-        # where jobs are started: one fixed port per machine by default, which another Ray may have
-        command = [*START, "--block", f"--dashboard-agent-listen-port={free_port()}", *arguments]
-        silent = subprocess.DEVNULL
-        return subprocess.Popen(command, env=environment, stdout=silent, stderr=silent)
-
-    return start
-
-
-def test_a_node_is_taken_away_and_brought_back(raylet, nodes_folder, tmp_path, undisturbed):
-    address = f"127.0.0.1:{free_port()}"
-    port = address.rsplit(":", 1)[1]
-    raylet("--head", f"--port={port}", "--num-cpus=1", "--include-dashboard=false", f"--temp-dir={nodes_folder}")
-    wait_for("the head answers", lambda: answers(address), 60)
-    node = raylet(f"--address={address}", "--num-cpus=1")
-    wait_for("a raylet", lambda: children(node.pid, "raylet"), 60)
-    output = tmp_path / "out"
-    joined = ["--address", address, "--num_workers", "2"]
-    driver = start_cli(*COMMAND, *joined, cwd=tmp_path, program=PACED, RAY_AUTH_MODE="token")
-    worker = "ray::MapWorker(MapBatches(PacedWorker))."
-    wait_for("the node generates", lambda: children(node.pid, worker) and read_tree(output), 120)
-    kill_tree(node)
-    check_only_finished_images(output)
-    raylet(f"--address={address}", "--num-cpus=1")
-    _, err = driver.communicate(timeout=400)
+def test_a_node_is_taken_away_and_brought_back(tmp_path, undisturbed):
+    log = tmp_path / "drawn"
+    with cluster("--num-cpus=1", PYTHONPATH=str(ROOT), DRAWN_LOG=str(log)) as nodes:
+        node = nodes.start(f"--address={nodes.address}", "--num-cpus=1")
+        wait_for("a raylet", lambda: children(node.pid, "raylet"), 60)
+        output = tmp_path / "out"
+        joined = ["--address", nodes.address, "--num_workers", "2"]
+        driver = start_cli(*COMMAND, *joined, cwd=tmp_path, program=PACED, **auth(False))
+        worker = "ray::MapWorker(MapBatches(PacedWorker))."
+        wait_for("the node generates", lambda: children(node.pid, worker) and read_tree(output), 120)
+        kill_tree(node)
+        check_only_finished_images(output)
+        nodes.start(f"--address={nodes.address}", "--num-cpus=1")
+        _, err = driver.communicate(timeout=400)
     assert driver.returncode == 0, err
     check_all_is_there(output, undisturbed)
-    sizes = (nodes_folder / "drawn").read_text().split()
+    sizes = log.read_text().split()
     assert set(sizes) == {"4"}  # what went with the node is drawn elsewhere in whole batches, not prompt by prompt
     assert len(sizes) > DENOISES // 4
 
 
-def test_a_submitted_job_loses_a_node_for_good(raylet, nodes_folder, tmp_path, undisturbed_by_model):
+def test_a_submitted_job_loses_a_node_for_good(tmp_path, undisturbed_by_model):
     """Of two nodes that draw one dies; its actor, and the batches that wait for it, move to the other at the tail."""
-    address, dashboard = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
-    ports = [f"--port={address.rsplit(':', 1)[1]}", f"--dashboard-port={dashboard.rsplit(':', 1)[1]}"]
-    raylet("--head", *ports, "--num-cpus=0", "--include-dashboard=true", f"--temp-dir={nodes_folder}")
-    wait_for("head and dashboard answer", lambda: answers(address) and answers(dashboard), 120)
-    nodes, sockets = [], nodes_folder / "session_latest" / "sockets"
-    for number in (2, 3):  # one after the other, or they would take the same names for their sockets
-        nodes.append(raylet(f"--address={address}", "--num-cpus=1"))
-        wait_for(f"{number} raylets", lambda number=number: len(list(sockets.glob("raylet*"))) == number, 60)
-    output = tmp_path / "out"
-    entry = [sys.executable, "-m", "jobs.generate", "--json_file", "ray_app/sample.json", *FLAGS]
-    submit = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", f"--address=http://{dashboard}"]
-    environment = {**os.environ, **ENVIRONMENT}
-    probe = [*submit, "--no-wait", "--", "true"]  # the agent that starts jobs comes up after the dashboard
-    wait_for(
-        "the head takes jobs",
-        lambda: not subprocess.run(probe, env=environment, capture_output=True).returncode,
-        120,
-    )
-    job = subprocess.Popen(
-        [*submit, "--working-dir", ".", "--", *entry, "--output_base_path", str(output), "--num_workers", "2"],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    drawing = "ray::MapWorker(MapBatches(ImageWorker))."
-    ready = comes_true(lambda: read_tree(output) and all(children(node.pid, drawing) for node in nodes), 180)
-    assert ready, job.communicate(timeout=1)
-    kill_tree(nodes[0])
-    check_only_finished_images(output)
-    log, _ = job.communicate(timeout=400)
+    with cluster("--num-cpus=0", PYTHONPATH=str(ROOT)) as head:
+        nodes, sockets = [], head.folder / "session_latest" / "sockets"
+        for number in (2, 3):  # one after the other, or they would take the same names for their sockets
+            nodes.append(head.start(f"--address={head.address}", "--num-cpus=1"))
+            wait_for(f"{number} raylets", lambda number=number: len(list(sockets.glob("raylet*"))) == number, 60)
+        output = tmp_path / "out"
+        entry = [sys.executable, "-m", "jobs.generate", "--json_file", "ray_app/sample.json", *FLAGS]
+        submit = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", f"--address={head.dashboard}"]
+        probe = [*submit, "--no-wait", "--", "true"]  # the agent that starts jobs comes up after the dashboard
+        wait_for(
+            "the head takes jobs",
+            lambda: not subprocess.run(probe, env=head.environment, capture_output=True).returncode,
+            120,
+        )
+        job = subprocess.Popen(
+            [*submit, "--working-dir", ".", "--", *entry, "--output_base_path", str(output), "--num_workers", "2"],
+            cwd=ROOT,
+            env=head.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        drawing = "ray::MapWorker(MapBatches(ImageWorker))."
+        ready = comes_true(lambda: read_tree(output) and all(children(node.pid, drawing) for node in nodes), 180)
+        assert ready, job.communicate(timeout=1)
+        kill_tree(nodes[0])
+        check_only_finished_images(output)
+        log, _ = job.communicate(timeout=400)
     assert job.returncode == 0, log
     assert "images/s" in log
     check_all_is_there(output, undisturbed_by_model)

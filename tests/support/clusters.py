@@ -22,9 +22,10 @@ class Cluster:
         folder: of `short_folder`, which kills the nodes at its end.
         token: whether Ray's ports want TOKEN.
         flags: of `ray start` of the head.
+        environment: variables of all nodes.
     """
 
-    def __init__(self, folder: Path, *flags: str, token: bool = False):
+    def __init__(self, folder: Path, *flags: str, token: bool = False, **environment: str):
         self.folder = folder
         port, dashboard = free_port(), free_port()
         self.address, self.dashboard = f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}"
@@ -34,6 +35,7 @@ class Cluster:
             **{name: value for name, value in inherited.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")},
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             **auth(token),
+            **environment,
         }
         self.log = folder / "nodes.log"
         self.processes: list[subprocess.Popen] = []
@@ -60,10 +62,10 @@ def auth(token: bool) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def cluster(*flags: str, token: bool = False) -> Iterator[Cluster]:
+def cluster(*flags: str, token: bool = False, **environment: str) -> Iterator[Cluster]:
     """A cluster that is killed at the end: a head that is asked to end drains for half a minute."""
     with short_folder() as folder:
-        yield Cluster(folder, *flags, token=token)
+        yield Cluster(folder, *flags, token=token, **environment)
 
 
 class Tunnel:
