@@ -3,15 +3,15 @@ Knows schedulers and latents, nothing of prompts, decoding or files."""
 
 import contextlib
 import functools
-import math
-import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 
-from actors.errors import ModelError
+from actors import schedule
 from actors.recipe import FLOW_MATCH, RETURNS_X0, Capture
+from actors.schedule import Schedule
+from actors.timing import Stopwatch
 
 
 class StepCapture:
@@ -21,9 +21,14 @@ class StepCapture:
     requested capture; `timesteps[step]`, `sigmas[step]` (the noise left after the step; NaN where the scheduler has no
     sigmas) and `seconds[step]` (since the denoise began) describe the step. Every step's largest value is kept, so that
     `first_bad_steps` can tell when a sample went wrong.
+
+    On a GPU nothing here waits for it before the run has ended, given the run's schedule.
+
+    Args:
+        schedule: of such a run, where it is known; else the first step reads it.
     """
 
-    def __init__(self, captures: Iterable[Capture], num_inference_steps: int):
+    def __init__(self, captures: Iterable[Capture], num_inference_steps: int, schedule: Schedule | None = None):
         self.captures = set(captures)
         self.num_inference_steps = num_inference_steps
         self.steps = {capture.step for capture in self.captures}
@@ -32,31 +37,29 @@ class StepCapture:
         self.sigmas: dict[int, float] = {}
         self.seconds: dict[int, float] = {}
         self._largest: list[torch.Tensor] = []
+        self._first_bad_steps: list[int | None] | None = None
         self._x0: torch.Tensor | None = None
         self._calls = 0
-        self._ends: list[int] = []
-        self._started = 0.0
+        self._schedule = schedule
 
     @contextlib.contextmanager
     def attached(self, pipe: Any) -> Iterator["StepCapture"]:
         """Watch the pipeline's scheduler while a denoise runs. Its output is not changed."""
-        self._started = time.perf_counter()
-        if not any(capture.snapshot == "x0" for capture in self.captures):
-            yield self
-            return
-        step = pipe.scheduler.step
-        pipe.scheduler.step = self._watch(pipe.scheduler, step)
+        self._stopwatch = Stopwatch(pipe.device)
+        if any(capture.snapshot == "x0" for capture in self.captures):
+            pipe.scheduler.step = self._watch(pipe.scheduler, pipe.scheduler.step)
         try:
             yield self
         finally:
-            del pipe.scheduler.step  # the instance attribute; the class's method shows again
+            vars(pipe.scheduler).pop("step", None)  # the instance attribute; the class's method shows again
+        self.seconds = self._stopwatch.read()
 
     def __call__(self, pipe: Any, step_index: int, timestep: Any, callback_kwargs: dict[str, Any]) -> dict[str, Any]:
         latents = callback_kwargs["latents"]
-        if step_index == 0:
-            self._ends = step_ends(pipe.scheduler, self.num_inference_steps)
+        if self._schedule is None:
+            self._schedule = schedule.read(pipe.scheduler, self.num_inference_steps)
         step = len(self._largest) + 1
-        if step_index + 1 < self._ends[step - 1]:
+        if step_index + 1 < self._schedule.ends[step - 1]:
             return callback_kwargs  # the model is called again before this step is done
         self._largest.append(latents.flatten(1).abs().amax(1))  # read at the end: until then no GPU has to wait
         if step in self.steps:
@@ -65,24 +68,19 @@ class StepCapture:
             if Capture(step, "x0") in self.captures:
                 assert self._x0 is not None
                 self.latents[Capture(step, "x0")] = self._x0.to(latents.dtype)
-            self._describe(pipe.scheduler, step, latents)
+            self._stopwatch.mark(step)
+            self.timesteps[step] = self._schedule.timestep(step)
+            self.sigmas[step] = self._schedule.sigma(step)
             if step == max(self.steps):
                 pipe._interrupt = True  # the pipeline skips what is left and returns these latents
         return callback_kwargs
 
     def first_bad_steps(self) -> list[int | None]:
         """For each sample of the batch the first step whose latents are not finite, None if all are."""
-        finite = torch.isfinite(torch.stack(self._largest)).cpu()  # (steps, samples)
-        return [None if sample.all() else int(sample.int().argmin()) + 1 for sample in finite.T]
-
-    def _describe(self, scheduler: Any, step: int, latents: torch.Tensor) -> None:
-        if latents.is_cuda:
-            torch.cuda.synchronize(latents.device)  # only at requested steps: otherwise the clock reads launch times
-        self.seconds[step] = time.perf_counter() - self._started
-        began = self._ends[step - 2] if step > 1 else 0  # calls before this step
-        self.timesteps[step] = float(scheduler.timesteps[began])
-        sigmas = getattr(scheduler, "sigmas", None)
-        self.sigmas[step] = math.nan if sigmas is None else float(sigmas[self._ends[step - 1]])
+        if self._first_bad_steps is None:
+            finite = torch.isfinite(torch.stack(self._largest)).cpu()  # (steps, samples)
+            self._first_bad_steps = [None if sample.all() else int(sample.int().argmin()) + 1 for sample in finite.T]
+        return self._first_bad_steps
 
     def _watch(self, scheduler: Any, step: Callable[..., Any]) -> Callable[..., Any]:
         name = type(scheduler).__name__
@@ -103,31 +101,3 @@ class StepCapture:
             return result
 
         return watched
-
-
-def step_ends(scheduler: Any, steps: int) -> list[int]:
-    """For each step of a run how often the model has been called when it is done.
-
-    A step leads from a noise level of the requested schedule to the next. Most schedulers call the model once
-    for that; those of second order twice but for the last one; PNDM without Runge-Kutta steps does the first one twice.
-
-    Args:
-        scheduler: with the timesteps of the run set, one a call.
-
-    Raises:
-        ModelError: the scheduler runs another number of steps than requested, or one call serves several steps.
-    """
-    timesteps = scheduler.timesteps.tolist()
-    calls = len(timesteps)
-    if calls == steps:
-        return list(range(1, steps + 1))
-    if calls == 2 * steps - 1 and scheduler.order == 2:
-        return [*range(2, calls, 2), calls]
-    levels = list(dict.fromkeys(timesteps))
-    if len(levels) == steps and calls == steps + 1:
-        last = {timestep: call for call, timestep in enumerate(timesteps)}
-        return [*(last[level] for level in levels[1:]), calls]
-    raise ModelError(
-        f"{type(scheduler).__name__} calls the model {calls} times for {steps} steps, in a way that has no single steps"
-        " to take images of; take another number of steps or another scheduler"
-    )

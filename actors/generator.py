@@ -3,19 +3,21 @@ A plain class that needs no Ray: call it from a test, a benchmark or a notebook.
 
 import dataclasses
 import io
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image
 
-from actors import memory, pipelines
-from actors.capture import StepCapture, step_ends
+from actors import memory, pipelines, schedule
+from actors.capture import StepCapture
 from actors.errors import ModelError, ModelNeedsMemory
 from actors.recipe import Capture, Recipe
+from actors.schedule import Schedule
 from actors.timing import Timing, Work, timed
 
 SAME = 0.01
@@ -82,6 +84,7 @@ class ImageGenerator:
         self.on_timing: Callable[[Timing], object] = lambda timing: None
         """Set it to be told how long each piece of work took: when it has ended, by the thread that did it."""
         self._embeddings: OrderedDict[str, pipelines.Embeddings] = OrderedDict()
+        self._schedules: dict[int, Schedule] = {}
         for steps in sorted({recipe.total_steps(capture) for capture in self.captures}):
             self._try(steps)
 
@@ -226,7 +229,8 @@ class ImageGenerator:
             runs.setdefault(self.recipe.total_steps(capture), []).append(capture)
         taken: dict[Capture, StepCapture] = {}
         for steps, captures_of_run in runs.items():
-            with StepCapture(captures_of_run, steps).attached(self.model.pipe) as run, self.timed("denoising"):
+            run = StepCapture(captures_of_run, steps, self._schedules.get(steps))
+            with run.attached(self.model.pipe), self.timed("denoising"):
                 pipelines.denoise(self.model, embeddings, list(seeds), steps, run)
             if missing := set(captures_of_run) - set(run.latents):
                 ran = len(self.model.pipe.scheduler.timesteps)
@@ -243,7 +247,7 @@ class ImageGenerator:
         latents: list[torch.Tensor] = []
 
         def stop(pipe: Any, index: int, timestep: Any, callback_kwargs: dict[str, Any]) -> dict[str, Any]:
-            step_ends(pipe.scheduler, steps)
+            self._schedules[steps] = schedule.read(pipe.scheduler, steps)
             latents.append(callback_kwargs["latents"].float())
             pipe._interrupt = True
             return callback_kwargs
@@ -256,7 +260,8 @@ class ImageGenerator:
                 return
             raise ModelError(f"{self.recipe.model_path}: {steps} steps with {name}: {_reason(error)}") from error
         first, second = latents
-        if (first - second).abs().max() > SAME * first.abs().max():
+        is_same = (first - second).abs() <= SAME * first.abs().max()
+        if not (is_same | first.isnan()).all():
             raise ModelError(
                 f"{self.recipe.model_path}: {name} draws noise that no seed decides: an image could never be drawn"
                 " again; take another scheduler"
@@ -309,8 +314,16 @@ OUTPUT_COLUMNS = (
 
 def encode(pixels: np.ndarray, image_format: str, quality: int | None) -> bytes:
     """RGB pixels, uint8 (h, w, 3), as the bytes of a jpg, png or webp file. Equal pixels give equal bytes."""
-    buffer = io.BytesIO()
     pillow_format = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}[image_format]
     options = {} if quality is None else {"quality": quality}
-    Image.fromarray(pixels).save(buffer, format=pillow_format, **options)
-    return buffer.getvalue()
+    with _memory_file() as file:
+        Image.fromarray(pixels).save(file, format=pillow_format, **options)
+        file.seek(0)
+        return file.read()
+
+
+def _memory_file() -> BinaryIO:
+    """A file in memory. Where the system has such files, Pillow lets other threads run while it encodes into it."""
+    if hasattr(os, "memfd_create"):
+        return open(os.memfd_create("image"), "w+b")
+    return io.BytesIO()

@@ -15,6 +15,9 @@ GLIBC_DEFAULTS = ((M_MMAP_THRESHOLD, 2**25), (M_TRIM_THRESHOLD, 2**26), (M_TOP_P
 """The values that glibc's own settings reach once large blocks have been freed; for comparison."""
 RETURN_FREED = ((M_MMAP_THRESHOLD, 2**17), (M_TRIM_THRESHOLD, 2**17), (M_TOP_PAD, 0))
 
+DECODE_PIXELS = 2**21
+"""Pixels decoded at a time on a GPU: eight images of 512 px or two of 1024 px, 6.4 GB of float32 activations."""
+
 Stage = Literal["try", "batch"]
 """What an error ends: the first try of a model, or a batch of prompts."""
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from actors import checksums, hub, memory, random_weights, tiny, weights
+from actors import checksums, hub, memory, noise, random_weights, tiny, weights
 from actors.errors import ModelError
 from actors.families import FAMILIES, Family
 from actors.recipe import Recipe
@@ -21,8 +21,6 @@ LOG = logging.getLogger("proxyqueue")
 
 LEAST_VOCABULARY = 0.95
 """Least share of an encoder's tokens that its tokenizer must know: T5's lacks 28 of 32,128."""
-DECODE_PIXELS = 2**21
-"""Pixels decoded at a time on a GPU: eight images of 512 px or two of 1024 px, 6.5 GB of fp32 activations."""
 
 
 class Model:
@@ -179,14 +177,23 @@ def decode_to_uint8(model: Model, latents: torch.Tensor) -> tuple[np.ndarray, li
     Also tells which samples' pixels are all finite: the others are black or worse, as in the pipelines.
     """
     recipe = model.recipe
-    fits = max(1, DECODE_PIXELS // (recipe.height * recipe.width)) if recipe.device == "cuda" else len(latents)
+    fits = max(1, memory.DECODE_PIXELS // (recipe.height * recipe.width)) if recipe.device == "cuda" else len(latents)
     chunk = max(size for size in range(1, len(latents) + 1) if len(latents) % size == 0 and size <= fits)
     images, finite = [], []
     for part in latents.split(chunk):
         pixels = (model.decode(part) / 2 + 0.5).clamp(0, 1).float()
-        finite += torch.isfinite(pixels).flatten(1).all(1).tolist()
-        images.append((pixels.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).cpu())
-    return torch.cat(images).numpy(), finite
+        finite.append(torch.isfinite(pixels).flatten(1).all(1))
+        images.append(_to_host((pixels.permute(0, 2, 3, 1) * 255).round().to(torch.uint8)))
+    is_finite = torch.cat(finite).tolist()  # waits for the device, and so for all copies
+    return torch.cat(images).numpy(), is_finite
+
+
+def _to_host(pixels: torch.Tensor) -> torch.Tensor:
+    """A tensor on the CPU that has the values once the device has come so far."""
+    if not pixels.is_cuda:
+        return pixels
+    host = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True)
+    return host.copy_(pixels, non_blocking=True)
 
 
 def denoise(
@@ -200,20 +207,21 @@ def denoise(
 
     Each image has a fresh CPU generator of its own seed: a used one, or one for the batch, would change the images.
     """
-    recipe = model.recipe
+    recipe, scheduler = model.recipe, model.pipe.scheduler
     batch = {name: torch.cat([prompt[name] for prompt in embeddings]) for name in embeddings[0]}
-    model.pipe(
-        **batch,
-        **model.call_arguments(),
-        generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-        num_inference_steps=steps,
-        guidance_scale=recipe.guidance_scale,
-        height=recipe.height,
-        width=recipe.width,
-        output_type="latent",
-        callback_on_step_end=callback,
-        callback_on_step_end_tensor_inputs=["latents"],
-    )
+    with noise.copied_without_waiting(scheduler, recipe.device):
+        model.pipe(
+            **batch,
+            **model.call_arguments(),
+            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+            num_inference_steps=steps,
+            guidance_scale=recipe.guidance_scale,
+            height=recipe.height,
+            width=recipe.width,
+            output_type="latent",
+            callback_on_step_end=callback,
+            callback_on_step_end_tensor_inputs=["latents"],
+        )
 
 
 def _quiet_libraries() -> None:

@@ -57,8 +57,17 @@ class Family(Protocol):
     """Prompts that are denoised together by default on a GPU, at 512 x 512 pixels."""
     published_parameters: Mapping[str, float]
     """Parameters of each part of the published models, for an estimate where their files are not on this machine."""
-    drawing_bytes: float
-    """Memory of a GPU beside the weights, about: to decode eight images of 512 pixels, and the denoiser's own."""
+    decoding_bytes: float
+    """Memory of a GPU that the published models' VAE needs per pixel that it decodes in float32."""
+
+    def denoising_bytes(self, images: int, pixels: int, is_guided: bool) -> float:
+        """Memory of a GPU that the published models' denoiser needs besides the weights, in its dtype there.
+
+        Args:
+            images: denoised together, each of so many `pixels`.
+            is_guided: with classifier-free guidance.
+        """
+        ...
 
     def recipe_fields(self, flags: Mapping[str, Any], tokenizer_limit: int | None) -> dict[str, Any]:
         """The recipe's fields that only some families have: their names are in `recipe.FAMILY_FIELDS`.

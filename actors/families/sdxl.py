@@ -53,7 +53,7 @@ class SDXL:
         "text_encoder": 0.123e9,
         "text_encoder_2": 0.695e9,
     }
-    drawing_bytes = 7.5e9
+    decoding_bytes = 3072.0
 
     random_configs: Mapping[str, Mapping[str, dict[str, Any]]] = {
         random_parts.MID: {
@@ -91,6 +91,10 @@ class SDXL:
         "num_train_timesteps": 1000,
         "timestep_spacing": "trailing",
     }
+
+    def denoising_bytes(self, images: int, pixels: int, is_guided: bool) -> float:
+        """Guidance denoises each image twice."""
+        return 162.0 * pixels * images * (1 + is_guided)
 
     def size_multiple(self, vae_factor: int) -> int:
         """The pipeline refuses what 8 does not divide, with any VAE."""

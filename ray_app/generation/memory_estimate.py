@@ -1,11 +1,12 @@
-"""How much memory a model needs: its parameters in the dtypes they are loaded in, and what drawing takes beside.
+"""How much memory a model needs: its parameters in the dtypes they are loaded in, and what generating takes besides.
 Knows safetensors' headers and published sizes; nothing of clusters."""
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from actors import tiny, weights
+from actors import memory, tiny, weights
 from actors.families import FAMILIES, Family
 from ray_app.errors import ModelRefused
 from ray_app.generation.model_card import read_card
@@ -16,20 +17,57 @@ PROCESS = 1e9
 """Bytes of a worker's process with torch and diffusers loaded."""
 
 
-def needed(model_type: str, path: str, device: str, variant: str | None = None) -> tuple[float, float, bool]:
-    """Bytes of the weights, bytes in all that one actor needs on its device, and whether the files were read for it."""
+OVERHEAD = 1.2e9
+"""Bytes of a GPU that the CUDA context, the libraries' workspaces and fragments take; not measured on a card yet."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Images that are denoised together, of a size in pixels."""
+
+    images: int
+    height: int
+    width: int
+    is_guided: bool = False
+
+
+def needed(
+    model_type: str, path: str, device: str, variant: str | None = None, batch: Batch | None = None
+) -> tuple[float, float, bool]:
+    """Bytes of the weights, bytes in all that one actor needs on its device, and whether the files were read for it.
+
+    Args:
+        batch: of a GPU; by default as many images of 512 pixels as are denoised together by default.
+    """
     if path == tiny.NAME:
         return 0.01e9, 0.01e9 + PROCESS, True
     family = FAMILIES[model_type]
     counted = _count(model_type, path, family.dtypes[device] == "float16", variant)
     weights = _add_up(family, counted or family.published_parameters, device)
-    return weights, weights + (family.drawing_bytes if device == "cuda" else PROCESS), counted is not None
+    besides = PROCESS if device == "cpu" else generating(family, batch or _default_batch(family)) + OVERHEAD
+    return weights, weights + besides, counted is not None
+
+
+def generating(family: Family, batch: Batch, vae_dtype: str | None = None) -> float:
+    """Bytes of a GPU that the published models need besides their weights: to denoise a batch, or to decode it.
+
+    What a batch's denoising held is free again when it is decoded, `memory.DECODE_PIXELS` at a time.
+    """
+    pixels = batch.height * batch.width
+    denoising = family.denoising_bytes(batch.images, pixels, batch.is_guided)
+    chunk = min(batch.images * pixels, max(pixels, memory.DECODE_PIXELS))
+    width = WIDTHS[vae_dtype or family.vae_dtype or family.dtypes["cuda"]]
+    return max(denoising, family.decoding_bytes * chunk * width / WIDTHS["float32"])
+
+
+def _default_batch(family: Family) -> Batch:
+    return Batch(family.batch_size_at_512, 512, 512)
 
 
 def find_smallest_family() -> str:
     """The family whose published models need the least memory of a GPU."""
     needs = {
-        name: _add_up(family, family.published_parameters, "cuda") + family.drawing_bytes
+        name: _add_up(family, family.published_parameters, "cuda") + generating(family, _default_batch(family))
         for name, family in FAMILIES.items()
     }
     return min(needs, key=needs.__getitem__)

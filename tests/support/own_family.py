@@ -39,10 +39,13 @@ class StableDiffusion:
     config_has_size = True
     batch_size_at_512 = 8
     published_parameters: Mapping[str, float] = {"unet": 0.86e9, "vae": 0.084e9, "text_encoder": 0.123e9}
-    drawing_bytes = 4e9
+    decoding_bytes = 3072.0
 
     random_configs: Mapping[str, Mapping[str, dict[str, Any]]] = {}
     random_scheduler: Mapping[str, Any] = {}
+
+    def denoising_bytes(self, images: int, pixels: int, is_guided: bool) -> float:
+        return 150.0 * pixels * images * (1 + is_guided)
 
     def size_multiple(self, vae_factor: int) -> int:
         return vae_factor

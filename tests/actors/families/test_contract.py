@@ -199,7 +199,10 @@ def test_the_memory_estimate_is_what_is_loaded(name, folder, recipe, device):
     estimated, needed, is_counted = memory_estimate.needed(name, str(folder), device)
     assert is_counted
     assert estimated == pytest.approx(loaded, rel=0.001)
-    assert needed - estimated == (memory_estimate.PROCESS if device == "cpu" else FAMILIES[name].drawing_bytes)
+    family = FAMILIES[name]
+    batch = memory_estimate.Batch(family.batch_size_at_512, 512, 512)
+    on_gpu = memory_estimate.generating(family, batch) + memory_estimate.OVERHEAD
+    assert needed - estimated == pytest.approx(memory_estimate.PROCESS if device == "cpu" else on_gpu)
 
 
 def test_its_data_fit_together(name):
