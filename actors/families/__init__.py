@@ -57,7 +57,7 @@ class Family(Protocol):
     """Prompts that are denoised together by default on a GPU, at 512 x 512 pixels."""
     published_parameters: Mapping[str, float]
     """Parameters of each part of the published models, for an estimate where their files are not on this machine."""
-    drawing_bytes: float
+    generation_bytes: float
     """Memory of a GPU beside the weights, about: to decode eight images of 512 pixels, and the denoiser's own."""
 
     def recipe_fields(self, flags: Mapping[str, Any], tokenizer_limit: int | None) -> dict[str, Any]:

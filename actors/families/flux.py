@@ -46,7 +46,7 @@ class Flux:
         "text_encoder": 0.123e9,
         "text_encoder_2": 4.762e9,
     }
-    drawing_bytes = 5e9
+    generation_bytes = 5e9
 
     random_configs: Mapping[str, Mapping[str, dict[str, Any]]] = {
         random_parts.MID: {

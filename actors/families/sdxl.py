@@ -53,7 +53,7 @@ class SDXL:
         "text_encoder": 0.123e9,
         "text_encoder_2": 0.695e9,
     }
-    drawing_bytes = 7.5e9
+    generation_bytes = 7.5e9
 
     random_configs: Mapping[str, Mapping[str, dict[str, Any]]] = {
         random_parts.MID: {

@@ -79,8 +79,8 @@ def measure_plan(folder: Path, slots: int, steps: Sequence[int]) -> dict[str, An
     return {
         "figure": "plan",
         "slots": slots,
-        "images_there": job.plan.images_there,
-        "images_to_draw": job.plan.images_to_draw,
+        "images_there": job.plan.images_existing,
+        "images_to_draw": job.plan.images_to_generate,
         "denoises": job.plan.denoises.num_rows,
         "seconds": time.perf_counter() - began,
         "peak_mb": _status_mb("VmHWM"),

@@ -91,7 +91,7 @@ class Speed(Options):
         return dataclasses.replace(requested, num_workers=self.num_workers or one_gpu)
 
     def check_flags(self) -> None:
-        """Raise Refused for the first flag whose value makes no sense."""
+        """Raise Refused for the first flag whose value is invalid."""
         super().check_flags()
         _at_least(self, rounds=1, prompts=1)
         if not self.variants or len(set(self.variants)) < len(self.variants):
@@ -145,7 +145,7 @@ class Scale(Options):
         return parse_steps(self.save_steps, Generate.max_inference_steps)
 
     def check_flags(self) -> None:
-        """Raise Refused for the first flag whose value makes no sense."""
+        """Raise Refused for the first flag whose value is invalid."""
         super().check_flags()
         least = {"image_bytes": 1, "batch_size": 1, "plan_slots": 1, "resume_slots": 2, "rows": 1, "rows_a_part": 1}
         _at_least(self, **least)

@@ -1,4 +1,4 @@
-"""How much memory a model needs: its parameters in the dtypes they are loaded in, and what drawing takes beside.
+"""How much memory a model needs: its parameters in the dtypes they are loaded in, plus what generating takes.
 Knows safetensors' headers and published sizes; nothing of clusters."""
 
 import json
@@ -23,13 +23,13 @@ def needed(model_type: str, path: str, device: str, variant: str | None = None) 
     family = FAMILIES[model_type]
     counted = _count(model_type, path, family.dtypes[device] == "float16", variant)
     weights = _add_up(family, counted or family.published_parameters, device)
-    return weights, weights + (family.drawing_bytes if device == "cuda" else PROCESS), counted is not None
+    return weights, weights + (family.generation_bytes if device == "cuda" else PROCESS), counted is not None
 
 
 def find_smallest_family() -> str:
     """The family whose published models need the least memory of a GPU."""
     needs = {
-        name: _add_up(family, family.published_parameters, "cuda") + family.drawing_bytes
+        name: _add_up(family, family.published_parameters, "cuda") + family.generation_bytes
         for name, family in FAMILIES.items()
     }
     return min(needs, key=needs.__getitem__)
@@ -62,14 +62,14 @@ def parameters(file: Path) -> int:
     """How many numbers a safetensors file holds, from its header.
 
     Raises:
-        Refused: the file is cut short, or no safetensors.
+        Refused: the file is truncated, or not a safetensors file.
     """
     try:
         with file.open("rb") as opened:
             header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
         shapes = [tensor["shape"] for name, tensor in header.items() if name != "__metadata__"]
     except (OSError, ValueError, KeyError, TypeError, MemoryError, OverflowError):
-        raise ModelRefused(f"{file}: can't be read as safetensors; get it anew") from None
+        raise ModelRefused(f"{file}: can't be read as safetensors; download it again") from None
     total = 0
     for shape in shapes:
         product = 1

@@ -39,7 +39,7 @@ class ImageWorker(Worker):
         return ImageGenerator(recipe, captures, threads)
 
     def explain(self, error: Exception, recipe: Recipe, captures: Sequence[Capture], threads: int | None) -> Exception:
-        """A ModelError also for what is no model's, such as a broken installation."""
+        """A ModelError, also for errors that are not the model's, such as a broken installation."""
         if isinstance(error, ModelError):
             return error
         return ModelError(f"{recipe.model_path}: can't be loaded: {type(error).__name__}: {error}")

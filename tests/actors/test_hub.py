@@ -77,7 +77,7 @@ def test_the_recipes_commit_is_loaded_after_its_branch_has_moved_on(served, reci
     served.main["lab/sdxl"] = NEW
     assert loaded_weight(recipe) == {0.0}
     strict, _ = recipes.differences(recipe_for(model_path="lab/sdxl"), vars(recipe))
-    assert strict == [f"the model's revision: this output has '{OLD}', this run asks for '{NEW}'"]
+    assert strict == [f"the model's revision: this output has '{OLD}', this run requests '{NEW}'"]
 
 
 def test_a_commit_that_is_asked_for_is_loaded(served, recipe_for):

@@ -134,9 +134,9 @@ def test_equal_images_are_infinitely_near_and_the_plot_bears_it(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--steps", "8"], "--steps 8: name at least two, the last is what others are compared with"),
+        (["--steps", "8"], "--steps 8: name at least two; the others are compared with the last one"),
         (["--steps", "0", "8"], "--steps 0: steps begin at 1"),
-        (["--model_type", "flux"], "index: no image of flux in it; set --output_base_path"),
+        (["--model_type", "flux"], "index: has no image of flux; set --output_base_path"),
         (["--steps", "1", "2"], "index: no slot has two steps' images of one denoise; nothing to compare"),
     ],
 )

@@ -271,7 +271,7 @@ def test_failures_are_shown_as_such_and_what_is_gone_too(page):
     assert cells == ["failed\nOutOfMemory"] * SLOTS
     assert "OutOfMemory: too <b>large</b>" in page.find_element("id", "query-8").text
     gone = page.find_elements("css selector", "#query-9 figure .none")
-    assert [cell.get_attribute("textContent") for cell in gone] == ["not there"]
+    assert [cell.get_attribute("textContent") for cell in gone] == ["missing"]
 
 
 def test_jumping_to_a_query_of_another_page(page):
@@ -482,7 +482,7 @@ def test_the_contact_sheet_has_each_image_in_its_place(sixty, tmp_path):
         (["--contact_sheet", "a.gif"], "--contact_sheet a.gif: must end with .png"),
         (["--query_ids", "99"], "--query_ids 99: no image of this query in the index"),
         (["--json_file", "/none"], "/none: no such file; name the annotations with --json_file"),
-        (["--model_type", "flux"], "HERE/index: no image of flux in it; set --output_base_path"),
+        (["--model_type", "flux"], "HERE/index: has no image of flux; set --output_base_path"),
         (["--gallery_path", "/proc/none"], "/proc/none: can't be written: No such file or directory"),
     ],
 )

@@ -373,8 +373,8 @@ def test_smaller_batches_for_lack_of_memory_are_said_once(tmp_path, capsys):
     said = [line for line in capsys.readouterr().err.splitlines() if "ran out of memory" in line]
     assert len(said) == 1
     assert re.fullmatch(
-        r"proxyqueue: worker \w{8} ran out of memory at 4 prompts; it draws [12] at a time from now on \(low bits may"
-        r" differ\); give a smaller --batch_size",
+        r"proxyqueue: worker \w{8} ran out of memory at 4 prompts; it generates [12] at a time from now on"
+        r" \(low bits may differ\); use a smaller --batch_size",
         said[0],
     )
 
@@ -423,9 +423,9 @@ def test_no_gpu_is_refused_at_once_with_what_to_do(tmp_path, models):
 
 
 def test_another_recipe_in_the_output_is_refused(output):
-    with pytest.raises(Refused, match=r"--guidance_scale: this output has 0.0, this run asks for 5.0"):
+    with pytest.raises(Refused, match=r"--guidance_scale: this output has 0.0, this run requests 5.0"):
         generate(options(output, guidance_scale=5.0))
-    with pytest.raises(Refused, match="--image_format: this output has 'jpg', this run asks for 'png'"):
+    with pytest.raises(Refused, match="--image_format: this output has 'jpg', this run requests 'png'"):
         generate(options(output, image_format="png"))
 
 
@@ -462,7 +462,7 @@ def test_an_output_that_cannot_be_written_under_way_ends_with_its_path(output):
     shutil.rmtree(output / "proxy_images_sdxl_step2")
     (output / "proxy_images_sdxl_step2").write_text("in the way")
     with pytest.raises(
-        Refused, match=r"proxy_images_sdxl_step2/combined.*: can't be written: .*the same command goes on"
+        Refused, match=r"proxy_images_sdxl_step2/combined.*: can't be written: .*rerun the same command to resume"
     ):
         generate(options(output))
     (output / "proxy_images_sdxl_step2").unlink()

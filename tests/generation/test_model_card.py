@@ -90,7 +90,7 @@ def test_folders_that_are_refused(models, tmp_path, change, message):
 
 @pytest.mark.parametrize("path", ["/no/such/folder", "./nothing", "a/b/c", "nothing", ""])
 def test_what_is_neither_folder_nor_hub_id(path):
-    with pytest.raises(Refused, match="no such folder, and no hub id"):
+    with pytest.raises(Refused, match="not a folder, and not a hub id"):
         read_card("sdxl", path, None, half=False)
 
 

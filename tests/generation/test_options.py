@@ -86,5 +86,5 @@ def test_workers():
 def test_separate_runs_have_no_other_snapshot():
     """An N-step run ends with xt and x0 equal."""
     Generate(mode="separate").check_flags()
-    with pytest.raises(Refused, match=r"--snapshot both: .* take xt with --mode separate"):
+    with pytest.raises(Refused, match=r"--snapshot both: .* use xt with --mode separate"):
         Generate(mode="separate", snapshot="both").check_flags()

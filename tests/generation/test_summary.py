@@ -38,5 +38,5 @@ def test_a_summary_counts_and_tells_seconds_and_rate(job):
     assert _summary_text(summary, job.output.writer("run-1")).splitlines()[:3] == [
         "images           40 written, 0 skipped, 8 failed; 6 of truncated prompts",
         "denoises         23 in 92 steps (1 duplicates saved)",
-        "wall time        90.1 s with starting Ray and loading models; 0.44 images/s",
+        "wall time        90.1 s including starting Ray and loading models; 0.44 images/s",
     ]

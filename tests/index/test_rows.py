@@ -14,7 +14,7 @@ import pytest
 from actors.recipe import Recipe
 from ray_app.errors import Refused
 from ray_app.index import writer as index_writer
-from ray_app.index.rows import read_recipes, read_rows, set_aside_damaged
+from ray_app.index.rows import quarantine_damaged, read_recipes, read_rows
 from ray_app.index.schema import SCHEMA, VERSION_KEY
 from ray_app.index.writer import IndexWriter
 from ray_app.output.open import open_output
@@ -115,7 +115,7 @@ def test_a_damaged_part_is_named_once_left_out_and_set_aside(files, recipe, caps
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"proxyqueue: {bad}: a damaged part of the index (")
     assert bad.exists()
-    set_aside_damaged(files.output, "sdxl")
+    quarantine_damaged(files.output, "sdxl")
     assert parts(files) == ["part-run-1-000000.parquet", "part-run-1-000001.parquet"]
     assert (files.output.root / ".set_aside/index/model=sdxl/part-run-1-000000.parquet").read_bytes() == content
     assert read_rows(files.output, "sdxl", ["query_id"]).num_rows == 3

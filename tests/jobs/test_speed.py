@@ -161,7 +161,7 @@ def test_slots_are_dealt_in_batches_and_duplicates_are_as_real_ones():
         ({"variants": ("limit", "limit")}, "--variants: name some of them, each once"),
         ({"variants": ("proxyqueue",), "levers": ("compiled",)}, "--levers: name each once, and limit in --variants"),
         ({"work_dir": str(ROOT)}, f"--work_dir {ROOT}: is not empty"),
-        ({"output": "nowhere/speed.json"}, "--output nowhere/speed.json: its folder is not there"),
+        ({"output": "nowhere/speed.json"}, "--output nowhere/speed.json: its folder does not exist"),
         ({"json_file": str(ROOT / "ray_app/sample.json"), "prompts": 99}, "--prompts 99: .*sample.json has 30 of them"),
     ],
 )

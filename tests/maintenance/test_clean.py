@@ -51,7 +51,7 @@ def test_a_steps_images_rows_and_caches_go_and_can_be_drawn_again(output, drawn,
     assert (output / "proxy_images_sdxl_step1/aug_features_clip.npz").exists()
     flags = {"model_path": "tiny", "max_inference_steps": 4, "save_steps": ("1", "4"), "num_prompts": 2}
     todo = prepare(Generate(json_file=str(SAMPLE), output_base_path=str(output), **flags)).plan
-    assert (todo.images_there, todo.images_to_draw, todo.steps_to_run()) == (12, 12, 48)
+    assert (todo.images_existing, todo.images_to_generate, todo.steps_to_run()) == (12, 12, 48)
 
 
 def test_a_dry_run_says_what_would_go_and_touches_nothing(output, capsys):
@@ -113,8 +113,8 @@ def test_caches_alone(output, drawn):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "--model_type: name whose images are to go, or everything with --all"),
-        (["--all", "--steps", "4"], "--all: takes everything; leave out --steps"),
+        ([], "--model_type: name the model to remove, or remove everything with --all"),
+        (["--all", "--steps", "4"], "--all: removes everything; leave out --steps"),
         (["--model_type", "sdxl", "--steps", "0"], "--steps 0: steps begin at 1"),
         (["--model_type", "sdxl"], "No terminal to confirm on: pass --yes (try --dry_run first"),
     ],

@@ -132,7 +132,7 @@ def test_each_model_has_its_own_parts(output, capsys):
 
 
 def test_a_part_that_appears_meanwhile_is_left_alone(output):
-    """It comes after the old parts were read: while it is asked which rows are to go."""
+    """It comes after the old parts were read: while rows to drop are chosen."""
 
     def drop(rows):
         write_images(output, f"run-late-{len(parts(output))}", [100], text="late")

@@ -168,7 +168,7 @@ def flatten(output):
     data = io.BytesIO()
     Image.new("RGB", (64, 64), (9, 9, 9)).save(data, "JPEG")
     replace_image(output, IMAGE, data.getvalue())
-    return [("bad picture", IMAGE, "one colour only (query 2, prompt 1, image 0)")]
+    return [("bad picture", IMAGE, "only one colour (query 2, prompt 1, image 0)")]
 
 
 def shrink(output):
@@ -205,7 +205,7 @@ def test_each_damage_is_found_repaired_and_nothing_else_is_touched(spoil, output
     check_index_is_true(output)
     lost = 1 if report["to_redraw"] else 0
     assert report["to_redraw"] == ({STEP4: 1} if lost else {})
-    assert prepare(asked(output)).plan.images_to_draw == lost
+    assert prepare(asked(output)).plan.images_to_generate == lost
     assert {kind for kind, _, _ in problems(output, capsys, "--deep", *SLOTS)} <= {
         "missing slot", "uneven reference", "failed image",
     }  # fmt: skip
@@ -223,7 +223,7 @@ def test_files_that_systems_leave_are_passed_over(output, capsys):
             (folder / name).write_bytes(b"no part of it")
     code, report = verified(output, capsys, "--deep", *SLOTS, "--repair")
     assert (code, report["problems"], report["parts"]) == (0, [], 1)
-    assert prepare(asked(output)).plan.images_to_draw == 0
+    assert prepare(asked(output)).plan.images_to_generate == 0
     assert not (output / ".set_aside").exists()
     assert main(["query", "--output_base_path", str(output), "SELECT count(*) AS n FROM images"]) == 0
     assert "24" in capsys.readouterr().out
@@ -241,7 +241,7 @@ def test_a_folder_that_was_moved_and_linked_back_is_the_same_to_every_command(ou
     (tmp_path / "larger_disk" / "stray.jpg").unlink()
     code, report = verified(output, capsys, "--deep", *SLOTS, "--repair")
     assert (code, report["problems"], report["files"]) == (0, [], 24)
-    assert prepare(asked(output)).plan.images_to_draw == 0
+    assert prepare(asked(output)).plan.images_to_generate == 0
     assert main(["clean", "--output_base_path", str(output), "--model_type", "sdxl", "--yes"]) == 0
     assert list((tmp_path / "larger_disk").iterdir()) == []
 
@@ -252,7 +252,7 @@ def test_generate_after_repair_makes_it_whole_bit_for_bit(ray_local, output, dra
     assert main(["verify", "--output_base_path", str(output), "--repair"]) == 1
     out = capsys.readouterr().out.splitlines()
     assert out[-2:] == [
-        "repaired: 2 rows dropped, 1 files set aside",
+        "repaired: 2 rows dropped, 1 files quarantined",
         f"images that `proxyqueue generate` with the run's flags regenerates: 1 of {STEP1}, 1 of {STEP4}",
     ]
     assert generate(asked(output), SyntheticWorker) == 0

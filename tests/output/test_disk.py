@@ -29,7 +29,7 @@ FLAGS = {
     "image_format": "png",
 }
 BEGUN, IMAGES = 1 * 2 * 14 * 2, 6 * 2 * 14 * 2
-GOES_ON = "; the same command goes on from what is indexed"
+RESUME = "; rerun the same command to resume"
 
 
 def options(output: Path, **flags) -> Generate:
@@ -57,7 +57,7 @@ def run_into(trouble: Callable[[], object], output: Path, prefix: list[str], tri
     assert begun, f"fewer than 40 images in 240 s: {err}"
     assert process.returncode == REFUSED, err
     assert "Traceback" not in out + err
-    tries = err.count("; trying again for 15 seconds")
+    tries = err.count("; retrying for 15 seconds")
     assert (tries in (1, 2)) if tried_again else (tries == 0)  # of all writers together once, and of the driver
     return err.splitlines()[-1]
 
@@ -112,7 +112,7 @@ def test_a_full_disk(disk, undisturbed):
     (disk / "other files").write_bytes(bytes(2_000_000))  # of 3 MB: an image takes 4 kB there
     line = run_into(lambda: None, output, [], tried_again=True)
     assert line.startswith(f"proxyqueue: {output}/")
-    assert line.endswith(f": can't be written: No space left on device{GOES_ON}")
+    assert line.endswith(f": can't be written: No space left on device{RESUME}")
     assert BEGUN <= check_index_is_true(output) < IMAGES
     assert not (output / ".staging").exists()
     remount(disk, "size=64m")
@@ -125,7 +125,7 @@ def test_a_disk_that_turns_read_only(disk, undisturbed):
     output = disk / "out"
     line = run_into(lambda: remount(disk, "ro"), output, [])
     assert line.startswith(f"proxyqueue: {output}/")
-    assert line.endswith(f": can't be written: Read-only file system{GOES_ON}")
+    assert line.endswith(f": can't be written: Read-only file system{RESUME}")
     assert BEGUN <= check_index_is_true(output) < IMAGES
     remount(disk, "rw")
     check_completes(output, undisturbed)
@@ -136,7 +136,7 @@ def test_permission_taken_away(output, undisturbed):
     locked = output / "proxy_images_sdxl_step4" / "combined"
     line = run_into(lambda: locked.chmod(0o500), output, obeying_permissions())
     assert line.startswith(f"proxyqueue: {locked}/combined_")
-    assert line.endswith(f".png: can't be written: Permission denied{GOES_ON}")
+    assert line.endswith(f".png: can't be written: Permission denied{RESUME}")
     assert BEGUN < check_index_is_true(output) < IMAGES
     assert not (output / ".staging").exists()
     record = json.loads(max((output / "runs").iterdir()).read_text())
@@ -151,7 +151,7 @@ def test_an_output_that_vanishes_is_not_made_again(output, undisturbed):
     line = run_into(lambda: output.rename(elsewhere), output, [])
     assert line.startswith(f"proxyqueue: {output}/")
     assert f": can't be written: {output}/.staging/" in line
-    assert line.endswith(f" is gone since the run began: removed, renamed or unmounted{GOES_ON}")
+    assert line.endswith(f" no longer exists: it was removed, renamed or unmounted during the run{RESUME}")
     assert not output.exists()
     elsewhere.rename(output)
     assert BEGUN <= check_index_is_true(output) < IMAGES

@@ -67,7 +67,7 @@ def test_a_full_disk_is_waited_for_and_said_once(small_disk, capsys):
         waiting.join()
         assert files.output.file_sizes("step") == {"combined/a.jpg": 1_000_000}
         (files.output.root / "step/combined/a.jpg").unlink()
-    said = f"proxyqueue: {small_disk}/step/combined/a.jpg: No space left on device; trying again for 15 seconds\n"
+    said = f"proxyqueue: {small_disk}/step/combined/a.jpg: No space left on device; retrying for 15 seconds\n"
     assert capsys.readouterr().err == said
 
 
@@ -99,7 +99,7 @@ def test_an_output_that_is_unmounted_is_not_written_beside(small_disk, moment):
     if moment == "between two writes":
         files.write("step/combined/a.jpg", b"1")
     subprocess.run(["umount", small_disk], check=True)
-    with pytest.raises(OSError, match=r"/disk/.staging/run is gone since the run began: removed, renamed or unmounted"):
+    with pytest.raises(OSError, match=r"/disk/.staging/run no longer exists: it was removed, renamed or unmounted"):
         files.write("step/combined/b.jpg", b"2")
     assert list(small_disk.iterdir()) == []
 

@@ -222,7 +222,7 @@ def test_a_file_that_cannot_be_written_stays_as_it_was(output, capsys, tmp_path)
     assert (tmp_path / "a.csv").read_text() == "before"
     assert not list(tmp_path.glob(".a*"))
     assert refusal(output, capsys, "SELECT 1", "--output", str(tmp_path / "no" / "a.csv")) == (
-        f"--output {tmp_path}/no/a.csv: its folder is not there"
+        f"--output {tmp_path}/no/a.csv: its folder does not exist"
     )
 
 
@@ -301,8 +301,8 @@ def test_the_schema_names_every_column_of_both_views(output, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "query: ask one thing: SQL, --preset or --schema (see proxyqueue query --help)"),
-        (["SELECT 1", "--preset", "steps"], "query: ask one thing"),
+        ([], "query: give exactly one of SQL, --preset and --schema (see proxyqueue query --help)"),
+        (["SELECT 1", "--preset", "steps"], "query: give exactly one of"),
         ([" "], "query: the SQL is empty"),
         (["SELECT 1", "--format", "parquet"], "--format parquet: name a file with --output"),
         (["SELECT 1", "--format", "xml"], "invalid choice 'xml' for argument '--format'."),

@@ -39,7 +39,7 @@ class StableDiffusion:
     config_has_size = True
     batch_size_at_512 = 8
     published_parameters: Mapping[str, float] = {"unet": 0.86e9, "vae": 0.084e9, "text_encoder": 0.123e9}
-    drawing_bytes = 4e9
+    generation_bytes = 4e9
 
     random_configs: Mapping[str, Mapping[str, dict[str, Any]]] = {}
     random_scheduler: Mapping[str, Any] = {}

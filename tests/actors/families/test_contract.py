@@ -199,7 +199,7 @@ def test_the_memory_estimate_is_what_is_loaded(name, folder, recipe, device):
     estimated, needed, is_counted = memory_estimate.needed(name, str(folder), device)
     assert is_counted
     assert estimated == pytest.approx(loaded, rel=0.001)
-    assert needed - estimated == (memory_estimate.PROCESS if device == "cpu" else FAMILIES[name].drawing_bytes)
+    assert needed - estimated == (memory_estimate.PROCESS if device == "cpu" else FAMILIES[name].generation_bytes)
 
 
 def test_its_data_fit_together(name):

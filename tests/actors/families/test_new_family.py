@@ -127,5 +127,5 @@ def test_built_in_models_that_it_lacks_are_refused(tmp_path):
 def test_the_memory_that_it_needs_is_known(model):
     weights, needed, is_counted = memory_estimate.needed("own", str(model), "cuda")
     assert is_counted
-    assert needed - weights == own_family.FAMILY.drawing_bytes
+    assert needed - weights == own_family.FAMILY.generation_bytes
     assert memory_estimate.find_smallest_family() == "own"
