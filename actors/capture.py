@@ -1,4 +1,4 @@
-"""StepCapture: the step-end callback that keeps the latents of the requested steps and stops after the last.
+"""StepCapture: the step-end callback that keeps the latents of the requested steps and stops after the last one.
 Knows schedulers and latents, nothing of prompts, decoding or files."""
 
 import contextlib
@@ -49,7 +49,7 @@ class StepCapture:
         try:
             yield self
         finally:
-            del pipe.scheduler.step  # the instance attribute; the class's method shows again
+            del pipe.scheduler.step  # the instance attribute; the class's method is visible again
 
     def __call__(self, pipe: Any, step_index: int, timestep: Any, callback_kwargs: dict[str, Any]) -> dict[str, Any]:
         latents = callback_kwargs["latents"]
@@ -57,7 +57,7 @@ class StepCapture:
             self._ends = step_ends(pipe.scheduler, self.num_inference_steps)
         step = len(self._largest) + 1
         if step_index + 1 < self._ends[step - 1]:
-            return callback_kwargs  # the model is called again before this step is done
+            return callback_kwargs  # the model is called again before this step ends
         self._largest.append(latents.flatten(1).abs().amax(1))  # read at the end: until then no GPU has to wait
         if step in self.steps:
             if Capture(step, "xt") in self.captures:
@@ -89,7 +89,7 @@ class StepCapture:
         if name not in RETURNS_X0 | FLOW_MATCH:
             raise ValueError(f"{name} gives no predicted clean image (x0)")
 
-        # wraps() keeps the signature: without it the pipeline's check of it drops the generators silently
+        # wraps() keeps the signature: without it the pipeline, which checks it, silently drops the generators
         @functools.wraps(step)
         def watched(model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             self._calls += 1
@@ -106,13 +106,13 @@ class StepCapture:
 
 
 def step_ends(scheduler: Any, steps: int) -> list[int]:
-    """For each step of a run how often the model has been called when it is done.
+    """For each step of a run, the number of model calls after which it ends.
 
     A step leads from a noise level of the requested schedule to the next. Most schedulers call the model once
-    for that; those of second order twice but for the last one; PNDM without Runge-Kutta steps does the first one twice.
+    for that; second-order ones twice except for the last step; PNDM without Runge-Kutta steps does the first one twice.
 
     Args:
-        scheduler: with the timesteps of the run set, one a call.
+        scheduler: with the timesteps of the run set, one per call.
 
     Raises:
         ModelError: the scheduler runs another number of steps than requested, or one call serves several steps.
@@ -128,6 +128,6 @@ def step_ends(scheduler: Any, steps: int) -> list[int]:
         last = {timestep: call for call, timestep in enumerate(timesteps)}
         return [*(last[level] for level in levels[1:]), calls]
     raise ModelError(
-        f"{type(scheduler).__name__} calls the model {calls} times for {steps} steps, in a way that has no single steps"
-        " to take images of; take another number of steps or another scheduler"
+        f"{type(scheduler).__name__} calls the model {calls} times for {steps} steps, so that no single steps can be"
+        " captured; use another number of steps or another scheduler"
     )

@@ -1,4 +1,4 @@
-"""How long a piece of an image generator's work took, and telling whoever measures.
+"""How long a piece of an image generator's work took, reported to a callback.
 Knows clocks; nothing of what is done."""
 
 import contextlib

@@ -62,7 +62,5 @@ class Export(ClusterFlags, SnapshotFlags, StepFlags, FamilyFlags, OutputFlags):
         """
         path = str(self.export_path)
         if "://" in path:
-            raise InputRefused(
-                f"--export_path {path}: must be a local or mounted folder of this machine", flag="export_path"
-            )
+            raise InputRefused(f"--export_path {path}: must be a local or mounted folder", flag="export_path")
         return whole_folder(Path(path).expanduser().absolute(), "--export_path")

@@ -46,7 +46,7 @@ class ImageWorker(Worker):
 
     def process(self, batch: dict[str, list[Any]]) -> list[Any]:
         """The generator's images of each prompt, not encoded yet; a batch is padded to the fixed size."""
-        return self.loaded.draw(batch)
+        return self.loaded.generate(batch)
 
     def give_up(self, item: dict[str, list[Any]], error_type: str, message: str) -> list[Any]:
         """Failed images of one prompt."""

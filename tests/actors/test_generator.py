@@ -208,7 +208,7 @@ def test_encode_is_deterministic_and_png_keeps_every_pixel():
 
 def test_an_image_that_cannot_be_encoded_is_failed_and_costs_no_other(recipe_for, models):
     generator = make(recipe_for, models, "sdxl_euler", image_format="jpg")
-    drawn = generator.draw({"prompt": PROMPTS[:2], "seed": [0, 0], "captures": [[0], [0]]})
+    drawn = generator.generate({"prompt": PROMPTS[:2], "seed": [0, 0], "captures": [[0], [0]]})
     drawn[0][0].pixels = np.zeros((1, 65_501, 3), np.uint8)  # a JPEG has 65,500 pixels a side at most
     columns = generator.encode(drawn)
     assert columns["status"] == ["failed", "ok"]
@@ -252,5 +252,5 @@ def test_two_threads_that_take_turns_draw_the_same_bytes(recipe_for, models):
     batches = [{"prompt": [prompt], "seed": [seed], "captures": [[0]]} for seed, prompt in enumerate(PROMPTS)]
     alone = [generator(batch)["image"] for batch in batches]
     with ThreadPoolExecutor(2) as pool:
-        waiting = [pool.submit(generator.encode, generator.draw(batch)) for batch in batches]
+        waiting = [pool.submit(generator.encode, generator.generate(batch)) for batch in batches]
         assert [one.result()["image"] for one in waiting] == alone

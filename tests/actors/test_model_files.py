@@ -184,7 +184,7 @@ def test_a_worker_draws_with_no_other_weights_than_the_run_began_with(folder, re
     with pytest.raises(ModelError, match="its files on this machine are not those that the run began with"):
         ImageGenerator(recipe, [Capture(4)], threads=1)
     shutil.rmtree(folder)
-    with pytest.raises(ModelError, match="no such folder on this machine"):
+    with pytest.raises(ModelError, match="this folder does not exist on this machine"):
         ImageGenerator(recipe, [Capture(4)], threads=1)
 
 

@@ -210,7 +210,7 @@ def test_ipcir_names_what_scripts_would_read_wrong(mixed, capsys):
         (["ipcir", "--export_path", "x"], "--export_path: --format ipcir takes none"),
         (["imagefolder", "--by_query", "--export_path", "x"], "--by_query: requires --format ipcir"),
         (["trajectories", "--export_path", "HERE"], "--export_path HERE: exists already; name a new or empty folder"),
-        (["trajectories", "--export_path", "s3://b/x"], "--export_path s3://b/x: must be a folder of this machine"),
+        (["trajectories", "--export_path", "s3://b/x"], "--export_path s3://b/x: must be a local or mounted folder"),
         (["trajectories", "--export_path", "/proc/x"], "--export_path /proc/x: can't be written: "),
         (["trajectories", "--export_path", "x", "--shard_images", "0"], "--shard_images 0: must be from 1 to 1000000"),
         (["imagefolder", "--steps", "7"], "HERE/index: has no such image; set --output_base_path"),

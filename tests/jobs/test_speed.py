@@ -156,10 +156,13 @@ def test_slots_are_dealt_in_batches_and_duplicates_are_as_real_ones():
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ({"model": "full", "device": "cpu"}, "--model full: is for GPUs; on CPUs take mid"),
+        ({"model": "full", "device": "cpu"}, "--model full: is for GPUs; on CPUs use mid"),
         ({"rounds": 0}, "--rounds 0: must be at least 1"),
-        ({"variants": ("limit", "limit")}, "--variants: name some of them, each once"),
-        ({"variants": ("proxyqueue",), "levers": ("compiled",)}, "--levers: name each once, and limit in --variants"),
+        ({"variants": ("limit", "limit")}, "--variants: name at least one of them, each once"),
+        (
+            {"variants": ("proxyqueue",), "levers": ("compiled",)},
+            "--levers: name each once, and include limit",
+        ),
         ({"work_dir": str(ROOT)}, f"--work_dir {ROOT}: is not empty"),
         ({"output": "nowhere/speed.json"}, "--output nowhere/speed.json: its folder does not exist"),
         ({"json_file": str(ROOT / "ray_app/sample.json"), "prompts": 99}, "--prompts 99: .*sample.json has 30 of them"),
@@ -178,5 +181,5 @@ def test_full_without_a_gpu_is_one_line(capsys):
     assert run_module("jobs.benchmarks.speed", Speed, measure_speed, ["--model", "full"]) == 2
     assert capsys.readouterr() == (
         "",
-        "proxyqueue: --device cuda: this machine has no GPU; on CPUs take --model mid or tiny\n",
+        "proxyqueue: --device cuda: this machine has no GPU; on CPUs use --model mid or tiny\n",
     )
