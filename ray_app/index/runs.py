@@ -23,13 +23,13 @@ from ray_app.output.output import Output, Writer
 
 BEAT_SECONDS = 10.0
 DEAD_SECONDS = 120.0
-"""A run whose record has not changed for so long is dead, by the clock of the record's filesystem."""
+"""Seconds without a change after which a run's record counts as dead, by the clock of the record's filesystem."""
 WATCH_SECONDS = 3 * BEAT_SECONDS
 """How long a younger record is watched before another run takes over its images: the record of a live run changes."""
 SILENT = "silent_seconds"
 """Field of a record that was read: seconds since it was written. Not in the file."""
 ORPHAN_SECONDS = 10.0
-"""An unfinished file that belongs to no recorded run may still be in use for so long after it was last written to."""
+"""How long an unfinished file without a recorded run may still be in use after it was last written to."""
 RUNNING, DIED = "running", "died"
 
 

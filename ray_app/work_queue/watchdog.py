@@ -27,7 +27,7 @@ class Watchdog:
 
     Args:
         tracker: its handle.
-        timeout: seconds a batch may take; None for 20 times the median seen, at least 600.
+        timeout: seconds that a batch may take; None for 20 times the median seen, at least 600.
         name: what the workers load, for messages.
         terms: how messages name the rest.
     """

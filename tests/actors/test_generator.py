@@ -82,7 +82,7 @@ def test_flux_guidance_is_the_pipelines_own(recipe_for, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_stops_after_the_last_step_wanted_with_the_same_images(recipe_for, models, kind):
+def test_stops_after_the_last_requested_step_with_the_same_images(recipe_for, models, kind):
     generator = make(recipe_for, models, kind, [Capture(step) for step in STEPS])
     calls = []
     generator.model.denoiser.register_forward_hook(lambda *_: calls.append(1))

@@ -80,14 +80,14 @@ def test_the_recipes_commit_is_loaded_after_its_branch_has_moved_on(served, reci
     assert strict == [f"the model's revision: this output has '{OLD}', this run requests '{NEW}'"]
 
 
-def test_a_commit_that_is_asked_for_is_loaded(served, recipe_for):
+def test_a_requested_commit_is_loaded(served, recipe_for):
     recipe = recipe_for(model_path="lab/sdxl", revision=NEW)
     assert recipe.model_revision == NEW
     assert loaded_weight(recipe) == {1.0}
 
 
 def test_only_what_is_read_is_downloaded_and_once(served, commits, recipe_for, said):
-    """Another variant, another format and pictures stay where they are."""
+    """Files of another variant or format, and images, are not downloaded."""
     folder = commits[OLD]
     for other in ("unet/diffusion_pytorch_model.fp16.safetensors", "unet/model.onnx", "picture.png"):
         (folder / other).write_bytes(b"0")

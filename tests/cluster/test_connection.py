@@ -167,7 +167,7 @@ def as_nobody() -> tuple[list[str], dict[str, str]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("home", ["/", None])
-def test_a_home_that_can_not_be_written_keeps_nobody_from_drawing(home, tmp_path):
+def test_a_home_that_can_not_be_written_does_not_prevent_a_run(home, tmp_path):
     """As with `docker run --user`. HOME is not set at all, too."""
     python, needs = as_nobody()
     kept = {name: value for name, value in os.environ.items() if name not in ("HOME", "RAY_TMPDIR")}
@@ -208,10 +208,10 @@ def test_a_broken_installation_of_a_worker_ends_the_run_with_its_words(tmp_path)
 def test_a_run_does_not_wait_for_ever_for_its_first_process(ray_local, monkeypatch):
     import ray
 
-    ledger = ray.remote(num_cpus=0, num_gpus=9)(InFlightTracker).remote()  # has no place
+    tracker = ray.remote(num_cpus=0, num_gpus=9)(InFlightTracker).remote()  # has no place
     monkeypatch.setattr(queue, "FIRST_SECONDS", 1.0)
     with pytest.raises(Refused, match=r"^no Ray process started here within 1 s; ") as raised:
-        queue.check_comes_up(ledger)
+        queue.check_comes_up(tracker)
     assert "the last one said: " in str(raised.value) or "/session_" in str(raised.value)
 
 

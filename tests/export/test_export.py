@@ -102,7 +102,7 @@ def test_metadata_is_no_stray_goes_with_clean_and_never_outlives_an_image(output
     assert not step4.exists()
 
 
-def test_drawing_removes_the_metadata_that_would_lie(output, ray_local):
+def test_generating_removes_metadata_that_would_be_stale(output, ray_local):
     assert exported(output, "imagefolder") == 0
     (output / "proxy_images_sdxl_step4/combined/combined_100102_0.jpg").unlink()
     generate_sample(output, SyntheticWorker)
@@ -110,7 +110,7 @@ def test_drawing_removes_the_metadata_that_would_lie(output, ray_local):
     assert (output / "proxy_images_sdxl_step1/metadata.parquet").exists()
 
 
-def test_trajectories_have_a_row_a_slot_and_an_image_column_a_step(mixed, tmp_path, datasets, monkeypatch):
+def test_trajectories_have_one_row_per_slot_and_one_image_column_per_step(mixed, tmp_path, datasets, monkeypatch):
     monkeypatch.setattr(trajectories, "SLOTS_A_GROUP", 2)
     assert exported(mixed, "trajectories", "--export_path", tmp_path / "ex", "--shard_images", 4) == 0
     files = sorted(path.name for path in (tmp_path / "ex").iterdir())
@@ -217,7 +217,7 @@ def test_ipcir_names_what_scripts_would_read_wrong(mixed, capsys):
         (["ipcir", "--steps", "7"], "HERE/index: has no image of sdxl or flux at --steps 7; set --output_base_path"),
     ],
 )
-def test_what_makes_no_sense_is_refused(mixed, capsys, arguments, message):
+def test_invalid_flags_are_refused(mixed, capsys, arguments, message):
     arguments = [text.replace("HERE", str(mixed)) for text in arguments]
     assert refusal(capsys, mixed, *arguments).startswith(message.replace("HERE", str(mixed)))
 

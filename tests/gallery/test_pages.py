@@ -437,7 +437,7 @@ def test_clean_takes_the_gallery_with_all_else(tmp_path, capsys):
     assert [path.relative_to(output).as_posix() for path in output.rglob("*")] == ["gallery", "gallery/mine.txt"]
 
 
-def test_a_file_that_is_no_picture_is_named_and_the_page_goes_on(tmp_path, capsys):
+def test_a_file_that_is_not_an_image_is_named_and_the_page_continues(tmp_path, capsys):
     output = tmp_path / "out"
     draw(output, [0], ["xt"], [1])
     bad = output / "proxy_images_sdxl_step1/combined/combined_r#0_1.jpg"
@@ -486,13 +486,13 @@ def test_the_contact_sheet_has_each_image_in_its_place(sixty, tmp_path):
         (["--gallery_path", "/proc/none"], "/proc/none: can't be written: No such file or directory"),
     ],
 )
-def test_what_makes_no_sense_is_refused(sixty, capsys, arguments, message):
+def test_invalid_flags_are_refused(sixty, capsys, arguments, message):
     capsys.readouterr()
     assert shown(sixty, *arguments) == 2
     assert capsys.readouterr().err.splitlines()[-1] == f"proxyqueue: {message.replace('HERE', str(sixty))}"
 
 
-def test_more_than_a_picture_can_hold_is_refused(sixty, tmp_path, capsys):
+def test_more_slots_than_one_image_can_hold_are_refused(sixty, tmp_path, capsys):
     assert shown(sixty, "--contact_sheet", str(tmp_path / "a.png"), "--thumbnails", "4096", "--limit", "2") == 0
     draw(tmp_path / "large", range(60), ["xt"], [1], size=(300, 300))
     assert shown(tmp_path / "large", "--contact_sheet", str(tmp_path / "b.png")) == 2

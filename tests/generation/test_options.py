@@ -1,4 +1,4 @@
-"""Flags: steps, shares of steps, numbers of workers, and values that make no sense."""
+"""Flags: steps, shares of steps, numbers of workers, and invalid values."""
 
 import pytest
 
@@ -66,7 +66,7 @@ def test_bad_steps(texts, message):
         ({"model_type": "flux", "negative_prompt": "x"}, "--negative_prompt: Flux takes none; leave it out"),
     ],
 )
-def test_values_that_make_no_sense(flags, message):
+def test_invalid_values_are_refused(flags, message):
     with pytest.raises(Refused) as raised:
         Generate(**flags).check_flags()
     assert str(raised.value) == message

@@ -125,7 +125,7 @@ def test_latents_that_go_bad_on_the_way_keep_the_good_steps(recipe_for):
 @pytest.mark.parametrize(
     ("value", "error_type", "steps"), [(float("nan"), "NonFinitePixels", (1, 2)), (0.5, "FlatImage", (2,))]
 )
-def test_pixels_that_are_no_picture_are_failures(recipe_for, value, error_type, steps):
+def test_invalid_pixels_are_failures(recipe_for, value, error_type, steps):
     recipe = recipe_for(model_path="tiny", max_inference_steps=2, save_steps=("1", "2"))
     generator = ImageGenerator(recipe, [Capture(1), Capture(2)], threads=1)
 

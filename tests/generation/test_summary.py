@@ -11,7 +11,7 @@ from tests.conftest import SAMPLE
 
 @pytest.fixture
 def job(tmp_path):
-    """24 slots at two steps, two of which ask for the same denoise."""
+    """24 slots at two steps, two of which request the same denoising pass."""
     flags = {"model_path": "tiny", "max_inference_steps": 4, "save_steps": ("1", "4"), "num_prompts": 4}
     return prepare(Generate(json_file=str(SAMPLE), output_base_path=str(tmp_path / "out"), **flags))
 

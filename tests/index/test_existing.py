@@ -66,7 +66,7 @@ def test_an_empty_output_has_nothing(output):
     assert not output.find(slots_of()).any()
 
 
-def test_an_empty_share_of_the_queries_asks_for_nothing(output):
+def test_an_empty_share_of_the_queries_requests_nothing(output):
     output.add(slots_of())
     assert output.find(slots_of(queries=())).shape == (0, 2)
 
@@ -128,7 +128,7 @@ def test_another_image_under_the_same_name_is_refused(output, changes, message):
     assert str(raised.value).endswith("take another --output_base_path")
 
 
-def test_another_image_may_be_drawn_where_the_file_is_gone(output):
+def test_another_image_may_replace_one_whose_file_is_gone(output):
     output.add(slots_of())
     for path in output.files.output.root.rglob("combined*/*.jpg"):
         path.unlink()
@@ -147,7 +147,7 @@ def test_another_recipe_is_refused_with_each_field_that_differs(output, recipe):
     ) in str(raised.value)
 
 
-def test_a_recipe_that_moves_low_bits_is_a_warning(output, recipe):
+def test_a_recipe_that_changes_low_bits_is_a_warning(output, recipe):
     output.add(slots_of())
     (warning,) = recipes.check_recipe(output.files.output, dataclasses.replace(recipe, batch_size=8))
     assert "--batch_size: this output has 4, this run requests 8" in warning

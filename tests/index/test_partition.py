@@ -36,7 +36,7 @@ def images(tmp_path) -> Path:
 
 
 def rewrite(part: Path, change) -> None:
-    """Write a part anew, its table changed."""
+    """Rewrite a part with a changed table."""
     pq.write_table(change(pq.read_table(part, partitioning=None)), part, compression="zstd", write_page_checksum=True)
 
 

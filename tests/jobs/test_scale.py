@@ -1,4 +1,4 @@
-"""The scale benchmark's figures are right: what is written is what was asked for, in fresh processes. No timing."""
+"""The scale benchmark's figures are right: what is written is what was requested, in fresh processes. No timing."""
 
 import json
 import subprocess

@@ -46,7 +46,7 @@ def measured(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> tuple
     return json.loads(json.dumps(report)), folder
 
 
-def picture(folder: Path, variant: str, step: int, slot: int) -> np.ndarray:
+def saved_image(folder: Path, variant: str, step: int, slot: int) -> np.ndarray:
     place = folder / "round0" / variant
     if variant == "proxyqueue":
         return np.array(Image.open(place / f"out/proxy_images_sdxl_step{step}/combined/combined_{slot}_0.jpg"))
@@ -103,23 +103,23 @@ def test_rates_and_ratios_of_several_rounds():
 
 
 def test_every_variant_draws_what_it_says(measured):
-    """Separate runs end where ours ends and differ on the way; the callback script's pictures are ours."""
+    """Separate runs end where ours ends and differ on the way; the callback script's images are equal to ours."""
     _, folder = measured
     for slot in range(5):
         for step in STEPS:
             ours, separate, callback = (
-                picture(folder, variant, step, slot) for variant in ("proxyqueue", "separate", "callback")
+                saved_image(folder, variant, step, slot) for variant in ("proxyqueue", "separate", "callback")
             )
             assert psnr(ours, callback) > 40
             assert (psnr(ours, separate) > 40) == (step == 4)
     for variant in ("separate", "callback"):
-        assert len(list((folder / "round0" / variant).rglob("*.jpg"))) == 15  # equal prompts are drawn again
+        assert len(list((folder / "round0" / variant).rglob("*.jpg"))) == 15  # equal prompts are generated again
     for variant in ("limit", "batch_of_one"):  # they save nothing but what is compared
-        last = 4 if variant == "limit" else 1  # of the pictures of the last batch
+        last = 4 if variant == "limit" else 1  # of the images of the last batch
         assert len(list((folder / "round0" / variant).rglob("*.*"))) == last * len(STEPS)
 
 
-def test_likeness_is_that_of_the_pictures(measured):
+def test_similarity_is_that_of_the_images(measured):
     """All that two variants both show of the round."""
     report, folder = measured
     shown = {variant: folder / "round0" / variant for variant in ("limit", "batch_of_one")}

@@ -1,4 +1,4 @@
-"""The variants that the speed benchmark compares: the bare model has the generator's latents, with every lever."""
+"""The variants of the speed benchmark: the bare model has the generator's latents, with every optimization."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def test_the_limit_has_the_generators_latents(recipe_for, tmp_path):
         pytest.param("compiled", marks=pytest.mark.slow),
     ],
 )
-def test_a_lever_draws_what_the_limit_draws_and_leaves_the_model_as_it_was(recipe_for, tmp_path, lever):
+def test_an_optimization_generates_what_the_limit_does_and_restores_the_model(recipe_for, tmp_path, lever):
     recipe = recipe_for(model_path="tiny", max_inference_steps=4, batch_size=2)
     family = pipelines.load(recipe)
     slots = [(number, prompt, number) for number, prompt in enumerate(PROMPTS[:2])]

@@ -34,7 +34,7 @@ def everything(output):
     return {path: path.stat().st_mtime_ns for path in output.rglob("*")}
 
 
-def test_a_steps_images_rows_and_caches_go_and_can_be_drawn_again(output, drawn, capsys):
+def test_a_steps_images_rows_and_caches_are_removed_and_can_be_regenerated(output, drawn, capsys):
     for step in (1, 4):
         (output / f"proxy_images_sdxl_step{step}/aug_features_clip.npz").write_bytes(b"features")
     size = sum(len(data) for name, data in read_tree(output).items() if "step4/" in name)
@@ -179,7 +179,7 @@ def test_a_run_that_is_going_on_is_left_in_peace(output, capsys):
 
 
 def test_a_kill_at_any_moment_leaves_a_true_index_and_the_next_run_ends_it(tmp_path):
-    """Also where images were drawn twice: no older row, of other bytes, may come to count again."""
+    """Also where images were generated twice: no older row, of other bytes, may become the newest one."""
     made = tmp_path / "made"
     write_images(made, "run-2", range(6))
     write_images(made, "run-1", range(3), text="redrawn")

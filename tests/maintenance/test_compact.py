@@ -234,7 +234,7 @@ def test_a_kill_at_any_moment_loses_no_row_and_the_next_run_ends_it(output, tmp_
 
 
 def test_of_two_rows_the_one_of_the_later_run_counts_whatever_the_clock_said(output):
-    """A clock that was a day ahead stamped the failures of query 7; it was set back before the image was drawn."""
+    """A clock that was a day ahead stamped the failures of query 7; it was set back before the image was generated."""
     tomorrow = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=1)
     write_images(output, "run-4", [7], status="failed")
     (part,) = (part for part in parts(output) if "run-4" in part.name)

@@ -164,7 +164,7 @@ def damage(output):
 
 
 def flatten(output):
-    """A picture of one colour whose bytes are what the row says."""
+    """An image of one colour whose bytes are what the row says."""
     data = io.BytesIO()
     Image.new("RGB", (64, 64), (9, 9, 9)).save(data, "JPEG")
     replace_image(output, IMAGE, data.getvalue())
@@ -179,7 +179,7 @@ def shrink(output):
 
 
 def garble(output):
-    replace_image(output, IMAGE, b"no picture")
+    replace_image(output, IMAGE, b"not an image")
     detail = "can't be decoded: not an image of a known format (query 2, prompt 1, image 0)"
     return [("bad picture", IMAGE, detail)]
 
@@ -305,7 +305,7 @@ def test_a_reference_with_fewer_images_is_named(output, capsys):
     assert problems(output, capsys) == [("uneven reference", f"{STEP4}/combined: 100103", detail)]
 
 
-def test_what_comes_out_otherwise_when_drawn_again_is_named(output_by_model, capsys):
+def test_images_that_differ_when_regenerated_are_named(output_by_model, capsys):
     output = output_by_model
     other = (output / STEP4 / "combined/combined_100101_0.jpg").read_bytes()
     assert other != (output / IMAGE).read_bytes()
@@ -316,7 +316,7 @@ def test_what_comes_out_otherwise_when_drawn_again_is_named(output_by_model, cap
     assert problems(output, capsys, "--redraw", "100") == [("redrawn differently", IMAGE, detail)]
 
 
-def test_redrawing_says_what_it_cannot_draw(tmp_path, capsys):
+def test_redraw_reports_what_it_cannot_generate(tmp_path, capsys):
     write_images(tmp_path, "run-1", [1], steps=(1,), recipe=dataclasses.replace(RECIPE, device="cuda"))
     write_images(tmp_path, "run-2", [2], steps=(1,), recipe=dataclasses.replace(RECIPE, model_path="/gone"))
     table = pq.read_table(parts(tmp_path)[0], partitioning=None)
@@ -363,7 +363,7 @@ def test_a_place_without_an_output_is_refused(tmp_path, capsys):
     assert "holds no index and no images of sdxl or flux" in capsys.readouterr().err
 
 
-def test_what_is_set_aside_twice_is_kept_twice(output, capsys):
+def test_a_file_that_is_quarantined_twice_is_kept_twice(output, capsys):
     for text in ("first", "second"):
         (output / STEP1 / "notes.txt").write_text(text)
         assert main(["verify", "--output_base_path", str(output), "--repair"]) == 1
@@ -381,7 +381,7 @@ def test_a_repair_killed_at_any_moment_leaves_a_true_index_and_the_next_ends_it(
         (made / f"proxy_images_sdxl_step1/combined/stray{number}").write_text("")
 
     def check_files_of_rows_exist(copy):
-        """A wrong file is set aside only when its row is gone."""
+        """A wrong file is quarantined only when its row is gone."""
         assert [row["path"] for row in newest_rows(copy) if not (copy / row["path"]).exists()] == []
 
     flags = ["verify", "--output_base_path", "OUTPUT", "--repair"]

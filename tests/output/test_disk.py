@@ -49,7 +49,7 @@ def start(output: Path, prefix: list[str]) -> subprocess.Popen[str]:
 
 
 def run_into(trouble: Callable[[], object], output: Path, prefix: list[str], tried_again: bool = False) -> str:
-    """Make trouble as soon as the run has drawn some images; the last line it says, after ending as refused."""
+    """Break the disk as soon as the run has written some images; its last line, after it ended as refused."""
     process = start(output, prefix)
     begun = wait_for(lambda: len(list(output.rglob("*.png"))) >= BEGUN + 40 or process.poll() is not None, 240)
     trouble()

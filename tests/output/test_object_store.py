@@ -99,7 +99,7 @@ def test_what_passes_is_tried_again(output, store, fault):
     assert store.faults == 2
 
 
-def test_a_slow_answer_is_waited_for_and_not_asked_for_again(output, store):
+def test_a_slow_answer_is_waited_for_and_not_requested_again(output, store):
     """Arrow itself would give a request up after three seconds, and ask again."""
     output.writer("run-1").write("step/combined/a.jpg", b"whole")
     store.begin(lambda method, path, number: "slow" if number == 1 else None)
@@ -223,7 +223,7 @@ FLAGS = ["--model_path", "tiny", *STEPS, "--img_per_prompt", "2", "--num_prompts
 
 @pytest.mark.slow
 def test_a_run_into_a_store_that_has_faults(store, tmp_path, capsys):
-    """Drawn, gone on with, verified, compacted and cleaned; the same bytes as in a local run."""
+    """Generated, resumed, verified, compacted and cleaned; the same bytes as in a local run."""
     url = f"s3://{BUCKET}/whole/run"
     output = open_output(url)
     output.writer("run-1").write("asked/test.json", SAMPLE.read_bytes())

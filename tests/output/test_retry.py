@@ -1,4 +1,4 @@
-"""Patience: for which errors a process waits, how long in all, and when it does so again."""
+"""The retry policy: for which errors a process waits, how long in total, and when it waits again."""
 
 import errno
 

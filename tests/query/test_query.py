@@ -76,7 +76,7 @@ def test_an_output_whose_name_is_a_pattern_is_read(tmp_path, capsys):
     assert rows(output, capsys, "SELECT count(*) AS n FROM images") == [{"n": 6}]
 
 
-def test_only_the_partition_that_is_asked_for_is_read(output):
+def test_only_the_requested_partition_is_read(output):
     """The pages of the other one are spoilt once DuckDB knows its parts."""
     with views.connected(open_output(str(output))) as connection:
         for part in parts(output, "flux"):
@@ -175,7 +175,7 @@ def test_nothing_unlocks_it_even_without_the_list_of_statements(output, setting)
     [
         ("SELEC 1", 'SQL: line 1 column 1: syntax error at or near "SELEC" (at: SELEC 1)'),
         ("SELECT step,\n  'é', nope FROM images", 'SQL: line 2 column 8: Referenced column "nope" not found'),
-        ("SELECT * FROM pictures", "SQL: line 1 column 15: Table with name pictures does not exist!"),
+        ("SELECT * FROM photos", "SQL: line 1 column 15: Table with name photos does not exist!"),
         ("SELECT prompt::INT FROM images", "SQL: line 1 column 14: Could not convert string"),
     ],
 )
@@ -308,7 +308,7 @@ def test_the_schema_names_every_column_of_both_views(output, capsys):
         (["SELECT 1", "--format", "xml"], "invalid choice 'xml' for argument '--format'."),
     ],
 )
-def test_what_makes_no_sense_is_refused(output, capsys, arguments, message):
+def test_invalid_flags_are_refused(output, capsys, arguments, message):
     assert refusal(output, capsys, *arguments).startswith(message)
 
 

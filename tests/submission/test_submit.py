@@ -210,7 +210,7 @@ def test_a_job_is_checked_shipped_and_followed_and_its_exit_code_is_the_commands
 
 
 @pytest.mark.slow
-def test_ctrl_c_detaches_stop_stops_and_the_same_command_goes_on(jobs, here, tmp_path):
+def test_ctrl_c_detaches_stop_stops_and_the_same_command_resumes(jobs, here, tmp_path):
     """The variables reach driver and workers; the index is true after the stop."""
     output = tmp_path / "out"
     asked = generate(output, "--img_per_prompt", "16")

@@ -14,7 +14,7 @@ MARK = "PROXYQUEUE_TESTS"
 
 
 def wait_for(what: Callable[[], object], seconds: float) -> bool:
-    """Whether it came true within so many seconds. Looks often, but takes a third of a core at most for it."""
+    """Whether the condition became true within this many seconds. Polls often, with a third of a core at most."""
     deadline = time.monotonic() + seconds
     while (began := time.monotonic()) < deadline:
         if what():
@@ -89,8 +89,8 @@ def mark_descendants() -> None:
     os.environ[MARK] = secrets.token_hex(8)
 
 
-def end_descendants(patience: float) -> list[str]:
-    """Wait so many seconds for the marked processes to end by themselves, then kill the rest.
+def end_descendants(seconds: float) -> list[str]:
+    """Wait this many seconds for the marked processes to end by themselves, then kill the rest.
 
     Returns:
         A line per process that was killed: the test that started it, its id and its command.
@@ -102,7 +102,7 @@ def end_descendants(patience: float) -> list[str]:
         spared = {os.getpid(), *trackers}
         return {pid: variables for pid, variables in environments() if mark in variables and pid not in spared}
 
-    wait_for(lambda: not left(), patience)
+    wait_for(lambda: not left(), seconds)
     lines = []
     for pid, variables in left().items():
         lines.append(f"{_test_of(variables)}: process {pid}: {commands().get(pid, '').strip()[:200]}: {_doing(pid)}")
