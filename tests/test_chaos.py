@@ -195,12 +195,12 @@ def test_a_node_is_taken_away_and_brought_back(raylet, nodes_folder, tmp_path, u
     assert driver.returncode == 0, err
     check_all_is_there(output, undisturbed)
     sizes = (nodes_folder / "drawn").read_text().split()
-    assert set(sizes) == {"4"}  # what went with the node is drawn elsewhere in whole batches, not prompt by prompt
+    assert set(sizes) == {"4"}  # lost batches are generated elsewhere in whole, not prompt by prompt
     assert len(sizes) > DENOISES // 4
 
 
 def test_a_submitted_job_loses_a_node_for_good(raylet, nodes_folder, tmp_path, undisturbed_by_model):
-    """Of two nodes that draw one dies; its actor, and the batches that wait for it, move to the other at the tail."""
+    """One of two generating nodes dies; its actor, and the batches that wait for it, move to the other at the tail."""
     address, dashboard = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
     ports = [f"--port={address.rsplit(':', 1)[1]}", f"--dashboard-port={dashboard.rsplit(':', 1)[1]}"]
     raylet("--head", *ports, "--num-cpus=0", "--include-dashboard=true", f"--temp-dir={nodes_folder}")

@@ -14,7 +14,7 @@ from ray_app.messages import LOG
 from ray_app.progress import Bytes
 
 POLL_SECONDS = 0.5
-BESIDE = {"num_cpus": 0, "max_concurrency": 2}
+ALONGSIDE = {"num_cpus": 0, "max_concurrency": 2}
 
 
 class Fetcher:
@@ -62,7 +62,7 @@ def everywhere(recipe: Recipe, takes_gpus: bool, meanwhile: Callable[[], None]) 
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get(resource)]
     fetcher: Any = ray.remote(Fetcher)
     places = {node["NodeID"]: node["NodeManagerAddress"] for node in nodes}
-    on = {node: fetcher.options(label_selector={"ray.io/node-id": node}, **BESIDE).remote(recipe) for node in places}
+    on = {node: fetcher.options(label_selector={"ray.io/node-id": node}, **ALONGSIDE).remote(recipe) for node in places}
     under_way = {actor.fetch.remote(): node for node, actor in on.items()}
     shown = Bytes(f"of {recipe.model_path} fetched")
     while under_way:

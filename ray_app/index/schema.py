@@ -43,7 +43,7 @@ COLUMNS: dict[str, Column] = {
     "error_message": Column(pa.string(), "message of the error, if it failed", GENERATOR),
     "prompt": Column(pa.string(), "the prompt", PLAN),
     "prompt_truncated": Column(pa.bool_(), "whether the text encoder read less than the whole prompt", GENERATOR),
-    "seed": Column(pa.int64(), "of the noise", PLAN),
+    "seed": Column(pa.int64(), "seed of the noise", PLAN),
     "denoise_id": Column(pa.string(), "equal for images of the same denoising pass: same prompt, same seed", PLAN),
     "recipe": Column(pa.string(), "fingerprint of everything else that decides a pixel; in full in runs/", RUN),
     "model_path": Column(pa.string(), "hub id, folder, or tiny", RUN),
@@ -59,7 +59,7 @@ COLUMNS: dict[str, Column] = {
     ),
     "decode_seconds": Column(pa.float32(), "seconds of VAE decoding, divided by the batch's images", GENERATOR),
     "actor_id": Column(pa.string(), "ID of the Ray actor that generated it", WORKER),
-    "node_id": Column(pa.string(), "and its node", WORKER),
+    "node_id": Column(pa.string(), "ID of the Ray node of that actor", WORKER),
     "run_id": Column(pa.string(), "ID of the run that generated it: runs/{run_id}.json", RUN),
     "created_at": Column(pa.timestamp("us", tz="UTC"), "when the row was added to the index", RUN),
 }

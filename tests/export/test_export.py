@@ -251,7 +251,7 @@ def test_an_interrupted_export_leaves_nothing(mixed, tmp_path):
             os.close(os.open(victim, os.O_WRONLY | os.O_NONBLOCK))
         return process.poll() is not None
 
-    assert wait_for(let_go, 60), "the export goes on 60 s after Ctrl-C"
+    assert wait_for(let_go, 60), "the export is still running 60 s after Ctrl-C"
     _, err = process.communicate(timeout=60)
     assert begun, f"no file was begun in 90 s: {err}"
     assert (process.returncode, err) == (130, "proxyqueue: interrupted; the same command goes on from here\n")

@@ -357,7 +357,7 @@ def luminance(colour: str) -> float:
 
 
 def test_the_folder_can_be_sent_alone(browser, sixty, tmp_path):
-    """Without the output beside it the copies are shown, in the dialog too."""
+    """Without the output next to it, thumbnails are shown, also in the dialog."""
     alone = Path(shutil.copytree(sixty / "gallery", tmp_path / "sent"))
     texts = [path.read_text() for path in alone.glob("*.*") if path.is_file()]
     assert not any(str(sixty) in text or "http://" in text or "https://" in text for text in texts)

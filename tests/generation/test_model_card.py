@@ -138,7 +138,7 @@ def test_dtypes_by_device(models, recipe_for):
 
 
 def test_a_hub_model_in_the_cache_is_pinned_to_its_commit(models, tmp_path):
-    """The hub client's own cache layout, asked offline in a process of its own: it reads its environment on import."""
+    """The hub client's own cache layout, used offline in another process: it reads its environment on import."""
     import subprocess
     import sys
 

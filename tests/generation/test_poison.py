@@ -50,7 +50,7 @@ def clean_tree(ray_local, tmp_path_factory) -> dict[str, bytes]:
 
 @pytest.mark.slow
 def test_prompts_that_kill_the_process_are_given_up_and_no_other(clean_tree, tmp_path, capsys):
-    """A segfault and a SIGKILL in two batches of four; batches are drawn again one by one, with the same bytes."""
+    """A segfault and a SIGKILL in two batches of four; their prompts run again one by one, with the same bytes."""
     prompts = [*PROMPTS]
     prompts[2], prompts[5] = "SEGFAULT", "SIGKILL"
     assert generate(asked(tmp_path, prompts), worker=PoisonedWorker) == SOME_FAILED

@@ -28,7 +28,7 @@ PROMPTS = ["a dog", "a cat on a mat", "a red car", "a dog", "birds on a wire"]
 
 @pytest.fixture(scope="module")
 def measured(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
-    """One round of all four with the tiny model, and the folder of all that they drew."""
+    """One round of all four with the tiny model, and the folder with all their images."""
     folder = tmp_path_factory.mktemp("bench")
     annotations = folder / "five.json"
     annotations.write_text(json.dumps([{"id": 0, "reference_img_id": 1, "multi_gpt-3.5_opt": PROMPTS}]))
@@ -132,7 +132,7 @@ def test_similarity_is_that_of_the_images(measured):
 
 
 def test_shares_of_work_that_overlaps():
-    """Ten seconds of two actors; the second encodes for a second beside its denoising."""
+    """Ten seconds of two actors; the second one encodes for a second while it denoises."""
     actors = [
         [Timing("denoising", 100, 4, 3), Timing("decoding", 104, 2, 2)],
         [Timing("denoising", 101, 8, 6), Timing("encoding", 103, 1, 1), Timing("text encoding", 100, 1, 0)],

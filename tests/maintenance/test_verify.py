@@ -216,7 +216,7 @@ def test_each_damage_is_found_repaired_and_nothing_else_is_touched(spoil, output
 
 
 def test_files_that_systems_leave_are_passed_over(output, capsys):
-    """Of macOS, Windows and NFS: beside images and parts, and beside the records of runs."""
+    """Files of macOS, Windows and NFS: next to images, parts and run records."""
     (part,) = parts(output)
     for folder in (part.parent, output / "runs", output / STEP4 / "combined", output / STEP4):
         for name in (f"._{part.name}", "._x.json", ".DS_Store", "Thumbs.db", "desktop.ini", ".nfs000000000001"):

@@ -109,7 +109,7 @@ def test_records_without_the_field_request_nothing(tmp_path, capsys):
 
 @pytest.fixture
 def two_shares(tmp_path: Path) -> float:
-    """Two runs of live processes are to draw ten queries each at two steps, and have 16 images, two failures.
+    """Two runs of live processes have ten queries each to generate at two steps, and have 16 images, two failures.
 
     Two other queries failed before. When the first of their rows came, in seconds since 1970.
     """

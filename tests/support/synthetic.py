@@ -31,7 +31,7 @@ SECONDS_A_PROMPT = float(os.environ.get("SECONDS_A_PROMPT", "0.15"))
 """Which a paced worker takes without using a core: a run of hundreds of images is long enough to be disturbed."""
 
 DRAWN_LOG = os.environ.get("DRAWN_LOG")
-"""A file where paced workers note how many prompts each batch has that they draw."""
+"""A file where paced workers record the number of prompts of each batch."""
 
 Row = dict[str, Any]
 

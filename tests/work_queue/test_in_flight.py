@@ -91,7 +91,7 @@ def test_a_prompt_that_kills_two_workers_alone_is_given_up(book):
 
 
 def test_a_prompt_that_comes_out_is_tried_afresh(book):
-    """Another prompt of its batch kills, so it is drawn alone again and again."""
+    """Another prompt of its batch kills, so it runs alone again and again."""
     for _ in range(5):
         assert book.begin_alone("b1", "harmless", "w1") is None
         book.end_alone("harmless")
