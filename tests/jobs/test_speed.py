@@ -165,7 +165,7 @@ def test_slots_are_dealt_in_batches_and_duplicates_are_as_real_ones():
         ),
         ({"work_dir": str(ROOT)}, f"--work_dir {ROOT}: is not empty"),
         ({"output": "nowhere/speed.json"}, "--output nowhere/speed.json: its folder does not exist"),
-        ({"json_file": str(ROOT / "ray_app/sample.json"), "prompts": 99}, "--prompts 99: .*sample.json has 30 of them"),
+        ({"json_file": str(ROOT / "ray_app/sample.json"), "prompts": 99}, "--prompts 99: .*sample.json has only 30"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(flags, words):
