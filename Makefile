@@ -4,10 +4,10 @@ VERSION ?= Unreleased
 
 .PHONY: help install test slow lint docs reference wheel release-notes ci
 
-help: ## list the chores
+help: ## list the commands
 	@grep -E '^[a-z-]+: ## ' $(MAKEFILE_LIST) | sed 's/: ## /\t/' | expand -t 16
 
-install: ## make .venv with all that developing needs
+install: ## make .venv with everything that development needs
 	python3 -m venv .venv
 	.venv/bin/pip install -q -e '.[dev]'
 
@@ -25,7 +25,7 @@ lint: ## ruff and pyright
 docs: ## the documentation as a site, in site/
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
 
-reference: ## write help texts and columns into docs/ again
+reference: ## regenerate help texts and columns in docs/
 	$(PYTHON) -m tests.docs.test_reference
 
 wheel: ## the wheel, in dist/

@@ -1,4 +1,4 @@
-"""StepCapture: the step-end callback that keeps the latents of the requested steps and stops after the last.
+"""StepCapture: the step-end callback that keeps the latents of the requested steps and stops after the last one.
 Knows schedulers and latents, nothing of prompts, decoding or files."""
 
 import contextlib
@@ -51,7 +51,7 @@ class StepCapture:
         try:
             yield self
         finally:
-            vars(pipe.scheduler).pop("step", None)  # the instance attribute; the class's method shows again
+            vars(pipe.scheduler).pop("step", None)  # the instance attribute; the class's method is visible again
         self.seconds = self._stopwatch.read()
 
     def __call__(self, pipe: Any, step_index: int, timestep: Any, callback_kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class StepCapture:
             self._schedule = schedule.read(pipe.scheduler, self.num_inference_steps)
         step = len(self._largest) + 1
         if step_index + 1 < self._schedule.ends[step - 1]:
-            return callback_kwargs  # the model is called again before this step is done
+            return callback_kwargs  # the model is called again before this step ends
         self._largest.append(latents.flatten(1).abs().amax(1))  # read at the end: until then no GPU has to wait
         if step in self.steps:
             if Capture(step, "xt") in self.captures:
@@ -87,7 +87,7 @@ class StepCapture:
         if name not in RETURNS_X0 | FLOW_MATCH:
             raise ValueError(f"{name} gives no predicted clean image (x0)")
 
-        # wraps() keeps the signature: without it the pipeline's check of it drops the generators silently
+        # wraps() keeps the signature: without it the pipeline, which checks it, silently drops the generators
         @functools.wraps(step)
         def watched(model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             self._calls += 1

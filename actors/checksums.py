@@ -42,7 +42,7 @@ def of(files: Sequence[Path], tell: Tell = lambda done, total: None) -> list[str
 
 
 def of_folder(folder: Path, names: Sequence[str], tell: Tell = lambda done, total: None) -> str:
-    """One checksum of these files of a folder, their names too: "sha256:" and 16 hex digits."""
+    """One checksum of these files of a folder, including their names: "sha256:" and 16 hex digits."""
     digest = hashlib.sha256()
     for name, checksum in zip(names, of([folder / name for name in names], tell), strict=True):
         digest.update(f"{name}\0{checksum}\0".encode())
@@ -64,7 +64,7 @@ def _hash_files(files: list[Path], tell: Tell) -> list[str]:
         with file.open("rb", buffering=0) as opened:
             while piece := opened.read(PIECE):
                 sha256.update(piece)
-                done += len(piece)  # only shown: an update that is lost between threads does no harm
+                done += len(piece)  # only displayed: an update that is lost between threads does not matter
                 tell(done, total)
         return sha256.hexdigest()
 

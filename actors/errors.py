@@ -1,9 +1,9 @@
-"""What goes wrong with a model, as errors that are known without torch: the driver and the queue tell them apart."""
+"""Errors of a model, defined without torch, so that the driver and the queue can distinguish them."""
 
 
 class ModelError(Exception):
-    """The model can't be loaded or can't draw what the recipe asks; the message is one line."""
+    """The model can't be loaded or can't generate what the recipe requests; the message is one line."""
 
 
 class ModelNeedsMemory(ModelError):
-    """The model could not be loaded for lack of memory: the same may work a moment later, or on another node."""
+    """The model could not be loaded for lack of memory: a retry may succeed a moment later, or on another node."""

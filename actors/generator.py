@@ -21,14 +21,14 @@ from actors.schedule import Schedule
 from actors.timing import Timing, Work, timed
 
 SAME = 0.01
-"""Share of the largest latent by which the same step may differ when it is done again: low bits of a GPU's kernels."""
+"""Share of the largest latent by which the same step may differ when it is repeated: low bits of a GPU's kernels."""
 EMBEDDINGS_KEPT = 64
-"""Prompts whose embeddings stay on the device; equal prompts stand close together in a plan."""
+"""Prompts whose embeddings stay on the device; a plan keeps equal prompts close together."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One prompt to draw and the captures wanted of it."""
+    """One prompt and the captures requested of it."""
 
     prompt: str
     seed: int
@@ -37,34 +37,35 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """Why an image could not be drawn, as it stands in the index."""
+    """Why an image could not be generated, as recorded in the index."""
 
     error_type: str
     message: str
 
 
 @dataclasses.dataclass
-class Picture:
-    """An image on its way: its row but for the file, and the pixels that it is to be made of, uint8 (h, w, 3)."""
+class GeneratedImage:
+    """An image that is not encoded yet: its row without the file, and its pixels, uint8 (h, w, 3)."""
 
     row: dict[str, Any]
     pixels: np.ndarray | None
 
 
-Drawn = list[list[Picture]]
-"""Each prompt's pictures, in the order of its captures."""
+Generated = list[list[GeneratedImage]]
+"""Each prompt's images, in the order of its captures."""
 
 
 class ImageGenerator:
-    """Holds one loaded pipeline and draws batches of prompts with it.
+    """Holds one loaded pipeline and generates the images of batches of prompts with it.
 
-    `draw` wants the device, `encode` a core: two threads may overlap them, one batch's with the next one's. `draw`
-    itself is for one thread at a time.
+    `generate` needs the device, `encode` a core: two threads may overlap one batch's `encode` with the next one's
+    `generate`. Only one thread at a time may call `generate`.
 
     Args:
-        recipe: what to load and how to draw.
-        captures: the images that can be asked for; a batch's `captures` column indexes it.
-        threads: CPU threads of torch; they move low bits, so a run on CPUs uses one everywhere. None leaves torch's.
+        recipe: what to load and how to generate.
+        captures: the images that can be requested; a batch's `captures` column indexes it.
+        threads: CPU threads of torch. Their number changes low bits, so a run on CPUs uses one everywhere; None keeps
+            torch's default.
 
     Raises:
         ModelError: the model can't be loaded; a ModelNeedsMemory if memory is what is missing.
@@ -82,7 +83,7 @@ class ImageGenerator:
             kind = ModelNeedsMemory if memory.is_out_of_memory(error) else ModelError
             raise kind(f"{recipe.model_path}: can't be loaded as {recipe.model_type}: {_reason(error)}") from error
         self.on_timing: Callable[[Timing], object] = lambda timing: None
-        """Set it to be told how long each piece of work took: when it has ended, by the thread that did it."""
+        """Called with the duration of each piece of work after it has ended, in the thread that did it."""
         self._embeddings: OrderedDict[str, pipelines.Embeddings] = OrderedDict()
         self._schedules: dict[int, Schedule] = {}
         for steps in sorted({recipe.total_steps(capture) for capture in self.captures}):
@@ -90,39 +91,39 @@ class ImageGenerator:
 
     @property
     def batch_size(self) -> int:
-        """Prompts of a batch: the recipe's, and fewer since memory ran out."""
+        """Prompts per batch: the recipe's, or fewer after memory ran out."""
         return self._sizer.size
 
     def __call__(self, batch: dict[str, Sequence[Any]]) -> dict[str, list[Any]]:
-        """Draw up to `recipe.batch_size` prompts.
+        """Generate the images of up to `recipe.batch_size` prompts.
 
         Args:
             batch: columns `prompt` (str), `seed` (int) and `captures` (indices into the generator's captures).
 
         Returns:
-            Columns with one row an image asked for, in the order of the batch and of its `captures`; always all of
-            them: a prompt that can't be drawn gives rows with status "failed". `row` is the place in the batch,
+            Columns with one row per requested image, in the order of the batch and of its `captures`; always all of
+            them: a prompt that fails gives rows with status "failed". `row` is the place in the batch,
             `image` the encoded bytes or None. `denoise_seconds` runs from the batch's start to the step, shared by
-            its prompts, so at the last step it is what one image costs.
+            its prompts, so at the last step it is the cost of one image.
         """
-        return self.encode(self.draw(batch))
+        return self.encode(self.generate(batch))
 
-    def draw(self, batch: dict[str, Sequence[Any]]) -> Drawn:
+    def generate(self, batch: dict[str, Sequence[Any]]) -> Generated:
         """The first half of `__call__`: everything that the model is needed for."""
         requests = []
         for prompt, seed, indices in zip(batch["prompt"], batch["seed"], batch["captures"], strict=True):
             requests.append(Request(prompt, int(seed), [self.captures[index] for index in indices]))
-        return self._draw_all(requests)
+        return self._generate_all(requests)
 
-    def encode(self, drawn: Drawn) -> dict[str, list[Any]]:
+    def encode(self, generated: Generated) -> dict[str, list[Any]]:
         """The second half: pixels become files; the columns that `__call__` returns."""
         rows = []
-        for number, pictures in enumerate(drawn):
-            rows += [{"row": number, **self._encoded(picture)} for picture in pictures]
+        for number, images in enumerate(generated):
+            rows += [{"row": number, **self._encoded(image)} for image in images]
         return {name: [row[name] for row in rows] for name in ("row", *OUTPUT_COLUMNS)}
 
-    def give_up(self, batch: dict[str, Sequence[Any]], error_type: str, message: str) -> Drawn:
-        """What `draw` would return if none of these prompts could be drawn, without trying."""
+    def give_up(self, batch: dict[str, Sequence[Any]], error_type: str, message: str) -> Generated:
+        """What `generate` would return if all of these prompts failed, without trying."""
         failure = Failure(error_type, message)
         given_up = []
         for indices in batch["captures"]:
@@ -130,7 +131,7 @@ class ImageGenerator:
         return given_up
 
     def pixels(self, prompts: Sequence[str], seeds: Sequence[int], captures: Sequence[Capture]) -> dict[Capture, Any]:
-        """Draw and decode without encoding: for each capture a uint8 array (n, height, width, 3).
+        """Denoise and decode without encoding: for each capture a uint8 array (n, height, width, 3).
 
         Raises whatever the pipeline raises; at most `batch_size` prompts, and the batch is padded to that.
         """
@@ -143,43 +144,43 @@ class ImageGenerator:
         """Time the block and report it to `on_timing`."""
         return timed(work, self.on_timing)
 
-    def _draw_all(self, requests: list[Request]) -> Drawn:
-        """Each request's images, in batches that fit; a prompt that fails costs no other."""
+    def _generate_all(self, requests: list[Request]) -> Generated:
+        """Each request's images, in batches that fit; a prompt that fails affects no other."""
         if len(requests) > self.batch_size:
             first, rest = requests[: self.batch_size], requests[self.batch_size :]
-            return self._draw_all(first) + self._draw_all(rest)
+            return self._generate_all(first) + self._generate_all(rest)
         try:
-            return self._draw(requests)
+            return self._generate(requests)
         except Exception as error:
             failure = Failure(memory.error_type(error), " ".join(str(error).split())[:500])
             is_smaller = self._sizer.on_error(error, "batch")
         if is_smaller:
-            return self._draw_all(requests)
+            return self._generate_all(requests)
         if len(requests) > 1:
-            return [self._draw_all([request])[0] for request in requests]
+            return [self._generate_all([request])[0] for request in requests]
         return [[self._failed(capture, failure) for capture in requests[0].captures]]
 
-    def _draw(self, requests: list[Request]) -> Drawn:
+    def _generate(self, requests: list[Request]) -> Generated:
         prompts = [request.prompt for request in requests]
         seeds = [request.seed for request in requests]
         captures = sorted(set().union(*(request.captures for request in requests)))
-        by_capture: dict[Capture, list[Picture]] = {}
+        by_capture: dict[Capture, list[GeneratedImage]] = {}
         for capture, run in self._denoise(prompts, seeds, captures).items():
             by_capture[capture] = self._decode(capture, run, prompts)
         return [[by_capture[capture][row] for capture in request.captures] for row, request in enumerate(requests)]
 
-    def _decode(self, capture: Capture, run: StepCapture, prompts: list[str]) -> list[Picture]:
-        """A capture's picture of each prompt, of some prompts perhaps one that nobody asked for."""
+    def _decode(self, capture: Capture, run: StepCapture, prompts: list[str]) -> list[GeneratedImage]:
+        """A capture's image of each prompt, possibly including prompts that don't request this capture."""
         with self.timed("decoding") as decoding:
             pixels, finite = pipelines.decode_to_uint8(self.model, run.latents[capture])
         bad_steps = run.first_bad_steps()
-        pictures = []
+        images = []
         for row, prompt in enumerate(prompts):
             failure = self._why_bad(capture, pixels[row], bad_steps[row], finite[row])
             if failure:
-                pictures.append(self._failed(capture, failure))
+                images.append(self._failed(capture, failure))
                 continue
-            drawn = {
+            columns = {
                 **self._blank(capture),
                 "status": "ok",
                 "prompt_truncated": self.model.is_truncated(prompt),
@@ -188,34 +189,34 @@ class ImageGenerator:
                 "denoise_seconds": run.seconds[capture.step] / len(prompts),
                 "decode_seconds": decoding.seconds / len(pixels),
             }
-            pictures.append(Picture(drawn, pixels[row]))
-        return pictures
+            images.append(GeneratedImage(columns, pixels[row]))
+        return images
 
-    def _encoded(self, picture: Picture) -> dict[str, Any]:
-        """The picture's row, with its file where there are pixels."""
-        if picture.pixels is None:
-            return picture.row
+    def _encoded(self, image: GeneratedImage) -> dict[str, Any]:
+        """The image's row, with its encoded file if it has pixels."""
+        if image.pixels is None:
+            return image.row
         try:
             with self.timed("encoding") as encoding:
-                image = encode(picture.pixels, self.recipe.image_format, self.recipe.image_quality)
+                encoded = encode(image.pixels, self.recipe.image_format, self.recipe.image_quality)
         except Exception as error:
-            return {**picture.row, "status": "failed", "error_type": type(error).__name__, "error_message": str(error)}
-        return {**picture.row, "image": image, "encode_seconds": encoding.seconds}
+            return {**image.row, "status": "failed", "error_type": type(error).__name__, "error_message": str(error)}
+        return {**image.row, "image": encoded, "encode_seconds": encoding.seconds}
 
     def _why_bad(self, capture: Capture, pixels: np.ndarray, bad_step: int | None, finite: bool) -> Failure | None:
-        """Why a picture is none, or None: diffusers would save it as black and say nothing."""
+        """Why an image is invalid, or None: diffusers would save it as black without an error."""
         if bad_step is not None and bad_step <= capture.step:
             return Failure("NonFiniteLatents", f"the latents are not finite from step {bad_step} on")
         if not finite:
             return Failure("NonFinitePixels", f"the decoded pixels of step {capture.step} are not finite")
         if capture.step == self.recipe.total_steps(capture) and pixels.min() == pixels.max():
-            return Failure("FlatImage", f"the picture of the last step is one flat value, {pixels.min()}")
+            return Failure("FlatImage", f"the image of the last step has only one value, {pixels.min()}")
         return None
 
     def _denoise(
         self, prompts: Sequence[str], seeds: Sequence[int], captures: Sequence[Capture]
     ) -> dict[Capture, StepCapture]:
-        """Run the model up to the last wanted step, or once for each; for each capture the run that it was taken in.
+        """Run the model up to the last requested step, or once per step count; returns each capture's run.
 
         The batch is padded with its last prompt to the fixed size.
         """
@@ -234,14 +235,14 @@ class ImageGenerator:
                 pipelines.denoise(self.model, embeddings, list(seeds), steps, run)
             if missing := set(captures_of_run) - set(run.latents):
                 ran = len(self.model.pipe.scheduler.timesteps)
-                raise ModelError(f"the scheduler ran {ran} steps and never came to {sorted(missing)}")
+                raise ModelError(f"the scheduler ran {ran} steps and never reached {sorted(missing)}")
             taken |= dict.fromkeys(captures_of_run, run)
         return taken
 
     def _try(self, steps: int) -> None:
-        """Raise ModelError if no run of `steps` steps can be drawn, or none by its seed alone; begins it twice.
+        """Raise ModelError if a run of `steps` steps fails, or does not depend on its seed alone; begins it twice.
 
-        Whether there is memory for a batch is left to the batches: they can be made smaller.
+        Does not check the memory for a full batch: batches can be made smaller.
         """
         name = type(self.model.pipe.scheduler).__name__
         latents: list[torch.Tensor] = []
@@ -263,12 +264,12 @@ class ImageGenerator:
         is_same = (first - second).abs() <= SAME * first.abs().max()
         if not (is_same | first.isnan()).all():
             raise ModelError(
-                f"{self.recipe.model_path}: {name} draws noise that no seed decides: an image could never be drawn"
+                f"{self.recipe.model_path}: {name} uses noise that no seed decides: an image could never be generated"
                 " again; take another scheduler"
             )
 
     def _embed(self, prompt: str) -> pipelines.Embeddings:
-        """A prompt's embeddings, encoded alone: encoding in a batch would move low bits."""
+        """A prompt's embeddings, encoded alone: encoding in a batch would change low bits."""
         if prompt not in self._embeddings:
             with self.timed("text encoding"):
                 self._embeddings[prompt] = self.model.encode(prompt)
@@ -282,13 +283,13 @@ class ImageGenerator:
         known |= {"num_inference_steps": self.recipe.total_steps(capture)}
         return {**dict.fromkeys(OUTPUT_COLUMNS), **known, "width": self.recipe.width, "height": self.recipe.height}
 
-    def _failed(self, capture: Capture, failure: Failure) -> Picture:
+    def _failed(self, capture: Capture, failure: Failure) -> GeneratedImage:
         why = {"status": "failed", "error_type": failure.error_type, "error_message": failure.message}
-        return Picture({**self._blank(capture), **why, "prompt_truncated": False}, None)
+        return GeneratedImage({**self._blank(capture), **why, "prompt_truncated": False}, None)
 
 
 def _reason(error: Exception) -> str:
-    """What an error says, on one line."""
+    """An error's message on one line."""
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -1,4 +1,4 @@
-"""A model of the hub: the commit that a name means, its files, and their way into this machine's cache.
+"""A model of the hub: the commit that a name means, its files, and their download into this machine's cache.
 Knows the hub's client and its cache; imports no torch."""
 
 import contextlib
@@ -17,13 +17,13 @@ from actors.errors import ModelError
 from actors.recipe import Recipe
 
 WAITS = (2, 8, 30)
-"""Seconds between tries where a hub is overloaded or the network breaks off; each of them is several of the client."""
+"""Seconds between retries while a hub is overloaded or the network fails; each is several tries of the client."""
 OVERLOADED = (408, 425, 429, 500, 502, 503, 504)
 BROKEN_OFF = ("TimeoutException", "NetworkError", "RemoteProtocolError")
-"""Classes of the client's HTTP library, whichever it is, for a network that does not answer or breaks off."""
+"""Classes of the client's HTTP library, whichever it is, for a network that does not answer or fails."""
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 LONGEST_WAIT = 300.0
-"""Seconds that a hub may ask to be waited for."""
+"""The longest wait, in seconds, that a hub may request."""
 MAKE_ROOM = "make room, or set HF_HOME to a folder of another disk"
 Result = TypeVar("Result")
 Tell = Callable[[str], None]
@@ -70,7 +70,7 @@ def look_up(repository: str, revision: str | None, tell: Tell) -> Snapshot:
 
 
 class Files:
-    """The files of a commit that a pipeline reads, in this machine's cache or on their way into it.
+    """The files of a commit that a pipeline reads, in this machine's cache or being downloaded to it.
 
     Args:
         names_of: picks them from the names of all files.
@@ -93,7 +93,7 @@ class Files:
         """The folder with all of them; the client keeps several processes from downloading the same file at once.
 
         Raises:
-            ModelError: the hub does not give them, or there is no room for them.
+            ModelError: the hub does not provide them, or the disk has no room for them.
         """
         from huggingface_hub import constants, snapshot_download
 
@@ -113,7 +113,7 @@ class Files:
         return self.folder
 
     def arrived(self) -> int:
-        """Bytes of all files of the model in the cache, those on their way too."""
+        """Bytes of all files of the model in the cache, including partial downloads."""
         total = 0
         for file in (_repository_folder(self.repository) / "blobs").glob("*"):
             with contextlib.suppress(OSError):  # renamed meanwhile
@@ -131,7 +131,7 @@ def files_of(recipe: Recipe, tell: Tell) -> Files:
 
 
 def patiently(download: Callable[[], Result], repository: str, tell: Tell) -> Result:
-    """Try again, with growing pauses, where the hub is overloaded or the network breaks off.
+    """Retry, with growing pauses, while the hub is overloaded or the network fails.
 
     Raises:
         ModelError: the error persists, or is not transient.
@@ -143,8 +143,8 @@ def patiently(download: Callable[[], Result], repository: str, tell: Tell) -> Re
         except Exception as error:
             if wait is None or not _passes(error):
                 raise ModelError(explain(error, repository)) from None
-            seconds = _asked_to_wait(error) or wait
-            tell(f"{repository}: {_why(error)}; trying again in {seconds:g} s")
+            seconds = _requested_wait(error) or wait
+            tell(f"{repository}: {_why(error)}; retrying in {seconds:g} s")
             time.sleep(seconds)
     raise AssertionError("the last try returns or raises")
 
@@ -159,14 +159,14 @@ def explain(error: BaseException, repository: str, revision: str | None = None) 
     if isinstance(error, RevisionNotFoundError):
         return f"{repository}: the hub has no revision {revision!r} of it"
     if isinstance(error, RepositoryNotFoundError):
-        return f"{repository}: no such folder, and no such model on the hub (private ones need HF_TOKEN)"
+        return f"{repository}: neither a folder nor a model on the hub (private ones need HF_TOKEN)"
     cause = _chain(error)[-1]
     if isinstance(cause, OSError) and cause.errno in OF_THE_DISK:
         place = cause.filename or constants.HF_HUB_CACHE
         return f"{place}: {cause.strerror} ({size(_free())} are free); make room, or set HF_HOME to another folder"
     if _status(error):
         return f"{repository}: {_why(error)}"
-    advice = "set --model_path to a local folder, or to tiny for a try"
+    advice = "set --model_path to a local folder, or to tiny to try the pipeline"
     return f"{repository}: not in the local cache, and {_why(error)}; {advice}"
 
 
@@ -182,7 +182,7 @@ def _retries_told(repository: str, tell: Tell) -> Iterator[None]:
     from huggingface_hub.utils.logging import get_logger
 
     disable_progress_bars()
-    logger, first = get_logger(), _First(lambda line: tell(f"{repository}: {line}; the client tries again"))
+    logger, first = get_logger(), _First(lambda line: tell(f"{repository}: {line}; the client retries"))
     other_handlers = logger.handlers[:]
     logger.handlers[:] = [first]
     try:
@@ -206,7 +206,7 @@ class _First(logging.Handler):
 
 
 def _why(error: BaseException) -> str:
-    """What a hub does instead of giving a file."""
+    """What the hub answers instead of a file."""
     if status := _status(error):
         return f"the hub answers {status}{_file(error)}"
     return f"the hub can't be reached ({' '.join(str(_chain(error)[-1]).split())[:160] or type(error).__name__})"
@@ -224,7 +224,7 @@ def _cached(repository: str, revision: str | None) -> Path | None:
 
 
 def _listed(repository: str, commit: str) -> dict[str, int] | None:
-    """Names and sizes of a commit's files as the hub once gave them; None if it never did."""
+    """Names and sizes of a commit's files as the hub once listed them; None if it never did."""
     from huggingface_hub import get_cached_repo_tree
     from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
@@ -254,7 +254,7 @@ def _free() -> int:
 
 
 def _response(error: BaseException) -> Any:
-    """The hub's answer that an error comes from, None where there was none."""
+    """The hub's response that caused an error, None if there was no response."""
     responses = (getattr(cause, "response", None) for cause in _chain(error))
     return next((response for response in responses if response is not None), None)
 
@@ -271,8 +271,8 @@ def _file(error: BaseException) -> str:
     return f" for {name}" if name else ""
 
 
-def _asked_to_wait(error: BaseException) -> float | None:
-    """Seconds that the hub asks to be waited for."""
+def _requested_wait(error: BaseException) -> float | None:
+    """Seconds that the hub requests to wait."""
     response = _response(error)
     seconds = "" if response is None else response.headers.get("Retry-After", "")
     return min(float(seconds), LONGEST_WAIT) if seconds.isdecimal() else None

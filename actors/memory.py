@@ -1,4 +1,4 @@
-"""Memory of a process: kept between layers on CPUs, recognised as exhausted, and released then for smaller batches.
+"""Memory of a process: kept between layers on CPUs; when it is exhausted, released for smaller batches.
 Knows the C library's allocator and torch's; nothing of pipelines."""
 
 import ctypes
@@ -82,14 +82,14 @@ class BatchSizer:
         self.size, self.device = size, device
 
     def on_error(self, error: BaseException, stage: Stage) -> bool:
-        """Whether the work can go on after an error: memory ran out, and a smaller batch may fit.
+        """Whether the work can continue after an error: memory ran out, and a smaller batch may fit.
 
-        What the failed work held is freed and returned to the system. Call it where the error is handled; the work is
-        done again after that, when the error is gone.
+        What the failed work held is freed and returned to the system. Call it where the error is handled, and retry
+        the work after that, outside of the handler.
 
         Args:
-            stage: a failed try of the model leaves it to the batches to become smaller; a failed batch is halved, and
-                one of a single prompt can't be.
+            stage: after a failed try of the model the batches decide whether to become smaller; a failed batch is
+                halved, unless it has a single prompt.
         """
         if not is_out_of_memory(error):
             return False
@@ -104,7 +104,7 @@ class BatchSizer:
 
 
 def _clear_frames(error: BaseException | None) -> None:
-    """Let go of what the functions held that an error, or one of its causes, has ended: a batch's tensors."""
+    """Release what was held by the functions that an error, or one of its causes, has ended: a batch's tensors."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__

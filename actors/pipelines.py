@@ -20,7 +20,7 @@ Embeddings = dict[str, torch.Tensor]
 LOG = logging.getLogger("proxyqueue")
 
 LEAST_VOCABULARY = 0.95
-"""Least share of an encoder's tokens that its tokenizer must know: T5's lacks 28 of 32,128."""
+"""Minimum share of an encoder's tokens that its tokenizer must know: T5's lacks 28 of 32,128."""
 
 
 class Model:
@@ -32,11 +32,11 @@ class Model:
 
     @torch.no_grad()
     def encode(self, prompt: str) -> Embeddings:
-        """Embeddings of one prompt, as the pipeline itself would make them (negative ones where guidance asks)."""
+        """Embeddings of one prompt, as the pipeline itself would make them; negative ones if guidance needs them."""
         return self.family.encode(self.pipe, self.recipe, prompt)
 
     def is_truncated(self, prompt: str) -> bool:
-        """Whether an encoder sees less than the whole prompt."""
+        """Whether an encoder reads less than the whole prompt."""
         limits = self.family.token_limits(self.pipe, self.recipe)
         return any(_count_tokens(tokenizer, prompt) > limit for tokenizer, limit in limits)
 
@@ -114,7 +114,7 @@ def _folder(recipe: Recipe) -> Path:
         return hub.files_of(recipe, LOG.warning).fetch()
     folder = Path(recipe.model_path)
     if not folder.is_dir():
-        raise ModelError("no such folder on this machine")
+        raise ModelError("this folder does not exist on this machine")
     names = weights.read_by(weights.names_in(folder), recipe.model_type, recipe.variant)
     if checksums.of_folder(folder, names) != recipe.model_revision:
         raise ModelError("its files on this machine are not those that the run began with; copy them again")
@@ -154,7 +154,7 @@ def _check_whole(part: str, lacking: Iterable[str]) -> None:
     if names := sorted(lacking):
         raise ModelError(
             f"{part} lacks {len(names)} of its weights, or has them in another shape, {names[0]} among them;"
-            " get its files again"
+            " download its files again"
         )
 
 
@@ -173,7 +173,7 @@ def _check_tokenizer(pipe: Any, part: str, name: str) -> None:
 def decode_to_uint8(model: Model, latents: torch.Tensor) -> tuple[np.ndarray, list[bool]]:
     """A batch's latents to RGB pixels, uint8 (n, h, w, 3), with the pipelines' own rounding.
 
-    Decoded in chunks of one fixed size that divides the batch, so that an image's place in it changes no bit.
+    Decoded in chunks of one fixed size that divides the batch, so that an image's position in it changes no bit.
     Also tells which samples' pixels are all finite: the others are black or worse, as in the pipelines.
     """
     recipe = model.recipe
@@ -203,7 +203,7 @@ def denoise(
     steps: int,
     callback: Callable[..., dict[str, Any]],
 ) -> None:
-    """Run the model once for a batch, in this number of steps; the callback takes what is needed from it.
+    """Run the model once for a batch, in this number of steps; the callback keeps what is needed.
 
     Each image has a fresh CPU generator of its own seed: a used one, or one for the batch, would change the images.
     """
@@ -225,7 +225,7 @@ def denoise(
 
 
 def _quiet_libraries() -> None:
-    """No bars and no warnings from the libraries: what they say of a prompt (truncation) is a column of the index."""
+    """No progress bars or warnings from the libraries: what they report (truncation) is a column of the index."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 

@@ -13,7 +13,7 @@ _VAE = {
     "layers_per_block": 2,
     "force_upcast": True,
 }
-# an eighth of the real VAE's channels: beside the small UNet a decode costs as much as beside the real one, 1.3 steps
+# an eighth of the real VAE's channels: relative to its UNet a decode costs as much as the real one, 1.3 steps
 MID_VAE = {**_VAE, "block_out_channels": (16, 32, 64, 64), "norm_num_groups": 8, "sample_size": 256}
 FULL_VAE = {**_VAE, "block_out_channels": (128, 256, 512, 512), "norm_num_groups": 32}
 

@@ -11,7 +11,7 @@ from actors.families import FAMILIES, Family
 MID, FULL = NAMES = random_parts.NAMES
 
 REVISION = "builtin:1"
-"""Raise it when anything below, in `random_parts` or in a family's configs changes a pixel."""
+"""Increment it when a change below, in `random_parts` or in a family's configs changes a pixel."""
 
 
 def scheduler(model_type: str) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def build_part(config: Mapping[str, Any]) -> Any:
 
 
 def _with_dtype(part: str, config: dict[str, Any], dtype: Any) -> Any:
-    """Built in its dtype: twelve billion weights in float32 first would not fit beside each other."""
+    """Built in its dtype: twelve billion weights in float32 first would not fit into memory."""
     import torch
 
     before = torch.get_default_dtype()

@@ -1,4 +1,4 @@
-"""Recipe: everything but prompt and seed that decides a pixel, and the seeds themselves.
+"""Recipe, the generation config: everything except prompt and seed that decides a pixel; and the seeds themselves.
 Knows no torch, no files and no Ray."""
 
 import dataclasses
@@ -9,13 +9,13 @@ from typing import Any, Literal
 Snapshot = Literal["xt", "x0"]
 SeedMode = Literal["image", "slot"]
 Mode = Literal["once", "separate"]
-"""once: one denoise, tapped at each wanted step; separate: a run of its own for each step count, as the scripts do."""
+"""once: one denoising pass, captured at each requested step; separate: one pass per step count, as in the scripts."""
 
 MAX_SEED = 2**32 - 1
-"""torch's CPU generator reads 32 bits of a seed: two seeds that differ above them would draw the same noise."""
+"""torch's CPU generator reads 32 bits of a seed: two seeds that differ above them would give the same noise."""
 
 LOW_BITS = {"low_bits": True}
-"""Metadata of a field that changes only the low bits of an image: another value is recorded and warned of."""
+"""Metadata of a field that changes only the low bits of an image: another value is recorded, with a warning."""
 
 LATER = {"later": True}
 """Metadata of a field that did not exist from the beginning: left out of the fingerprint at its default, so that what
@@ -33,7 +33,7 @@ FLOW_MATCH = frozenset({"FlowMatchEulerDiscreteScheduler"})
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Capture:
-    """One image wanted of a denoise: the snapshot kind and the step (1-based)."""
+    """One image requested of a denoising pass: the snapshot kind and the step (1-based)."""
 
     step: int
     snapshot: Snapshot = "xt"
@@ -41,7 +41,7 @@ class Capture:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How every image of an output is drawn. Sizes are in pixels, dtypes are torch's names ("float16")."""
+    """How every image of an output is generated. Sizes are in pixels, dtypes are torch's names ("float16")."""
 
     model_type: str
     model_path: str
@@ -56,7 +56,7 @@ class Recipe:
     guidance_scale: float
     height: int
     width: int
-    max_sequence_length: int | None  # prompt tokens that the encoder sees, where the family lets one choose
+    max_sequence_length: int | None  # prompt tokens that the encoder reads, where the family lets users choose
     negative_prompt: str | None
     batch_size: int = dataclasses.field(metadata=LOW_BITS)  # always denoised at this size, the tail padded
     image_format: str
@@ -90,7 +90,7 @@ def image_seed(mode: SeedMode, seed: int, query_id: int, prompt_index: int, imag
     """The seed of one slot's noise, 0 to `MAX_SEED`.
 
     "image" is what the scripts do, seed + image_index: a query's prompts share their noise and can be compared.
-    "slot" gives every slot noise of its own, stable across runs and machines.
+    "slot" gives every slot its own noise, stable across runs and machines.
     """
     if mode == "image":
         return seed + image_index
@@ -99,5 +99,5 @@ def image_seed(mode: SeedMode, seed: int, query_id: int, prompt_index: int, imag
 
 
 def denoise_id(prompt: str, seed: int) -> str:
-    """16 hex digits that are equal for slots which ask for the same picture."""
+    """16 hex digits that are equal for slots that request the same image."""
     return hashlib.sha256(f"{seed}\0{prompt}".encode()).hexdigest()[:16]

@@ -47,10 +47,10 @@ def read(scheduler: Any, steps: int) -> Schedule:
 
 
 def step_ends(scheduler: Any, timesteps: list[Any], steps: int) -> list[int]:
-    """For each step of a run how often the model has been called when it is done.
+    """For each step of a run, the number of model calls after which it ends.
 
     A step leads from a noise level of the requested schedule to the next. Most schedulers call the model once
-    for that; those of second order twice but for the last one; PNDM without Runge-Kutta steps does the first one twice.
+    for that; second-order ones twice except for the last step; PNDM without Runge-Kutta steps does the first one twice.
 
     Raises:
         ModelError: the scheduler runs another number of steps than requested, or one call serves several steps.
@@ -65,6 +65,6 @@ def step_ends(scheduler: Any, timesteps: list[Any], steps: int) -> list[int]:
         last = {timestep: call for call, timestep in enumerate(timesteps)}
         return [*(last[level] for level in levels[1:]), calls]
     raise ModelError(
-        f"{type(scheduler).__name__} calls the model {calls} times for {steps} steps, in a way that has no single steps"
-        " to take images of; take another number of steps or another scheduler"
+        f"{type(scheduler).__name__} calls the model {calls} times for {steps} steps, so that no single steps can be"
+        " captured; use another number of steps or another scheduler"
     )

@@ -1,5 +1,5 @@
 """The tiny built-in models: small SDXL and Flux pipelines, trained by jobs/training, shipped in this folder.
-Knows where they stand and how their weights are told apart; they are loaded like any other model."""
+Knows where they are and how their weights are identified; they are loaded like any other model."""
 
 import functools
 import hashlib
@@ -28,7 +28,7 @@ def model_types() -> list[str]:
 
 @functools.cache
 def revision(model_type: str) -> str:
-    """ "builtin:…", a hash of every file: another training is another recipe."""
+    """ "builtin:…", a hash of every file: retrained models make another recipe."""
     digest = hashlib.sha256()
     for file in sorted(path for path in folder(model_type).rglob("*") if path.is_file()):
         digest.update(f"{file.relative_to(folder(model_type)).as_posix()}\0".encode())

@@ -1,4 +1,4 @@
-"""The command `demo`: images of the sample with both tiny models, the tree, three queries, and a gallery."""
+"""The command `demo`: images of the sample with both tiny models, the output's tree, three queries, and a gallery."""
 
 from pathlib import Path
 
@@ -49,7 +49,7 @@ def demo(options: Demo) -> int:
     for question, sql in QUERIES.items():
         print(f"\n# {question}{sql}", flush=True)
         query(Query(sql=sql, output_base_path=options.output_base_path))
-    print("\n# Every image, to look at", flush=True)
+    print("\n# A gallery of all images", flush=True)
     gallery(Gallery(output_base_path=options.output_base_path, json_file=str(SAMPLE)))
     return max(codes, default=OK)
 

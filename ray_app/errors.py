@@ -8,14 +8,14 @@ REFUSED = 2
 SOME_FAILED = 3
 INTERRUPTED = 130
 
-RERUN = "the same command goes on from what is indexed"
-"""What to do about trouble that passes."""
+RERUN = "rerun the same command to resume"
+"""What to do about a transient error."""
 
 TRANSIENT_ERRNOS = frozenset(
     {
         errno.ENOSPC, errno.EDQUOT,  # others may be making room
         errno.EAGAIN, errno.EBUSY, errno.ENOLCK, errno.ENOMEM, errno.ENFILE, errno.EMFILE,  # what is short comes back
-        errno.EIO, errno.ETIMEDOUT, errno.ESTALE,  # a file server that starts anew
+        errno.EIO, errno.ETIMEDOUT, errno.ESTALE,  # a file server that restarts
         errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH,  # or its network
         errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.ENOTCONN, errno.ESHUTDOWN,
     }
@@ -71,7 +71,7 @@ class ClusterRefused(Refused):
 
 
 def write_failure(error: OSError) -> OutputRefused:
-    """The refusal of an output that a run can't write to: what exists stays true, and rerunning resumes."""
+    """The refusal of an output that a run can't write to: what exists stays valid, and rerunning resumes."""
     return OutputRefused(f"{error.filename}: {error.strerror}", path=error.filename, transient=True)
 
 

@@ -1,4 +1,4 @@
-"""Files and folders of this machine that are there whole or not at all: written beside their place, then renamed.
+"""Atomic writes on this machine: a file or folder is written under a temporary name, then renamed.
 Knows names and errors; nothing of what is in them."""
 
 import contextlib
@@ -14,7 +14,7 @@ from ray_app.interrupts import uninterrupted
 
 @contextlib.contextmanager
 def whole_file(path: Path, flag: str | None = None) -> Iterator[Path]:
-    """A name beside a file to write to; what is written there takes the file's place at the end, or goes.
+    """A temporary name to write to, in the file's folder; renamed to the file at the end, removed after an error.
 
     Args:
         flag: what a user named the file by; None leaves errors as the system raises them.
@@ -35,22 +35,22 @@ def whole_file(path: Path, flag: str | None = None) -> Iterator[Path]:
 
 
 def check_place(path: Path, flag: str) -> None:
-    """Raise Refused if no file can be at a path."""
+    """Raise Refused if a file can't be created at this path."""
     if path.is_dir():
         raise InputRefused(f"{flag} {path}: is a folder")
     if not path.parent.is_dir():
-        raise InputRefused(f"{flag} {path}: its folder is not there")
+        raise InputRefused(f"{flag} {path}: its folder does not exist")
 
 
 @contextlib.contextmanager
 def whole_folder(path: Path, flag: str) -> Iterator[Path]:
-    """A folder beside the wanted one to write to, which takes its place at the end, or goes.
+    """A temporary folder to write to, alongside the requested one; renamed to it at the end, removed after an error.
 
     Raises:
-        Refused: there is something already, or it can't be written.
+        Refused: the path exists already, or it can't be written.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise InputRefused(f"{flag} {path}: is there already; name a new or empty folder")
+        raise InputRefused(f"{flag} {path}: exists already; name a new or empty folder")
     staged = _beside(path)
     with _telling(flag, path):
         try:

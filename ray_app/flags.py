@@ -53,7 +53,7 @@ class StepFlags(Options):
 
 @dataclasses.dataclass(frozen=True)
 class AnnotationFlags(Options):
-    """Which images the annotations request, for commands that can do without."""
+    """Which images the annotations request, for commands that also work without them."""
 
     json_file: str | None = None
     """Annotations: a JSON list of queries in the CIRCO schema; a path, or the URL of an object store."""
@@ -84,11 +84,11 @@ class ModelFlags(Options):
     flux_path: str = FAMILIES["flux"].default_path
     """Flux model, likewise."""
     model_path: str | None = None
-    """Overrides both; "tiny" is the built-in model for machines with no GPU."""
+    """Overrides both; "tiny" is the built-in model for machines without a GPU."""
     variant: str | None = None
     """Variant of the weights, as named in their files: "fp16", "bf16". Default: fp16 if all are, on a GPU."""
     device: Literal["cuda", "cpu"] | None = None
-    """Default cuda, and cpu for the tiny models. Full-size models on CPUs take minutes an image."""
+    """Default cuda, and cpu for the tiny models. Full-size models on CPUs take minutes per image."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,10 +117,10 @@ class ClusterFlags(Options):
 
 @dataclasses.dataclass(frozen=True)
 class ForceFlags(Options):
-    """Whether a run that is active keeps a command from its work, and whether it works at all."""
+    """Whether an active run blocks a command, and whether the command only prints its plan."""
 
     force: bool = False
-    """Work even if an active run does the same in this output, whose images may be lost."""
+    """Proceed even if an active run works on the same output; its images may be lost."""
     dry_run: bool = False
     """Print the plan and stop."""
 

@@ -1,5 +1,5 @@
 """What this machine is: versions of what runs here, and its GPUs as nvidia-smi lists them.
-Knows the standard library alone: `survey` sends these functions to nodes on which the project may not be installed."""
+Knows the standard library only: `node_probe` runs these functions on nodes without the project."""
 
 import importlib.metadata
 import platform

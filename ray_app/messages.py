@@ -1,5 +1,5 @@
-"""What there is to say beside a command's results: a line each on stderr, through one logger.
-Knows how a line is shown, and how a worker's comes to its driver."""
+"""Messages alongside a command's results: one line each on stderr, through one logger.
+Knows how a line is shown, and how a worker's line reaches its driver."""
 
 import logging
 import sys
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 LOG = logging.getLogger("proxyqueue")
 TOPIC = "topic"
-"""Of a record's `extra`: lines of several processes on one topic are told once a run. By default the line itself."""
+"""Of a record's `extra`: lines of several processes on one topic are shown once per run. Default: the line itself."""
 Send = Callable[[str, str], object]
 """Takes a line and its topic."""
 

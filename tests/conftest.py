@@ -50,7 +50,7 @@ def no_process_outlives_its_test() -> Iterator[None]:
     """Fails, at the end of the session, with the names of the tests that left processes behind; ends those."""
     processes.mark_descendants()
     yield
-    left = processes.end_descendants(patience=30)
+    left = processes.end_descendants(seconds=30)
     assert not left, "processes outlived their tests:\n" + "\n".join(left)
 
 
@@ -109,7 +109,7 @@ def output(drawn: Path, tmp_path: Path) -> Path:
 
 
 def read_helps() -> dict[str, Any]:
-    """What --help prints: "" for the program, and each verb; under "imported" the modules that were imported for it."""
+    """What --help prints: "" for the program, and each command; under "imported" the modules imported for it."""
     code = """
 import contextlib, io, json, os, sys
 from ray_app.cli import VERBS, main

@@ -44,7 +44,7 @@ def place(tmp_path_factory) -> Path:
 
 
 def check_load(place: Path, content: bytes, strict: bool = False) -> None:
-    """The file loads, or is refused on one line; what it asks for has names of its own within OUTPUT."""
+    """The file loads, or is refused on one line; what it requests has names of its own within OUTPUT."""
     place.write_bytes(content)
     try:
         annotations = circo.load(str(place), FIELD, 2, strict)

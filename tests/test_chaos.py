@@ -56,7 +56,7 @@ def draw_undisturbed(folder: Path, program: str) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> dict[str, bytes]:
-    """The images that a paced worker draws."""
+    """The images of a paced worker."""
     return draw_undisturbed(tmp_path_factory.mktemp("undisturbed"), PACED)
 
 
@@ -102,7 +102,7 @@ def test_twenty_actors_are_killed_in_one_run(tmp_path, undisturbed, chance):
     assert kills >= 20
     check_all_is_there(output, undisturbed)
     (record,) = runs.read_all(open_output(str(output)))
-    # repeated is at most what was in flight: a batch an actor killed
+    # repeated is at most what was in flight: one batch per killed actor
     assert record["summary"]["batches_replayed"] <= kills
     assert record["summary"]["images_written"] == IMAGES
 
@@ -136,9 +136,7 @@ def test_ten_drivers_are_killed_one_after_another(tmp_path, undisturbed, chance)
             committed = rows
             kill_compaction(output, chance)
     kill_all_with(str(tmp_path))  # Ray's own processes outlive a driver that is killed while it starts them
-    time.sleep(
-        runs.ORPHAN_SECONDS
-    )  # what a killed compaction leaves has no record: for so long it counts as somebody's
+    time.sleep(runs.ORPHAN_SECONDS)  # what a killed compaction leaves has no record: until then it counts as in use
     result = run_cli(*COMMAND, cwd=tmp_path, program=PACED)
     assert result.returncode == 0, result.stderr
     check_all_is_there(output, undisturbed)

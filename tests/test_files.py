@@ -45,7 +45,7 @@ def test_what_fails_leaves_the_file_as_it_was(tmp_path):
 
 def test_a_place_where_no_file_can_be_is_refused(tmp_path):
     (tmp_path / "taken").mkdir()
-    for path, why in (("taken", "is a folder"), ("gone/a.csv", "its folder is not there")):
+    for path, why in (("taken", "is a folder"), ("gone/a.csv", "its folder does not exist")):
         with pytest.raises(Refused, match=f"^--output {tmp_path / path}: {why}$"):
             write(tmp_path / path)
 
@@ -122,7 +122,7 @@ def test_a_folder_takes_its_place_at_the_end(tmp_path):
         assert not path.exists()
     assert names(path) == ["a"]
     assert names(path.parent) == ["x"]
-    with pytest.raises(Refused, match=f"^--export_path {path}: is there already; name a new or empty folder$"), \
+    with pytest.raises(Refused, match=f"^--export_path {path}: exists already; name a new or empty folder$"), \
             whole_folder(path, "--export_path"):  # fmt: skip
         pass
     with pytest.raises(ZeroDivisionError), whole_folder(path.parent / "y", "--export_path"):

@@ -104,7 +104,7 @@ ARGUMENTS = [
     flag("--seed -1", "--seed -1: must be from 0 to 4294967295"),
     flag(
         "--seed 4294967295 --img_per_prompt 2",
-        "--seed 4294967295: with 2 images a prompt seeds would pass 4294967295; take a smaller one",
+        "--seed 4294967295: with 2 images per prompt seeds would pass 4294967295; take a smaller one",
     ),
     flag("--guidance_scale nan", "--guidance_scale nan: must be 0 or more"),
     flag("--height 65", "--height 65: must be a multiple of 8 for sdxl"),
@@ -120,7 +120,7 @@ ARGUMENTS = [
     argument(["preview"], "--prompt: is missing; it takes STR (see proxyqueue preview --help)"),
     argument(
         ["preview", "--prompt", "a", "--model_path", "/none"],
-        "/none: no such folder, and no hub id (owner/name); set --model_path",
+        "/none: not a folder, and not a hub id (owner/name); set --model_path",
     ),
     argument(["preview", "--prompt", "a", *TINY, "--height", "7"], "--height 7: must be a multiple of 8 for sdxl"),
     argument(["preview", "--prompt", "\udcff", *TINY], "--prompt '\\udcff': has a NUL, or bytes that are not UTF-8"),
@@ -139,7 +139,7 @@ ARGUMENTS = [
 INDEX, STEPS = "model_index.json", "scheduler/scheduler_config.json"
 NO_X0 = edit(INDEX, scheduler=["diffusers", "DPMSolverMultistepScheduler"])
 MODELS = [
-    flag("--model_path model", "model: no such folder, and no hub id (owner/name); set --model_path"),
+    flag("--model_path model", "model: not a folder, and not a hub id (owner/name); set --model_path"),
     model(
         lambda folder: None,
         "holds a StableDiffusionXLPipeline, but --model_type flux needs a FluxPipeline; use --model_type sdxl",
@@ -175,7 +175,7 @@ MODELS = [
     ),
     model(
         edit("vae/config.json", block_out_channels=3),
-        "vae/config.json: 'block_out_channels' is no list of 1 to 10 blocks",
+        "vae/config.json: 'block_out_channels' is not a list of 1 to 10 blocks",
     ),
     (
         model(NO_X0, "")[0],
@@ -209,29 +209,29 @@ OUTPUTS = [
         "--output_base_path 'o\\x00ut': has a NUL, or bytes that are not UTF-8",
     ),
     output(
-        "holds sdxl images of another recipe: --max_inference_steps: this output has 32, this run asks for 16;"
-        " --guidance_scale: this output has 0.0, this run asks for 5.0",
+        "holds sdxl images of another recipe: --max_inference_steps: this output has 32, this run requests 16;"
+        " --guidance_scale: this output has 0.0, this run requests 5.0",
         "--guidance_scale 5 --max_inference_steps 16",
     ),
     output(
-        "holds sdxl images of another recipe: --image_format: this output has 'jpg', this run asks for 'png';"
-        " --image_quality: this output has 95, this run asks for None",
+        "holds sdxl images of another recipe: --image_format: this output has 'jpg', this run requests 'png';"
+        " --image_quality: this output has 95, this run requests None",
         "--image_format png",
     ),
     output(
-        "query 0, prompt 0: seed: this output has 0, this run asks for 4 (other --seed or --seed_mode)",
+        "query 0, prompt 0: seed: this output has 0, this run requests 4 (other --seed or --seed_mode)",
         "--seed 4",
     ),
     output(
-        "--img_per_prompt: this output has 1, this run asks for 2: file numbers would collide",
+        "--img_per_prompt: this output has 1, this run requests 2: file numbers would collide",
         "--img_per_prompt 2",
     ),
     output(
-        "query 0, prompt 1: prompt: this output has 'b', this run asks for 'z' (other annotations or --prompt_field)",
+        "query 0, prompt 1: prompt: this output has 'b', this run requests 'z' (other annotations or --prompt_field)",
         content=[entry(prompts=["a", "z"])],
     ),
     output(
-        "query 0, prompt 0: reference_img_id: this output has 'r7', this run asks for 'r9' (other annotations)",
+        "query 0, prompt 0: reference_img_id: this output has 'r7', this run requests 'r9' (other annotations)",
         content=[entry(0, "r9")],
     ),
     output(

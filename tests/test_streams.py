@@ -35,7 +35,7 @@ def test_work_is_done_to_its_end_without_its_streams(trouble, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_when_nobody_reads_it_any_more(tmp_path):
+def test_a_run_continues_when_nobody_reads_it_any_more(tmp_path):
     flags = f"--json_file {SAMPLE} --model_path tiny --max_inference_steps 4 --save_steps 4 --limit 1 --num_workers 1"
     command = f"{PROGRAM} {PACED} generate {flags} --output_base_path out"
     assert exit_code(command, "{ COMMAND; echo $? >code; } 2>&1 | head -1", tmp_path) == 0

@@ -1,5 +1,5 @@
-"""Families of models: the contract that each of them fulfils in a module of its own, and the one list of them.
-Importing this imports neither torch nor diffusers, so that help texts and the names of folders can ask it."""
+"""Families of models: the contract that each family's module fulfils, and the one list of families.
+Importing this imports neither torch nor diffusers, so that help texts and folder names can use it."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,11 +15,11 @@ class Family(Protocol):
     """All that differs between families of models.
 
     Parts are named as in a saved pipeline's folder ("unet", "vae", "text_encoder"), dtypes as in torch ("float16").
-    What needs torch or diffusers imports it inside of the method.
+    Methods that need torch or diffusers import them in their bodies.
     """
 
     name: str
-    """Its key in `FAMILIES`: lower-case letters and digits, since flags, columns and folders of an output show it."""
+    """Its key in `FAMILIES`: lower-case letters and digits, since flags, columns and folders contain it."""
     title: str
     """Its name in messages."""
     colour: str
@@ -86,7 +86,7 @@ class Family(Protocol):
         ...
 
     def token_limits(self, pipe: Any, recipe: Recipe) -> list[tuple[Any, int]]:
-        """The tokenizers that decide whether a prompt is truncated, each with the most tokens that its encoder sees."""
+        """The tokenizers that decide whether a prompt is truncated, each with its encoder's maximum of tokens."""
         ...
 
     def call_arguments(self, recipe: Recipe) -> dict[str, Any]:
@@ -122,7 +122,7 @@ FAMILIES: dict[str, Family] = {
     "sdxl": sdxl.FAMILY,
     "flux": flux.FAMILY,
 }
-"""Every family by its name, the default one first. All else that depends on a family asks this."""
+"""Every family by its name, the default one first. All else that depends on a family uses this."""
 
 
 def listed() -> str:

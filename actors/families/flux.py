@@ -92,7 +92,7 @@ class Flux:
         return 2 * vae_factor
 
     def recipe_fields(self, flags: Mapping[str, Any], tokenizer_limit: int | None) -> dict[str, Any]:
-        """Prompt tokens that T5 sees, no more than the tokenizer takes: with padding, models trained on short prompts
+        """Prompt tokens that T5 reads, no more than the tokenizer takes: with padding, models trained on short prompts
         are worse."""
         requested = flags["max_sequence_length"]
         return {"max_sequence_length": min(requested, tokenizer_limit or requested)}
@@ -132,7 +132,7 @@ class Flux:
         }
 
     def random_embedding_shapes(self, config: Any, arguments: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-        """T5's embeddings, of the length that is called for, and CLIP's pooled one."""
+        """T5's embeddings, of the requested length, and CLIP's pooled one."""
         tokens = arguments.get("max_sequence_length", 77)
         return {
             "prompt_embeds": (1, tokens, config.joint_attention_dim),

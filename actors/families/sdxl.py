@@ -23,7 +23,7 @@ _UNET = {
 }
 _LATENTS = {"latent_channels": 4, "scaling_factor": 0.13025}
 _TIME_IDS = 6
-"""Numbers that the UNet gets beside the pooled embedding: original size, crop and target size."""
+"""Numbers that the UNet gets in addition to the pooled embedding: original size, crop and target size."""
 _CLIP_TOKENS = 77
 
 
@@ -97,7 +97,7 @@ class SDXL:
         return 162.0 * pixels * images * (1 + is_guided)
 
     def size_multiple(self, vae_factor: int) -> int:
-        """The pipeline refuses what 8 does not divide, with any VAE."""
+        """The pipeline refuses sizes that 8 does not divide, with any VAE."""
         return math.lcm(8, vae_factor)
 
     def recipe_fields(self, flags: Mapping[str, Any], tokenizer_limit: int | None) -> dict[str, Any]:
@@ -121,7 +121,7 @@ class SDXL:
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     def token_limits(self, pipe: Any, recipe: Recipe) -> list[tuple[Any, int]]:
-        """Those of both tokenizers, of which some models lack the first."""
+        """Those of both tokenizers; some models lack the first one."""
         tokenizers = (pipe.tokenizer, pipe.tokenizer_2)
         return [(tokenizer, tokenizer.model_max_length) for tokenizer in tokenizers if tokenizer is not None]
 

@@ -1,5 +1,5 @@
-"""What the queue costs, measure by measure: images that cost nothing, plans, an index of many rows.
-Each function is run in a process of its own, so that its memory is only what it needs; knows no order of things."""
+"""What the queue costs, one measurement per function: images that cost nothing, plans, an index of many rows.
+Each function runs in its own process, so that its memory is only what it needs; does not decide their order."""
 
 import contextlib
 import io
@@ -26,7 +26,7 @@ from ray_app.output import layout
 from ray_app.output.open import open_output
 
 RESUME_STEPS = (32,)
-"""Of the slots of a half-done run: a file each."""
+"""The slots of a run that is half done: one file each."""
 SAMPLE_SECONDS = 0.25
 REPEATS = 3
 """Of a query; the median counts."""
@@ -44,7 +44,7 @@ def measure_images(folder: Path, slots: int, options: Scale) -> dict[str, Any]:
     notes.mkdir()
     made_rows.write_annotations(annotations, slots)
     flags = {"batch_size": options.batch_size, "num_workers": options.num_workers}
-    requested = made_rows.asked(annotations, output, options.steps(), **flags)
+    requested = made_rows.request_options(annotations, output, options.steps(), **flags)
     with cluster.connected("local"), _Memory() as memory, contextlib.redirect_stdout(io.StringIO()):
         began = time.time()
         code = generate(requested, worker=synthetic_images.synthetic_worker(options.image_bytes, notes))
@@ -55,7 +55,7 @@ def measure_images(folder: Path, slots: int, options: Scale) -> dict[str, Any]:
     images = rows["status"].to_pylist().count("ok")
     if code or images != slots * len(options.steps()):
         raise InputRefused(
-            f"{images:,} of {slots * len(options.steps()):,} images were written; try again with --slots 100"
+            f"{images:,} of {slots * len(options.steps()):,} images were written; retry with --slots 100"
         )
     return {
         "figure": "images",
@@ -71,16 +71,16 @@ def measure_images(folder: Path, slots: int, options: Scale) -> dict[str, Any]:
 
 
 def measure_plan(folder: Path, slots: int, steps: Sequence[int]) -> dict[str, Any]:
-    """All that generate does before it draws, with what is there."""
-    options = made_rows.asked(folder / "prompts.json", folder / "out", steps)
+    """Everything that generate does before the first image, on an output with existing images."""
+    options = made_rows.request_options(folder / "prompts.json", folder / "out", steps)
     before = _status_mb("VmRSS")
     began = time.perf_counter()
     job = prepare(options)
     return {
         "figure": "plan",
         "slots": slots,
-        "images_there": job.plan.images_there,
-        "images_to_draw": job.plan.images_to_draw,
+        "images_there": job.plan.images_existing,
+        "images_to_draw": job.plan.images_to_generate,
         "denoises": job.plan.denoises.num_rows,
         "seconds": time.perf_counter() - began,
         "peak_mb": _status_mb("VmHWM"),
@@ -91,7 +91,7 @@ def measure_plan(folder: Path, slots: int, steps: Sequence[int]) -> dict[str, An
 def half_done(folder: Path, slots: int, rows_a_part: int) -> None:
     """An output that has a row and a file of one byte for half of its slots."""
     made_rows.write_annotations(folder / "prompts.json", slots)
-    options = made_rows.asked(folder / "prompts.json", folder / "out", RESUME_STEPS)
+    options = made_rows.request_options(folder / "prompts.json", folder / "out", RESUME_STEPS)
     done = made_rows.slots_of(options).slice(0, slots // 2)
     with open_output(str(folder / "out")).writing(runs.new_id()) as writer:
         made_rows.fill(writer, options, done, rows_a_part, files=True)
@@ -100,14 +100,14 @@ def half_done(folder: Path, slots: int, rows_a_part: int) -> None:
 def many_rows(folder: Path, rows: int, steps: Sequence[int], rows_a_part: int) -> None:
     """An index alone."""
     made_rows.write_annotations(folder / "prompts.json", max(1, rows // len(steps)))
-    options = made_rows.asked(folder / "prompts.json", folder / "out", steps)
+    options = made_rows.request_options(folder / "prompts.json", folder / "out", steps)
     with open_output(str(folder / "out")).writing(runs.new_id()) as writer:
         made_rows.fill(writer, options, made_rows.slots_of(options), rows_a_part, files=False)
 
 
 def measure_index(folder: Path, steps: Sequence[int], state: str) -> dict[str, Any]:
     """What the plan reads of an index, a count by step, one query's rows."""
-    options = made_rows.asked(folder / "prompts.json", folder / "out", steps)
+    options = made_rows.request_options(folder / "prompts.json", folder / "out", steps)
     output = open_output(options.output_base_path)
     slots = made_rows.slots_of(options)
     before = _status_mb("VmRSS")
@@ -133,7 +133,7 @@ def measure_index(folder: Path, steps: Sequence[int], state: str) -> dict[str, A
 
 
 def measure_compact(folder: Path) -> dict[str, Any]:
-    """An index's parts written anew as few."""
+    """Rewrite an index's parts as few."""
     began = time.perf_counter()
     with open_output(str(folder / "out")).writing(runs.new_id()) as writer:
         done = rewrite(writer, DEFAULT_MODEL_TYPE)
@@ -164,7 +164,7 @@ class _Memory:
         self._thread.join()
 
     def by_quarter(self, began: float, ended: float) -> list[float]:
-        """The most in each quarter of a time, in MB; quarters without a sample are left out."""
+        """The maximum in each quarter of the time, in MB; quarters without a sample are left out."""
         quarters: dict[int, float] = {}
         for moment, used in self._samples:
             if began <= moment <= ended:
@@ -180,7 +180,7 @@ class _Memory:
 
 
 def _status_mb(field: str) -> float:
-    """A figure of this process: VmRSS, its memory now; RssShmem, of that what it shares; VmHWM, the most it had.
+    """A figure of this process: VmRSS, its memory now; RssShmem, the shared part of it; VmHWM, its maximum.
 
     getrusage's would be the parent's.
     """
@@ -189,7 +189,7 @@ def _status_mb(field: str) -> float:
 
 
 def _ask(sql: str) -> tuple[float, pa.Table]:
-    """Median seconds of a query on a fresh connection, and what it gives."""
+    """Median seconds of a query on a fresh connection, and its result."""
     import duckdb
 
     seconds, rows = [], pa.table({})

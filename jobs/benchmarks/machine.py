@@ -1,5 +1,5 @@
-"""What a benchmark ran on: cores, processor, memory, GPU, and how busy that GPU was.
-Knows where a machine says so; nothing of what is measured."""
+"""What a benchmark ran on: cores, processor, memory, GPU, and that GPU's utilization.
+Knows where a machine reports these; nothing of what is measured."""
 
 import os
 import platform
@@ -20,7 +20,7 @@ def cores() -> int:
 
 
 def describe() -> dict[str, Any]:
-    """What the report says of the machine; `load`, now: others at work make its figures worthless."""
+    """What the report says about the machine; `load` is the present one: other work makes the figures worthless."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "cores": cores(),
@@ -38,7 +38,7 @@ def gpu_name() -> str | None:
 
 
 class GpuBusy:
-    """Samples how busy the first GPU is (`nvidia-smi`'s utilization) inside a `with`; nothing without a GPU."""
+    """Samples the first GPU's utilization (of `nvidia-smi`) inside a `with`; nothing without a GPU."""
 
     def __init__(self) -> None:
         self._samples: list[tuple[float, float]] = []

@@ -15,16 +15,16 @@ VARIANTS = ("separate", "callback", "proxyqueue", "limit")
 """In the order of the first round."""
 
 Variant = Literal["separate", "callback", "proxyqueue", "limit"]
-Lever = Literal["batch_of_one", "usual_malloc", "vae_bfloat16", "channels_last", "fused_qkv", "compiled"]
+Optimization = Literal["batch_of_one", "usual_malloc", "vae_bfloat16", "channels_last", "fused_qkv", "compiled"]
 Part = Literal["images", "plan", "resume", "index"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Speed(Options):
-    """Measure proxyqueue beside separate runs, the callback script and the bare model: same prompts, same hardware.
+    """Compare proxyqueue with separate runs, the callback script and the bare model: same prompts, same hardware.
 
-    All in one run, interleaved, in an order that rotates each round; ratios are medians of the rounds' own ratios.
-    On CPUs nothing else should be running. Nothing is measured that is not drawn.
+    All variants are measured in one run, interleaved, in an order that rotates each round; ratios are medians of the
+    rounds' own ratios. On CPUs nothing else should be running.
 
     Example: python -m jobs.benchmarks.speed --model mid --rounds 5
 
@@ -36,15 +36,15 @@ class Speed(Options):
     model_type: ModelType = DEFAULT_MODEL_TYPE
     """Family of the model."""
     variants: tuple[Variant, ...] = VARIANTS
-    """Which of them to measure."""
-    levers: tuple[Lever, ...] = ()
-    """Measure the limit with one thing changed too, a variant each: what the thing is worth."""
+    """The variants to measure."""
+    levers: tuple[Optimization, ...] = ()
+    """Also measure the bare pipeline ("limit") with one optimization each: the effect of that optimization."""
     rounds: int = 5
-    """How often each is measured."""
+    """Number of measurements per variant."""
     prompts: int = 42
-    """Slots to draw; about 5 % of them ask for the same as another."""
+    """Slots to generate; about 5 % of them duplicate another slot."""
     json_file: str | None = None
-    """Annotations to take the prompts from, the first ones; default made-up prompts with as many duplicates."""
+    """Annotations whose first prompts are used; default synthetic prompts with the same share of duplicates."""
     prompt_field: str = "multi_gpt-3.5_opt"
     """Field of the annotations that holds a query's list of prompts, of which the first five are taken."""
     max_inference_steps: int = 32
@@ -56,19 +56,19 @@ class Speed(Options):
     width: int | None = None
     """Pixels; likewise."""
     batch_size: int | None = None
-    """Prompts that proxyqueue and the bare model denoise together. By default by model."""
+    """Prompts that proxyqueue and the bare model denoise together. Default depends on the model."""
     num_workers: str | None = None
-    """Actors of proxyqueue, as in generate; default one a core, or one where a GPU draws."""
+    """Actors of proxyqueue, as in generate; default one per core, or one on a GPU."""
     vae_dtype: Literal["float32", "float16", "bfloat16"] | None = None
-    """Of proxyqueue and the bare model, as in generate."""
+    """VAE dtype of proxyqueue and the bare model, as in generate."""
     compile: bool = False
-    """torch.compile the model, as in generate; for all of them, before the clock starts."""
+    """Compile the model with torch.compile, as in generate; for all variants, before the clock starts."""
     device: Literal["cuda", "cpu"] | None = None
     """Default cpu for tiny and mid, cuda for full."""
     arrangement: Literal["auto", "processes", "threads"] = "auto"
-    """On CPUs, how the others draw: a 1-thread process a core, one process with all threads, or the faster of both."""
+    """How the other variants run on CPUs: one 1-thread process per core, one process with all threads, the faster."""
     work_dir: str | None = None
-    """Where pictures and outputs go, a folder a round and variant; default a temporary folder, removed."""
+    """Where images and outputs go, one folder per round and variant; default a temporary folder, removed at the end."""
     output: str = "speed.json"
     """File for everything that was measured, as JSON; the tables are printed."""
 
@@ -87,19 +87,19 @@ class Speed(Options):
             num_prompts=1,
             **{name: getattr(self, name) for name in shared},
         )
-        one_gpu = "1" if requested.target_device() == "cuda" else None  # as the others
+        one_gpu = "1" if requested.target_device() == "cuda" else None  # like the other variants
         return dataclasses.replace(requested, num_workers=self.num_workers or one_gpu)
 
     def check_flags(self) -> None:
-        """Raise Refused for the first flag whose value makes no sense."""
+        """Raise Refused for the first flag whose value is invalid."""
         super().check_flags()
         _at_least(self, rounds=1, prompts=1)
         if not self.variants or len(set(self.variants)) < len(self.variants):
-            raise InputRefused("--variants: name some of them, each once")
+            raise InputRefused("--variants: name at least one of them, each once")
         if self.levers and ("limit" not in self.variants or len(set(self.levers)) < len(self.levers)):
-            raise InputRefused("--levers: name each once, and limit in --variants: that is what they are compared with")
+            raise InputRefused("--levers: name each once, and include limit in --variants: they are compared with it")
         if self.model == random_weights.FULL and self.device == "cpu":
-            raise InputRefused("--model full: is for GPUs; on CPUs take mid")
+            raise InputRefused("--model full: is for GPUs; on CPUs use mid")
         assert self.model in (tiny.NAME, *random_weights.NAMES)
 
 
@@ -107,7 +107,7 @@ class Speed(Options):
 class Scale(Options):
     """Measure what the queue itself costs: images that cost nothing, a million slots, five million rows.
 
-    Each measurement runs in a fresh process. The defaults write some 40 GB to --work_dir.
+    Each measurement runs in a fresh process. The defaults write about 40 GB to --work_dir.
 
     Example: python -m jobs.benchmarks.scale --parts plan index --plan_slots 100000 --rows 500000
 
@@ -115,16 +115,16 @@ class Scale(Options):
     """
 
     parts: tuple[Part, ...] = ("images", "plan", "resume", "index")
-    """images: random bytes as images through Ray, writer and index; plan: of nothing done; resume: of half done; index:
-    the plan's read, a count by step and one query's rows, before and after compact."""
+    """images: random bytes as images through Ray, writer and index; plan: with no images; resume: with half of them.
+    index: the plan's read, a count by step and one query's rows, before and after compact."""
     slots: tuple[int, ...] = (10_000, 100_000)
-    """Slots of images, a run each."""
+    """Slots of images, one run per number."""
     save_steps: tuple[str, ...] = DEFAULT_STEPS
-    """Steps, so images, of each of these slots; also of the index's."""
+    """Steps per slot, and so images; also of the index."""
     image_bytes: int = 60_000
     """Size of an image; of 512 px as jpg it is about 60 kB."""
     batch_size: int = 16
-    """Slots that an actor draws together."""
+    """Slots per batch of an actor."""
     num_workers: str | None = None
     """Actors, as in generate."""
     plan_slots: int = 1_000_000
@@ -134,9 +134,9 @@ class Scale(Options):
     rows: int = 5_000_000
     """Rows of the index."""
     rows_a_part: int = 5_000
-    """Rows of each part before compact; a run commits as many, or every five seconds."""
+    """Rows per part before compact; a run commits as many, or every five seconds."""
     work_dir: str | None = None
-    """Where all this is written; default a temporary folder. What is measured is removed there afterwards."""
+    """Where everything is written; default a temporary folder. Measured outputs are removed afterwards."""
     output: str = "scale.json"
     """File for everything that was measured, as JSON; the figures are printed."""
 
@@ -145,12 +145,12 @@ class Scale(Options):
         return parse_steps(self.save_steps, Generate.max_inference_steps)
 
     def check_flags(self) -> None:
-        """Raise Refused for the first flag whose value makes no sense."""
+        """Raise Refused for the first flag whose value is invalid."""
         super().check_flags()
         least = {"image_bytes": 1, "batch_size": 1, "plan_slots": 1, "resume_slots": 2, "rows": 1, "rows_a_part": 1}
         _at_least(self, **least)
         if not self.parts or len(set(self.parts)) < len(self.parts):
-            raise InputRefused("--parts: name some of them, each once")
+            raise InputRefused("--parts: name at least one of them, each once")
         if any(slots < 1 for slots in self.slots):
             raise InputRefused(f"--slots {min(self.slots)}: must be at least 1")
         self.steps()

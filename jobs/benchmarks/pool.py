@@ -1,5 +1,5 @@
 """Processes that run the variants without Ray: loaded once, started together, timed from that until the last ends.
-Knows arrangements and how slots are dealt; what is generated is in `variants`."""
+Knows arrangements and how slots are distributed; what is generated is in `variants`."""
 
 import contextlib
 import dataclasses
@@ -17,7 +17,7 @@ Slot = tuple[int, str, int]
 
 @dataclasses.dataclass(frozen=True)
 class Arrangement:
-    """How a variant is spread over the machine: so many processes at once, each with so many threads."""
+    """How a variant is spread over the machine: the number of processes, and of threads per process."""
 
     processes: int
     threads: int
@@ -29,7 +29,7 @@ class Arrangement:
 
 
 def arrangements(cores: int, device: str) -> list[Arrangement]:
-    """What to choose from: on CPUs one process with all threads or a 1-thread process a core, on a GPU one process."""
+    """What to choose from: one process with all threads or, on CPUs only, one 1-thread process per core."""
     if device == "cuda" or cores == 1:
         return [Arrangement(1, cores)]
     return [Arrangement(cores, 1), Arrangement(1, cores)]
@@ -63,7 +63,7 @@ class Pool:
 
 @contextlib.contextmanager
 def started_pool(recipe: Recipe, steps: Sequence[int], processes: int) -> Iterator[Pool]:
-    """As many processes as the largest arrangement wants, or none, with the model loaded; they end with the block.
+    """As many processes as the largest arrangement needs, or none, with the model loaded; they end with the block.
 
     Raises:
         Refused: a process can't load the model, or has died.
@@ -75,7 +75,7 @@ def started_pool(recipe: Recipe, steps: Sequence[int], processes: int) -> Iterat
 
 
 def deal(slots: Sequence[Slot], processes: int, batch_size: int = 1) -> list[list[Slot]]:
-    """Slots dealt to processes batch by batch, round-robin."""
+    """Slots distributed to processes batch by batch, round-robin."""
     shares: list[list[Slot]] = [[] for _ in range(processes)]
     for number, start in enumerate(range(0, len(slots), batch_size)):
         shares[number % processes] += slots[start : start + batch_size]
@@ -101,7 +101,7 @@ def generate_share(
         variant.warm_up(share)
         wait_for_the_others()
         began = time.monotonic()
-        variant.draw(share)
+        variant.generate(share)
         ended = time.monotonic()
         variant.show()
     return began, ended

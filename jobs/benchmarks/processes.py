@@ -20,7 +20,7 @@ SPAWN = multiprocessing.get_context("spawn")
 """A forked process would inherit torch's threads in part."""
 POLL_SECONDS = 0.5
 KEPT = 250
-"""Characters of a long error message's beginning, and of its end, that are told."""
+"""Characters of a long error message's beginning, and of its end, that are shown."""
 
 
 class FreshProcesses:
@@ -59,16 +59,14 @@ class FreshProcesses:
 
 
 def _death(call: Callable[..., Any]) -> InputRefused:
-    return InputRefused(
-        f"{call.__name__}: a process has died (out of memory?); take a smaller model or smaller numbers"
-    )
+    return InputRefused(f"{call.__name__}: a process has died (out of memory?); use a smaller model or smaller numbers")
 
 
 @contextlib.contextmanager
 def fresh_processes(count: int) -> Iterator[FreshProcesses]:
-    """So many new processes, or none. They end with the block: at once if it raises."""
+    """New processes, all or none. They end with the block: immediately if it raises."""
     barrier = SPAWN.Barrier(max(1, count))
-    executor = ProcessPoolExecutor(max(1, count), SPAWN, _begin, (barrier,))  # each starts when there is a call for it
+    executor = ProcessPoolExecutor(max(1, count), SPAWN, _begin, (barrier,))  # each starts with its first call
     try:
         yield FreshProcesses(executor, count)
     except BaseException:
@@ -128,6 +126,6 @@ def _failing_together(call: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _shortened(message: str) -> str:
-    """On one line, with beginning and end: torch tells the cause in the first of many lines, Ray in the last."""
+    """On one line, with beginning and end: torch names the cause in the first of many lines, Ray in the last."""
     line = " ".join(message.split())
     return line if len(line) <= 2 * KEPT else f"{line[:KEPT]} … {line[-KEPT:]}"

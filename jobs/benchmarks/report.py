@@ -1,5 +1,5 @@
 """A benchmark's report: ratios from seconds, its tables, its JSON file.
-Knows figures; nothing of how they came about."""
+Knows figures; nothing of how they were measured."""
 
 import json
 import statistics
@@ -10,32 +10,32 @@ from typing import Any
 from ray_app.files import whole_file
 
 WHAT = {
-    "separate": "a run for each number of steps, batch 1, pictures saved",
-    "callback": "decodes and saves in the callback, batch 1, the last picture decoded twice",
+    "separate": "one run per number of steps, batch 1, images saved",
+    "callback": "decodes and saves in the callback, batch 1, the last image decoded twice",
     "proxyqueue": "Ray, actors, writer and index; from the first denoise to the last committed row",
     "limit": "the pipeline's loop over full batches and the decodes; no encoding, no files",
-    "batch_of_one": "the limit, prompt by prompt",
-    "usual_malloc": "the limit with the C library's own settings for freed memory",
-    "vae_bfloat16": "the limit with the VAE in bfloat16",
-    "channels_last": "the limit with denoiser and VAE in torch's channels_last format",
-    "fused_qkv": "the limit with fused projections of queries, keys and values",
-    "compiled": "the limit with the denoiser's blocks compiled",
+    "batch_of_one": "the bare pipeline, prompt by prompt",
+    "usual_malloc": "the bare pipeline with the C library's own settings for freed memory",
+    "vae_bfloat16": "the bare pipeline with the VAE in bfloat16",
+    "channels_last": "the bare pipeline with denoiser and VAE in torch's channels_last format",
+    "fused_qkv": "the bare pipeline with fused projections of queries, keys and values",
+    "compiled": "the bare pipeline with the denoiser's blocks compiled",
 }
 
 
 def rates(images: int, seconds: Sequence[float]) -> dict[str, Any]:
-    """A variant's figures: images/s counts what is asked for, so one that draws duplicates once gains by it."""
+    """A variant's figures: images/s counts requested images, so generating duplicates only once raises it."""
     each = [images / value for value in seconds]
     return {"seconds": list(seconds), "images_per_second": each, "median_images_per_second": statistics.median(each)}
 
 
 def ratios(seconds: dict[str, list[float]], levers: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
-    """How many times as many images/s: proxyqueue to each other variant, each lever to the limit it changes.
+    """How many times as many images/s: proxyqueue to each other variant, each optimization to the bare pipeline.
 
-    Of each round, then their median.
+    Computed per round; the result is their median.
     """
     pairs = [("proxyqueue", name) for name in seconds if name not in ("proxyqueue", *levers)]
-    pairs += [(lever, "limit") for lever in levers]
+    pairs += [(optimization, "limit") for optimization in levers]
     entry = {}
     for one, other in pairs:
         if one in seconds:
@@ -55,7 +55,7 @@ def text(report: dict[str, Any]) -> str:
         f"versions         {', '.join(f'{name} {version}' for name, version in report['versions'].items())}",
         f"model            {recipe['model_path']} {recipe['model_type']}, {recipe['width']} x {recipe['height']},"
         f" {recipe['num_inference_steps']} steps, {recipe['dtype']} on {recipe['device']}",
-        f"work             {work['slots']:,} slots, {work['different']:,} different, at {len(work['steps'])} steps:"
+        f"work             {work['slots']:,} slots, {work['different']:,} unique, at {len(work['steps'])} steps:"
         f" {work['images']:,} images; batches of {recipe['batch_size']}; rounds: {report['rounds']}",
         "",
         f"{'variant':<16} {'images/s':>9} {'seconds: median, min, max':>30}   arrangement",
@@ -71,7 +71,7 @@ def text(report: dict[str, Any]) -> str:
     for name, ratio in report["ratios"].items():
         lines.append(f"{name:<24} {ratio['median']:8.3f} {ratio['min']:8.3f} {ratio['max']:8.3f}")
     if report["likeness"]:
-        lines += ["", f"{'pictures to those of limit':<26} {'PSNR, dB':>8} {'least':>8}"]
+        lines += ["", f"{'similarity to limit':<26} {'PSNR, dB':>8} {'min':>8}"]
     for name, entry in report["likeness"].items():
         values = (entry["median_psnr"], entry["least_psnr"])
         median, least = ("equal" if value is None else f"{value:.1f}" for value in values)
@@ -109,16 +109,16 @@ def _of_proxyqueue(entry: dict[str, Any] | None) -> list[str]:
     lines = [
         "",
         f"where the time goes in proxyqueue's {entry['actors']} actors: {shares}",
-        f"beside them the writer: {writer['milliseconds_an_image']:.2f} ms an image, measured alone,"
+        f"the writer alongside: {writer['milliseconds_an_image']:.2f} ms per image, measured alone,"
         f" {writer['share_of_cores']:.1%} of the run's cores",
-        f"end to end: {statistics.median(end_to_end['seconds']):.1f} s, with loading models and"
+        f"end to end: {statistics.median(end_to_end['seconds']):.1f} s, including loading models and"
         f" {end_to_end['ray_start_seconds']:.1f} s for starting Ray",
     ]
     if entry["had_core"] is not None:
         lines.append(
-            f"while they worked, actors had a core {entry['had_core']:.1%} of the time; others had it else: Ray's own"
+            f"while they worked, actors had a core {entry['had_core']:.1%} of the time; the rest went to Ray's own"
             " processes, the driver, the writer"
         )
     if entry["gpu_busy_percent"]:
-        lines.append(f"GPU busy after warm-up: {statistics.median(entry['gpu_busy_percent']):.1f} %")
+        lines.append(f"GPU utilization after warm-up: {statistics.median(entry['gpu_busy_percent']):.1f} %")
     return lines

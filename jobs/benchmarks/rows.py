@@ -1,4 +1,4 @@
-"""Outputs of any size without drawing: annotations of many slots, an index of their rows, files of one byte.
+"""Outputs of any size without generating: annotations of many slots, an index of their rows, files of one byte.
 Knows the index's columns; nothing of what is measured on it."""
 
 import json
@@ -34,8 +34,8 @@ def write_annotations(file: Path, slots: int) -> None:
     file.write_text(json.dumps(entries))
 
 
-def asked(annotations: Path, output: Path, steps: Sequence[int], **more: Any) -> Generate:
-    """The options that draw them."""
+def request_options(annotations: Path, output: Path, steps: Sequence[int], **more: Any) -> Generate:
+    """The options that request them."""
     save_steps = tuple(map(str, steps))
     return Generate(
         json_file=str(annotations), output_base_path=str(output), model_path="tiny", save_steps=save_steps, **more
@@ -49,7 +49,7 @@ def slots_of(options: Generate) -> pa.Table:
 
 
 def fill(writer: Writer, options: Generate, slots: pa.Table, rows_a_part: int, files: bool) -> None:
-    """Write the rows of these slots, and their files where asked, as if runs had drawn them at every step asked for."""
+    """Write the rows of these slots, and their files if requested, as if runs had generated every requested step."""
     recipe = recipes.resolve(options)
     steps = [capture.step for capture in options.captures()]
     output, parts = writer.output, IndexWriter(writer, recipe)
@@ -69,7 +69,7 @@ def fill(writer: Writer, options: Generate, slots: pa.Table, rows_a_part: int, f
 
 
 def _rows(slots: pa.Table, steps: Sequence[int], recipe: Recipe) -> pa.Table:
-    """One row a slot and step."""
+    """One row per slot and step."""
     count = slots.num_rows * len(steps)
     rows = slots.take(pa.array(np.repeat(np.arange(slots.num_rows), len(steps))))
     folders = pa.array([layout.step_folder(recipe.model_type, "xt", step) for step in steps])

@@ -1,5 +1,5 @@
 """`python -m jobs.benchmarks.scale`: what the queue costs when images cost nothing, and what millions of rows cost.
-Knows what is measured after what, and in which process; how is in `figures`."""
+Knows the order of the measurements and their processes; each measurement is in `figures`."""
 
 import contextlib
 import dataclasses
@@ -21,7 +21,7 @@ from ray_app.files import check_place
 from ray_app.machine import versions
 
 BLOCK = 4_096
-"""Bytes by which a filesystem hands out space."""
+"""Block size of a filesystem, in bytes."""
 
 
 def measure_scale(options: Scale) -> int:
@@ -51,7 +51,7 @@ def measure_scale(options: Scale) -> int:
 
 
 def _measure(options: Scale, folder: Path) -> Iterator[dict[str, Any]]:
-    """Each figure as it is measured; what a part has written is removed before the next."""
+    """Each figure as it is measured; what one part has written is removed before the next one."""
     if "images" in options.parts:
         for slots in options.slots:
             with _place(folder) as place:
@@ -78,12 +78,12 @@ def sentence(figure: dict[str, Any]) -> str:
         memory = " ".join(f"{value:.0f}" for value in figure["driver_mb_by_quarter"])
         return (
             f"images           {figure['slots']:,} slots, {figure['images']:,} images in {figure['seconds']:.1f} s:"
-            f" {figure['images_per_second']:,.0f} images/s, {figure['milliseconds_an_image']:.2f} ms an image;"
+            f" {figure['images_per_second']:,.0f} images/s, {figure['milliseconds_an_image']:.2f} ms per image;"
             f" driver's MB by quarter of the run: {memory}"
         )
     if figure["figure"] == "plan":
         return (
-            f"plan             {figure['slots']:,} slots, {figure['images_there']:,} images there:"
+            f"plan             {figure['slots']:,} slots, {figure['images_there']:,} images existing:"
             f" {figure['seconds']:.1f} s, {figure['peak_mb']:,.0f} MB at most"
         )
     if figure["figure"] == "compact":

@@ -1,5 +1,5 @@
 """`python -m jobs.benchmarks.speed`: proxyqueue, separate runs, the callback script and the bare model, interleaved.
-Knows what is timed from where to where; how each of them generates is elsewhere."""
+Knows where each timing begins and ends; how each variant generates is in `variants`."""
 
 import contextlib
 import dataclasses
@@ -41,7 +41,7 @@ from ray_app.output import layout
 from ray_app.output.open import open_output
 
 WRITER_IMAGES = 200
-"""Images that are written again, alone, to learn what writing one costs."""
+"""Images that are written again, alone, to measure what writing one costs."""
 
 
 def measure_speed(options: Speed) -> int:
@@ -51,7 +51,7 @@ def measure_speed(options: Speed) -> int:
         Refused: bad options, a model that can't be loaded, no GPU where one is requested, a variant that fails.
     """
     check_place(Path(options.output), "--output")
-    machine = describe()  # first: its load is that of others
+    machine = describe()  # first: its load must be that of other work
     with working_folder(options.work_dir) as (folder, kept):
         report = measure(options, machine, folder, kept)
     print(reports.text(report))
@@ -68,7 +68,7 @@ def measure(options: Speed, machine: dict[str, Any], folder: Path, kept: bool) -
     requested.check_flags()
     recipe = recipes.resolve(requested)
     if recipe.device == "cuda" and not machine["gpu"]:
-        raise InputRefused("--device cuda: this machine has no GPU; on CPUs take --model mid or tiny")
+        raise InputRefused("--device cuda: this machine has no GPU; on CPUs use --model mid or tiny")
     spread = _candidates(options, recipe)
     with contextlib.ExitStack() as stack:
         ray_start = 0.0
@@ -111,7 +111,7 @@ def measure(options: Speed, machine: dict[str, Any], folder: Path, kept: bool) -
             for name, values in seconds.items()
         },
         "ratios": reports.ratios(seconds, options.levers),
-        "likeness": {name: rounds.likeness_to_limit(name) for name in options.levers},
+        "likeness": {name: rounds.similarity_to_limit(name) for name in options.levers},
         "proxyqueue": rounds.of_proxyqueue(ray_start) if "proxyqueue" in seconds else None,
     }
 
@@ -137,15 +137,15 @@ class _Rounds:
         self._writer_seconds: list[float] = []
         self._gpu_busy: list[float] = []
         self._had_core: list[float] = []
-        self._pictures: dict[str, dict[str, np.ndarray]] = {}
+        self._images: dict[str, dict[str, np.ndarray]] = {}
 
     def calibrate(self, name: str, candidates: list[Arrangement]) -> None:
-        """Choose the arrangement that draws a few slots fastest."""
+        """Choose the arrangement that generates a few slots fastest."""
         tried = []
         for candidate in candidates if len(candidates) > 1 else []:
             few = max(arrangement.processes for arrangement in candidates) * self._batch_size(name)
             with self._place("calibration", name) as place:
-                tried.append(self._draw(name, candidate, place, few))
+                tried.append(self._generate(name, candidate, place, few))
         best = candidates[tried.index(min(tried))] if tried else candidates[0]
         trials = zip(candidates, tried, strict=False)
         self.arrangements[name] = {
@@ -160,16 +160,16 @@ class _Rounds:
                 seconds = self._proxyqueue(place)
             else:
                 chosen = self.arrangements[name]
-                seconds = self._draw(name, Arrangement(chosen["processes"], chosen["threads"]), place)
+                seconds = self._generate(name, Arrangement(chosen["processes"], chosen["threads"]), place)
                 files = {str(file.relative_to(place)): file for file in place.rglob("*.png")}
-                self._pictures[name] = {
-                    picture: image_similarity.decode(file.read_bytes()) for picture, file in files.items()
+                self._images[name] = {
+                    image: image_similarity.decode(file.read_bytes()) for image, file in files.items()
                 }
         self.seconds.setdefault(name, []).append(seconds)
         return seconds
 
     def of_proxyqueue(self, ray_start: float) -> dict[str, Any]:
-        """What else was measured of it, of each round, and shares as means."""
+        """Other measurements of proxyqueue, per round, with shares as means."""
         writer, seconds = statistics.median(self._writer_seconds), statistics.median(self.seconds["proxyqueue"])
         return {
             "actors": self.arrangements["proxyqueue"]["processes"],
@@ -187,25 +187,23 @@ class _Rounds:
             "had_core": statistics.fmean(self._had_core) if self._had_core else None,
         }
 
-    def likeness_to_limit(self, name: str) -> dict[str, Any]:
-        """PSNR in dB of a lever's pictures to the limit's, of the last round; None where the pictures are equal."""
-        ours, exact = self._pictures[name], self._pictures["limit"]
-        each = sorted(
-            image_similarity.compare(ours[picture], exact[picture]).psnr for picture in ours.keys() & exact.keys()
-        )
+    def similarity_to_limit(self, name: str) -> dict[str, Any]:
+        """PSNR in dB of an optimization's images to the bare pipeline's, of the last round; None if equal."""
+        ours, exact = self._images[name], self._images["limit"]
+        each = sorted(image_similarity.compare(ours[image], exact[image]).psnr for image in ours.keys() & exact.keys())
         least, median = (None if math.isinf(psnr) else psnr for psnr in (each[0], statistics.median_low(each)))
         return {"pictures": len(each), "least_psnr": least, "median_psnr": median}
 
     def _batch_size(self, name: str) -> int:
         return 1 if name in ("separate", "callback") else self.recipe.batch_size
 
-    def _draw(self, name: str, arrangement: Arrangement, place: Path, most: int | None = None) -> float:
+    def _generate(self, name: str, arrangement: Arrangement, place: Path, most: int | None = None) -> float:
         slots = self.work.slots if name in ("separate", "callback") else self.work.different
         shares = deal(slots[:most], arrangement.processes, self._batch_size(name))
         return self.pool.generate(name, shares, arrangement.threads, place)
 
     def _proxyqueue(self, place: Path) -> float:
-        """From the first denoise, or the encoding of its prompt, until the last part of the index is there."""
+        """From the first denoise, or the encoding of its prompt, until the last part of the index is written."""
         notes, output = place / "notes", place / "out"
         notes.mkdir()
         began = time.time()
@@ -216,9 +214,11 @@ class _Rounds:
         ended = time.time()
         gc.collect()  # Ray Data's actors can outlive their run until then
         rows = read_rows(open_output(str(output)), self.recipe.model_type, schema.SCHEMA.names)
-        drawn = rows["status"].to_pylist().count("ok")
-        if code or drawn != self.work.images:
-            raise InputRefused(f"proxyqueue drew {drawn:,} of {self.work.images:,} images; try the same with generate")
+        generated = rows["status"].to_pylist().count("ok")
+        if code or generated != self.work.images:
+            raise InputRefused(
+                f"proxyqueue generated {generated:,} of {self.work.images:,} images; run the same with generate"
+            )
         actors = timings.read(notes)
         first = timings.first(actors)
         parts = (output / layout.index_folder(self.recipe.model_type)).iterdir()
@@ -245,7 +245,7 @@ class _Rounds:
 
 
 def _writer_seconds(rows: pa.Table, output: Path, again: Path) -> float:
-    """Seconds the writer stage takes for an image, alone on the machine: in a run it is beside the actors."""
+    """Seconds that the writer stage takes per image, alone on the machine: in a run it works alongside the actors."""
     images = []
     for row in rows.slice(0, WRITER_IMAGES).to_pylist():
         folder, file = row["path"].split("/", 1)

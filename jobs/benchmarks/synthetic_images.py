@@ -1,5 +1,5 @@
-"""Images that cost nothing: a worker that gives out slices of random bytes, so that only the queue is measured.
-Knows the columns that an image generator gives; no torch."""
+"""Images that cost nothing: a worker that returns slices of random bytes, so that only the queue is measured.
+Knows the columns that an image generator returns; no torch."""
 
 import os
 import random
@@ -14,7 +14,7 @@ from actors.recipe import Capture, Recipe
 from ray_app.generation.worker import SCHEMA, ImageWorker
 
 BYTES = 2**22
-"""Random bytes that all images are cut from, each elsewhere."""
+"""Random bytes that all images are cut from, each at another offset."""
 
 
 class SyntheticImages:
@@ -29,16 +29,16 @@ class SyntheticImages:
         self.image_bytes, self.notes = image_bytes, notes
         self._bytes = os.urandom(BYTES + image_bytes)
 
-    def draw(self, batch: dict[str, Sequence[Any]]) -> list[list[Capture]]:
+    def generate(self, batch: dict[str, Sequence[Any]]) -> list[list[Capture]]:
         """Each prompt's captures: there is nothing to generate."""
         if self.notes:
             Path(self.notes, f"{os.getpid()}-{time.time_ns()}").write_text(str(time.time()))
             self.notes = ""
         return [[self.captures[number] for number in numbers] for numbers in batch["captures"]]
 
-    def encode(self, drawn: list[list[Capture]]) -> dict[str, list[Any]]:
+    def encode(self, generated: list[list[Capture]]) -> dict[str, list[Any]]:
         """One row per requested image."""
-        requested = [(row, capture) for row, captures in enumerate(drawn) for capture in captures]
+        requested = [(row, capture) for row, captures in enumerate(generated) for capture in captures]
         same: dict[str, Any] = {field.name: 0.0 if pa.types.is_floating(field.type) else None for field in SCHEMA}
         same |= {"status": "ok", "prompt_truncated": False}
         same |= {name: getattr(self.recipe, name) for name in ("width", "height", "batch_size", "num_inference_steps")}

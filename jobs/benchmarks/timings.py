@@ -1,4 +1,4 @@
-"""What the workers did in a benchmark, and when: a line per piece of work in a file per actor, and shares of time.
+"""What the workers did in a benchmark, and when: one line per piece of work in a file per actor, and shares of time.
 Knows an image generator's timings; changes nothing that it does."""
 
 import dataclasses

@@ -1,5 +1,5 @@
-"""How a prompt's steps are drawn elsewhere, for comparison: separate runs, the callback script, the bare model.
-Knows pipelines and pictures in a folder; nothing of Ray, of an index, or of what is faster."""
+"""Other ways to generate a prompt's steps, for comparison: separate runs, the callback script, the bare model.
+Knows pipelines and images in a folder; nothing of Ray, of an index, or of what is faster."""
 
 import contextlib
 import dataclasses
@@ -17,16 +17,16 @@ LIMIT_DECODES = 2**21
 
 Slot = tuple[int, str, int]
 """A slot's number, prompt and seed."""
-Lever = Callable[[Any], contextlib.AbstractContextManager[Any]]
-"""Changes one thing of a loaded model inside a `with`, and puts it back."""
+Optimization = Callable[[Any], contextlib.AbstractContextManager[Any]]
+"""Changes one thing of a loaded model inside a `with`, and restores it."""
 
 
 class Variant:
-    """One way to draw. Made of a loaded model, which variants share: only one of them draws at a time.
+    """One way to generate. Made of a loaded model, which variants share: only one of them generates at a time.
 
     Args:
-        steps: the steps wanted of each slot.
-        folder: pictures go to `folder/step{N}/{slot}.{format}`.
+        steps: the steps requested of each slot.
+        folder: images go to `folder/step{N}/{slot}.{format}`.
     """
 
     def __init__(self, model: Any, steps: Sequence[int], folder: Path):
@@ -37,26 +37,26 @@ class Variant:
 
     @contextlib.contextmanager
     def ready(self, slots: Sequence[Slot]) -> Iterator[None]:
-        """Around `draw`: what is not part of it, before and after.
+        """Around `generate`: what is not part of it, before and after.
 
         Scripts load the whole pipeline in one dtype; it casts the VAE for a decode itself where it must.
         """
         with vae_in(self.pipe, self.recipe.dtype):
             yield
 
-    def draw(self, slots: Sequence[Slot]) -> None:
-        """Draw these slots; returns when they are done, on a GPU too."""
+    def generate(self, slots: Sequence[Slot]) -> None:
+        """Generate these slots' images; returns when they are done, also on a GPU."""
         raise NotImplementedError
 
     def warm_up(self, slots: Sequence[Slot]) -> None:
-        """Draw something short with the shapes of these slots, so that nothing is loaded or tuned while it counts."""
+        """Generate something short with the shapes of these slots, so that nothing is loaded or tuned while timed."""
         raise NotImplementedError
 
     def show(self) -> None:
-        """Save what `draw` left unsaved and others compare with; not part of it."""
+        """Save images that `generate` left unsaved, for comparison; not part of it."""
 
     def _run(self, prompt: str, seed: int, num_inference_steps: int, **more: Any) -> Any:
-        """The pipeline as a script calls it: one prompt, its picture at the end."""
+        """The pipeline as a script calls it: one prompt, its image at the end."""
         return self.pipe(
             prompt=prompt,
             generator=torch.Generator("cpu").manual_seed(seed),
@@ -76,9 +76,9 @@ class Variant:
 
 
 class Separate(Variant):
-    """A run of its own for each number of steps, prompt by prompt; the finished pictures of N-step runs."""
+    """One run per number of steps, prompt by prompt; the finished images of N-step runs."""
 
-    def draw(self, slots: Sequence[Slot]) -> None:
+    def generate(self, slots: Sequence[Slot]) -> None:
         for number, prompt, seed in slots:
             for step in self.steps:
                 self._save(self._run(prompt, seed, step), step, number)
@@ -89,11 +89,11 @@ class Separate(Variant):
 
 
 class CallbackScript(Variant):
-    """One run a prompt; at a wanted step the callback casts the VAE up, decodes, casts it down and saves."""
+    """One run per prompt; at a requested step the callback casts the VAE up, decodes, casts it down and saves."""
 
-    def draw(self, slots: Sequence[Slot]) -> None:
+    def generate(self, slots: Sequence[Slot]) -> None:
         for number, prompt, seed in slots:
-            self._draw(number, prompt, seed)
+            self._generate(number, prompt, seed)
 
     def warm_up(self, slots: Sequence[Slot]) -> None:
         def decode(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -103,7 +103,7 @@ class CallbackScript(Variant):
         for _, prompt, seed in slots[:1]:
             self._run(prompt, seed, 1, callback_on_step_end=decode)
 
-    def _draw(self, number: int, prompt: str, seed: int) -> None:
+    def _generate(self, number: int, prompt: str, seed: int) -> None:
         def save(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             if index + 1 in self.steps:
                 self._save(self._decoded(tensors["latents"]), index + 1, number)
@@ -123,12 +123,12 @@ class CallbackScript(Variant):
 
 
 class Limit(Variant):
-    """What no way to draw can be faster than: the pipeline's loop over full batches, and the decodes. No pictures.
+    """The lower bound of any variant's time: the pipeline's loop over full batches, and the decodes. Saves no images.
 
-    Prompts are encoded before, latents are copied at the wanted steps, decoded after the loop, and stay on the device.
+    Prompts are encoded before, latents are copied at the requested steps, decoded after it, and stay on the device.
 
     Args:
-        lever: what to change of the model while it is measured.
+        optimization: the optimization that is applied while it is measured.
         batch_size: another one than the recipe's.
     """
 
@@ -137,46 +137,46 @@ class Limit(Variant):
         model: Any,
         steps: Sequence[int],
         folder: Path,
-        lever: Lever = contextlib.nullcontext,
+        optimization: Optimization = contextlib.nullcontext,
         batch_size: int | None = None,
     ):
         super().__init__(model, steps, folder)
         self.recipe = dataclasses.replace(self.recipe, batch_size=batch_size or self.recipe.batch_size)
-        self._lever = lever
+        self._optimization = optimization
         self.latents: dict[int, torch.Tensor] = {}
         """Of the last batch, by step."""
         self._pixels: dict[int, torch.Tensor] = {}
-        self._drawn: list[int] = []
+        self._numbers: list[int] = []
         self._embeddings: dict[str, Any] = {}
 
     @contextlib.contextmanager
     def ready(self, slots: Sequence[Slot]) -> Iterator[None]:
         with vae_in(self.pipe, self.recipe.vae_dtype):
             self._embeddings = {prompt: self.model.encode(prompt) for _, prompt, _ in slots}
-            with self._lever(self.model):
+            with self._optimization(self.model):
                 yield
             self._embeddings = {}
 
-    def draw(self, slots: Sequence[Slot]) -> None:
+    def generate(self, slots: Sequence[Slot]) -> None:
         size = self.recipe.batch_size
         for start in range(0, len(slots), size):
-            self._draw(slots[start : start + size], self.steps)
+            self._generate(slots[start : start + size], self.steps)
         if self.recipe.device == "cuda":
             torch.cuda.synchronize()
 
     def warm_up(self, slots: Sequence[Slot]) -> None:
         if slots:
-            self._draw(slots[: self.recipe.batch_size], [1])
+            self._generate(slots[: self.recipe.batch_size], [1])
 
     def show(self) -> None:
-        """The last batch's pictures, as PNG."""
+        """The last batch's images, as PNG."""
         for step, pixels in self._pixels.items():
-            pictures = self.pipe.image_processor.postprocess(pixels, output_type="pil")
-            for number, image in zip(self._drawn, pictures, strict=False):  # the rest fills the batch
+            images = self.pipe.image_processor.postprocess(pixels, output_type="pil")
+            for number, image in zip(self._numbers, images, strict=False):  # the rest fills the batch
                 image.save(self.folder / f"step{step}" / f"{number}.png")
 
-    def _draw(self, slots: Sequence[Slot], steps: Sequence[int]) -> None:
-        self.latents, self._pixels, self._drawn = {}, {}, [number for number, _, _ in slots]
+    def _generate(self, slots: Sequence[Slot], steps: Sequence[int]) -> None:
+        self.latents, self._pixels, self._numbers = {}, {}, [number for number, _, _ in slots]
         slots = [*slots, *[slots[-1]] * (self.recipe.batch_size - len(slots))]
 
         def keep(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -210,7 +210,7 @@ def vae_in(pipe: Any, dtype: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def usual_malloc(model: Any) -> Iterator[None]:
-    """Memory of large tensors goes back to the system, which is the C library's default."""
+    """Memory of large tensors is returned to the system, which is the C library's default."""
     memory.set_mallopt(memory.GLIBC_DEFAULTS)
     yield
     memory.keep_freed()
@@ -218,7 +218,7 @@ def usual_malloc(model: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def vae_bfloat16(model: Any) -> Iterator[None]:
-    """A VAE of half the bytes."""
+    """A VAE in a dtype of half the size."""
     with vae_in(model.pipe, "bfloat16"):
         yield
 
@@ -256,9 +256,9 @@ VARIANTS: dict[str, Callable[[Any, Sequence[int], Path], Variant]] = {
     "callback": CallbackScript,
     "limit": Limit,
     "batch_of_one": functools.partial(Limit, batch_size=1),
-    "usual_malloc": functools.partial(Limit, lever=usual_malloc),
-    "vae_bfloat16": functools.partial(Limit, lever=vae_bfloat16),
-    "channels_last": functools.partial(Limit, lever=channels_last),
-    "fused_qkv": functools.partial(Limit, lever=fused_qkv),
-    "compiled": functools.partial(Limit, lever=compiled),
+    "usual_malloc": functools.partial(Limit, optimization=usual_malloc),
+    "vae_bfloat16": functools.partial(Limit, optimization=vae_bfloat16),
+    "channels_last": functools.partial(Limit, optimization=channels_last),
+    "fused_qkv": functools.partial(Limit, optimization=fused_qkv),
+    "compiled": functools.partial(Limit, optimization=compiled),
 }

@@ -14,7 +14,7 @@ from ray_app.annotations import circo
 from ray_app.errors import InputRefused, one_line
 
 DUPLICATES = 0.05
-"""Share of the slots that ask for the same as another: CIRCO's test set has 199 of 4,000."""
+"""Share of the slots that duplicate another slot: CIRCO's test set has 199 of 4,000."""
 PROMPTS_A_QUERY = 5
 SEED = 0
 
@@ -25,7 +25,7 @@ _PLACES = ("on a beach", "in a kitchen", "by a lake", "on a street at night", "i
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """Slots to draw: number, prompt and seed of each."""
+    """Slots to generate: number, prompt and seed of each."""
 
     slots: list[tuple[int, str, int]]
     steps: list[int]
@@ -40,11 +40,11 @@ class Work:
 
     @property
     def images(self) -> int:
-        """Images asked for, whoever draws them."""
+        """Requested images, whichever variant generates them."""
         return len(self.slots) * len(self.steps)
 
     def write(self, file: Path, prompt_field: str) -> None:
-        """As annotations, one query a slot, so that slot i's image is `combined_{i}_0`."""
+        """As annotations, one query per slot, so that slot i's image is `combined_{i}_0`."""
         entries = [{"id": i, "reference_img_id": i, prompt_field: [prompt]} for i, prompt, _ in self.slots]
         file.write_text(json.dumps(entries))
 
@@ -53,7 +53,7 @@ def choose(options: Speed) -> Work:
     """The slots that these options mean.
 
     Raises:
-        Refused: annotations that can't be read, or have fewer prompts than are asked for.
+        Refused: annotations that can't be read, or have fewer prompts than requested.
     """
     prompts = _real(options, options.json_file) if options.json_file else made_up(options.prompts)
     return Work([(number, prompt, SEED) for number, prompt in enumerate(prompts)], options.steps())
@@ -97,5 +97,5 @@ def _real(options: Speed, file: str) -> list[str]:
     all_prompts = itertools.chain.from_iterable(query.prompts for query in queries)
     prompts = list(itertools.islice(all_prompts, options.prompts))
     if len(prompts) < options.prompts:
-        raise InputRefused(f"--prompts {options.prompts}: {file} has {len(prompts)} of them")
+        raise InputRefused(f"--prompts {options.prompts}: {file} has only {len(prompts)}")
     return prompts

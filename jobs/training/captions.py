@@ -1,5 +1,5 @@
-"""What the tiny models are told of a picture: its name, prompts with it, keywords; and tokenizers for such words.
-Knows words only, no pictures and no models."""
+"""The captions of the training images: their names, prompts with the names, keywords; and tokenizers for such words.
+Knows words only, no images and no models."""
 
 import random
 import re
@@ -33,12 +33,12 @@ PLURALS = ("two", "three", "many", "several", "a row of", "dozens of", "a few", 
 
 
 def spoken(name: str) -> str:
-    """A name as one would say it: "person: beard" is a person with beard."""
+    """A name in natural order: "person: beard" is a person with beard."""
     return name.replace("’", "'").replace(": ", " with ")
 
 
 def prompt(emoji: Emoji, rng: random.Random) -> str:
-    """One of the many ways to ask for it: bare names most often, keywords alone seldom, since others share them."""
+    """One of many prompts for it: bare names most often, keywords alone seldom, since several emoji share them."""
     name = spoken(emoji.name)
     kind = rng.random()
     if kind < 0.35:

@@ -1,4 +1,4 @@
-"""The pictures and names that the tiny models learn from: emoji of Noto's font, English names and keywords of CLDR.
+"""The training images and names of the tiny models: emoji of Noto's font, English names and keywords of CLDR.
 Knows two files of Debian packages; nothing of models or captions."""
 
 import dataclasses
@@ -12,7 +12,7 @@ import numpy as np
 from ray_app.errors import InputRefused
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
-"""The edition with PNG pictures inside (CBDT tables). SIL Open Font License 1.1."""
+"""The edition with PNG images inside (CBDT tables). SIL Open Font License 1.1."""
 
 NAMES = Path("/usr/share/unicode/cldr/common/annotations/en.xml")
 """Unicode licence."""
@@ -24,7 +24,7 @@ LEFT_OUT = re.compile(
     r"|triangle|middle finger|(red|curly|white) hair|^bald$|^(no|prohibited|non)\b|currency|eight-|sparkle$|curly"
     r"|wavy|infinity|recycl|trident|horizontal"
 )
-"""Signs of writing and traffic: nobody prompts for them, and they look alike."""
+"""Signs of writing and traffic: unlikely in prompts, and similar to each other."""
 
 FIRST = 0x2600
 """Code points below are arrows, letters and clocks; the zodiac's signs are `ZODIAC`."""
@@ -34,7 +34,7 @@ ZODIAC = range(0x2648, 0x2654)
 
 @dataclasses.dataclass(frozen=True)
 class Emoji:
-    """One picture with its words; `pixels` are uint8 RGB (size, size, 3) on white."""
+    """One training image with its words; `pixels` are uint8 RGB (size, size, 3) on white."""
 
     character: str
     name: str
@@ -43,26 +43,26 @@ class Emoji:
 
 
 def read(size: int = 64, font: Path = FONT, names: Path = NAMES) -> list[Emoji]:
-    """Every emoji with a name and a picture, in the order of code points.
+    """Every emoji with a name and an image, in the order of code points.
 
     Raises:
         Refused: the font, the names or fontTools are not installed.
     """
     for file in (font, names):
         if not file.is_file():
-            raise InputRefused(f"{file}: not there; the training data comes with: {INSTALL}")
+            raise InputRefused(f"{file}: does not exist; install the training data with: {INSTALL}")
     try:
         from fontTools.ttLib import TTFont
     except ImportError:
-        raise InputRefused(f"fontTools is not installed; the training data comes with: {INSTALL}") from None
+        raise InputRefused(f"fontTools is not installed; install the training data with: {INSTALL}") from None
     with TTFont(font) as opened:
         if "CBDT" not in opened:
-            raise InputRefused(f"{font}: holds no PNG pictures; take Debian's: {INSTALL}")
+            raise InputRefused(f"{font}: holds no PNG images; use Debian's: {INSTALL}")
         glyphs = opened.getBestCmap() or {}
         strike = opened["CBDT"].strikeData[0]
         words = _words(names)
         known = sorted(code for code in words if glyphs.get(code) in strike)
-        return [Emoji(chr(code), *words[code], _picture(strike[glyphs[code]].imageData, size)) for code in known]
+        return [Emoji(chr(code), *words[code], _decode_png(strike[glyphs[code]].imageData, size)) for code in known]
 
 
 def _words(file: Path) -> dict[int, tuple[str, tuple[str, ...]]]:
@@ -84,7 +84,7 @@ def _words(file: Path) -> dict[int, tuple[str, tuple[str, ...]]]:
     }
 
 
-def _picture(png: bytes, size: int) -> np.ndarray:
+def _decode_png(png: bytes, size: int) -> np.ndarray:
     from PIL import Image
 
     glyph = Image.open(io.BytesIO(png)).convert("RGBA")

@@ -1,4 +1,4 @@
-"""One training loop for every part of the tiny models: seeded by step, averaged weights, checkpoints to go on from.
+"""One training loop for every part of the tiny models: seeded by step, averaged weights, checkpoints to resume from.
 Knows torch; nothing of what is trained or on what."""
 
 import math
@@ -29,8 +29,8 @@ def fit(
     """Train to the last step and leave the averaged weights in the module, in eval mode.
 
     Args:
-        loss: the loss of one batch; whatever it draws at random comes from the generator, seeded by the step.
-        folder: where `name`.pt stands; a stopped run goes on from it, with the batches it would have had.
+        loss: the loss of one batch; all its randomness comes from the generator, seeded by the step.
+        folder: of the checkpoint `name`.pt; a stopped run resumes from it, with the batches it would have had.
         decay: of the average of the weights, at its longest.
     """
     checkpoint = folder / f"{name}.pt"
@@ -66,7 +66,7 @@ def fit(
             _save(checkpoint, module, optimizer, average, done)
             seconds = (now - started) / (done - first)
             left = (steps - done) * seconds / 60
-            report(f"{name}: step {done} of {steps}, loss {sum(losses) / len(losses):.4f}, {seconds:.3f} s a step,"
+            report(f"{name}: step {done} of {steps}, loss {sum(losses) / len(losses):.4f}, {seconds:.3f} s per step,"
                    f" {left:.0f} min left")  # fmt: skip
             losses, saved_at = [], now
     with torch.no_grad():

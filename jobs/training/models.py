@@ -9,10 +9,10 @@ import torch
 from jobs.training import captions
 
 SIZE = 64
-"""Height and width of the pictures, in pixels."""
+"""Height and width of the training images, in pixels."""
 
 PROMPT_TOKENS = 48
-"""What Flux's T5 reads: every step's attention pays for each of them, padding too."""
+"""Tokens that Flux's T5 reads: every step's attention pays for each of them, including padding."""
 
 _VAE = {
     "block_out_channels": (16, 32, 64),
@@ -61,9 +61,9 @@ TURBO = {
     "beta_schedule": "scaled_linear",
     "num_train_timesteps": 1000,
     "timestep_spacing": "trailing",
-    "prediction_type": "v_prediction",  # a small model's epsilon says little of the picture where nearly all is noise
+    "prediction_type": "v_prediction",  # a small model's epsilon says little about the image where nearly all is noise
 }
-"""SDXL turbo's scheduler but for the prediction type."""
+"""SDXL turbo's scheduler except for the prediction type."""
 
 
 def untrained(model_type: str, words: Sequence[str], seed: int = 0) -> Any:

@@ -1,5 +1,5 @@
-"""What the tiny models learn, in three stages: an autoencoder of pictures, encoders of prompts, a denoiser for both.
-Knows pictures, captions and diffusers' parts; nothing of checkpoints' form, options or the shipped files."""
+"""What the tiny models learn, in three stages: an autoencoder of images, encoders of prompts, a denoiser for both.
+Knows training images, captions and diffusers' parts; nothing of checkpoints, options or the shipped files."""
 
 import random
 from collections.abc import Sequence
@@ -15,28 +15,28 @@ from jobs.training.emoji import Emoji
 from jobs.training.fitting import fit
 
 MARGIN = 6
-"""Pixels by which the autoencoder's pictures are moved about, so that it learns more than these pictures."""
+"""Pixels by which the autoencoder's training images are shifted, so that it learns more than these images."""
 
 BLUR = {"sdxl": 2e-4, "flux": 1e-3}
 """Weight of the latents' KL divergence: smooth latents are easier to denoise, but four channels have to hold it all."""
 
 CODE = 128
-"""Numbers that sum a picture up for the prompt encoders, its principal components."""
+"""Numbers that summarize a training image for the prompt encoders: its principal components."""
 
 RATE = 1.5e-3
 """Learning rate of the denoisers."""
 
 PHRASES = 8
-"""Prompts of each picture that the denoiser learns from."""
+"""Prompts per training image that the denoiser learns from."""
 
 
 def pixels_of(emojis: Sequence[Emoji]) -> torch.Tensor:
-    """All pictures, float32 (n, 3, h, w) in [-1, 1]."""
+    """All training images, float32 (n, 3, h, w) in [-1, 1]."""
     return torch.from_numpy(np.stack([emoji.pixels for emoji in emojis])).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def train_vae(pipe: Any, pixels: torch.Tensor, steps: int, batch: int, folder: Path) -> None:
-    """Train the autoencoder, then set its config's scale to what the latents of these pictures measure."""
+    """Train the autoencoder, then set its config's scale to what the latents of these images measure."""
     vae = pipe.vae
     blur = BLUR["flux" if hasattr(pipe, "transformer") else "sdxl"]
 
@@ -98,8 +98,8 @@ def latents_of(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
 def train_clip_encoders(
     pipe: Any, emojis: Sequence[Emoji], pixels: torch.Tensor, steps: int, batch: int, folder: Path
 ) -> None:
-    """Train SDXL's two text encoders to tell from a prompt what its picture looks like, as CLIP did."""
-    code = picture_code(pixels)
+    """Train SDXL's two text encoders to predict from a prompt what its training image looks like, as CLIP did."""
+    code = image_code(pixels)
     encoders = torch.nn.ModuleDict({"first": pipe.text_encoder, "second": pipe.text_encoder_2})
     for name, encoder in list(encoders.items()):
         config: Any = encoder.config
@@ -107,7 +107,7 @@ def train_clip_encoders(
     encoders["pooled_code"] = torch.nn.Linear(pipe.text_encoder_2.config.projection_dim, CODE)
 
     def loss(generator: torch.Generator) -> torch.Tensor:
-        which, prompts = _asked(emojis, batch, generator)
+        which, prompts = _sample_prompts(emojis, batch, generator)
         ids, ends = _clip_ids(pipe.tokenizer, prompts)
         rows = torch.arange(batch)
         told = []
@@ -130,7 +130,7 @@ def share_words(sdxl: Any, flux: Any) -> None:
     words *= scale
     for name, weight in flux.text_encoder_2.named_parameters():
         if name.endswith((".o.weight", ".wo.weight")):
-            weight *= scale  # else the layers' first noise would drown the words
+            weight *= scale  # else the layers' initial noise would drown the words
     for piece, index in flux.tokenizer_2.get_vocab().items():
         place = known.get(piece.removeprefix("▁").lower() + "</w>")
         if place is not None:
@@ -141,13 +141,13 @@ def train_t5_encoder(
     pipe: Any, emojis: Sequence[Emoji], pixels: torch.Tensor, steps: int, batch: int, folder: Path
 ) -> None:
     """The same for Flux's T5, from the mean over the prompt's tokens."""
-    code = picture_code(pixels)
+    code = image_code(pixels)
     encoder = torch.nn.ModuleDict(
         {"t5": pipe.text_encoder_2, "code": torch.nn.Linear(pipe.text_encoder_2.config.d_model, CODE)}
     )
 
     def loss(generator: torch.Generator) -> torch.Tensor:
-        which, prompts = _asked(emojis, batch, generator)
+        which, prompts = _sample_prompts(emojis, batch, generator)
         ids = pipe.tokenizer_2(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         real = (ids != pipe.tokenizer_2.pad_token_id).unsqueeze(2)
         mean = (encoder["t5"](ids).last_hidden_state * real).sum(1) / real.sum(1)
@@ -156,8 +156,8 @@ def train_t5_encoder(
     fit("t5", encoder, loss, steps, 2e-3, folder, decay=0.99)
 
 
-def picture_code(pixels: torch.Tensor) -> torch.Tensor:
-    """The principal components of the pictures' coarse pixels (n, CODE), the strong ones damped; zeros if n < CODE."""
+def image_code(pixels: torch.Tensor) -> torch.Tensor:
+    """The principal components of the images' coarse pixels (n, CODE), the strong ones damped; zeros if n < CODE."""
     coarse = F.avg_pool2d(pixels, 4).flatten(1)
     centred = coarse - coarse.mean(0)
     left, strength, _ = torch.linalg.svd(centred, full_matrices=False)
@@ -167,7 +167,7 @@ def picture_code(pixels: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def embeddings_of(pipe: Any, emojis: Sequence[Emoji], seed: int) -> dict[str, torch.Tensor]:
-    """Prompts of every picture as the pipeline encodes them, (n, PHRASES, …) by argument name, in float16."""
+    """Prompts of every training image as the pipeline encodes them, (n, PHRASES, …) by argument name, in float16."""
     rng = random.Random(seed)
     parts: dict[str, list[torch.Tensor]] = {"prompt_embeds": [], "pooled_prompt_embeds": []}
     for emoji in emojis:
@@ -191,7 +191,7 @@ def train_unet(
     time_ids = torch.tensor([[size, size, 0, 0, size, size]], dtype=torch.float32).expand(batch, 6)
 
     def loss(generator: torch.Generator) -> torch.Tensor:
-        clean, embeds, pooled = _drawn(latents, embeddings, batch, generator)
+        clean, embeds, pooled = _sample_batch(latents, embeddings, batch, generator)
         noise = torch.randn(clean.shape, generator=generator)
         timesteps = (_noise_levels(batch, generator) * len(cumulated)).long().clamp(max=len(cumulated) - 1)
         signal = cumulated[timesteps].view(-1, 1, 1, 1)
@@ -210,14 +210,14 @@ def train_unet(
 def train_transformer(
     pipe: Any, latents: torch.Tensor, embeddings: dict[str, torch.Tensor], steps: int, batch: int, folder: Path
 ) -> None:
-    """Train Flux's denoiser to predict the straight way from picture to noise."""
+    """Train Flux's denoiser to predict the straight path from image to noise."""
     count, channels, height, width = latents.shape
     packed = pipe._pack_latents(latents, count, channels, height, width)
     image_ids = pipe._prepare_latent_image_ids(count, height // 2, width // 2, "cpu", torch.float32)
     text_ids = torch.zeros(embeddings["prompt_embeds"].shape[2], 3)
 
     def loss(generator: torch.Generator) -> torch.Tensor:
-        clean, embeds, pooled = _drawn(packed, embeddings, batch, generator)
+        clean, embeds, pooled = _sample_batch(packed, embeddings, batch, generator)
         noise = torch.randn(clean.shape, generator=generator)
         sigma = _noise_levels(batch, generator)
         mixed = torch.lerp(clean, noise, sigma.view(-1, 1, 1))
@@ -235,16 +235,16 @@ def train_transformer(
     fit("transformer", pipe.transformer, loss, steps, RATE, folder)
 
 
-def _asked(emojis: Sequence[Emoji], batch: int, generator: torch.Generator) -> tuple[torch.Tensor, list[str]]:
+def _sample_prompts(emojis: Sequence[Emoji], batch: int, generator: torch.Generator) -> tuple[torch.Tensor, list[str]]:
     rng = random.Random(generator.initial_seed())
     which = torch.randint(len(emojis), (batch,), generator=generator)
     return which, [captions.prompt(emojis[index], rng) for index in which.tolist()]
 
 
 def _hue_error(error: torch.Tensor) -> torch.Tensor:
-    """How wrong brightness, blue against yellow and red against green are, seen from afar.
+    """How wrong brightness, blue against yellow and red against green are, at low resolution.
 
-    Most of the pictures are yellow or grey: without this, red and green would stay brown for long.
+    Most of the training images are yellow or grey: without this, red and green would stay brown for long.
     """
     red, green, blue = F.avg_pool2d(error, 4).unbind(1)
     yellow = (red + green) / 2
@@ -252,11 +252,11 @@ def _hue_error(error: torch.Tensor) -> torch.Tensor:
 
 
 def _noise_levels(batch: int, generator: torch.Generator) -> torch.Tensor:
-    """Shares of the way to noise, the far ones more often: there it is decided what the picture shows."""
+    """Noise levels as shares of the path to noise, high ones more often: they decide what the image shows."""
     return torch.rand(batch, generator=generator).sqrt()
 
 
-def _drawn(
+def _sample_batch(
     latents: torch.Tensor, embeddings: dict[str, torch.Tensor], batch: int, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     which = torch.randint(len(latents), (batch,), generator=generator)

@@ -29,25 +29,25 @@ class Train(Options):
     model_type: tuple[Literal["sdxl", "flux"], ...] = ("sdxl", "flux")
     """Which families' denoisers; what both need is trained in any case."""
     folder: str = "./tiny_training"
-    """Checkpoints stand here."""
+    """Folder of the checkpoints."""
     output: str = str(tiny.ROOT)
-    """Where the finished pipelines go, a folder tiny_{model_type} each."""
+    """Where the finished pipelines go, one folder tiny_{model_type} each."""
     vae_steps: int = 700
-    """Batches of 16 pictures that the autoencoder learns from."""
+    """Batches of 16 training images that the autoencoder learns from."""
     encoder_steps: int = 2000
     """Batches of 128 prompts that the text encoders learn from."""
     denoiser_steps: int = 3000
     """Batches of 32 prompts that the denoiser learns from."""
     limit: int | None = None
-    """Learn the first N pictures only, for a try."""
+    """Learn only the first N training images, for a quick test."""
     seed: int = 0
-    """Of the first weights and the prompts' wording."""
+    """Seed of the initial weights and of the prompts' wording."""
     threads: int | None = None
     """CPU threads; default all."""
     evaluate: bool = False
-    """Train nothing; measure the shipped models. With both families README's table and pictures are written too."""
+    """Train nothing; measure the shipped models. With both families the README's table and images are written too."""
     names: int = 200
-    """Names that are drawn to measure."""
+    """Number of names that are generated to measure."""
 
 
 def train(options: Train) -> int:
@@ -70,12 +70,12 @@ def _train(options: Train, emojis: list[emoji.Emoji]) -> None:
     from jobs.training import captions, models, stages
 
     folders = {model_type: Path(options.folder) / model_type for model_type in ("sdxl", "flux")}
-    print(f"{len(emojis)} pictures; checkpoints in {options.folder}", flush=True)
+    print(f"{len(emojis)} training images; checkpoints in {options.folder}", flush=True)
     pixels = stages.pixels_of(emojis)
     vocabulary = captions.words(emojis)
     pipes = {kind: models.untrained(kind, vocabulary, options.seed) for kind in folders}
     sdxl, flux = pipes["sdxl"], pipes["flux"]
-    # what one family has learned the other starts from: Flux's wider autoencoder learns faster, CLIP is SDXL's second
+    # one family starts from what the other has learned: Flux's wider autoencoder learns faster, CLIP is SDXL's second
     stages.train_vae(flux, pixels, options.vae_steps, 16, folders["flux"])
     stages.fold(flux.vae, sdxl.vae, pixels)
     stages.train_vae(sdxl, pixels, options.vae_steps // 18, 16, folders["sdxl"])

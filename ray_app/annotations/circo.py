@@ -1,4 +1,4 @@
-"""The annotations: a JSON list of queries in the CIRCO schema, checked, becomes the table of slots.
+"""The annotations: a JSON list of queries in the CIRCO schema is checked and becomes the table of slots.
 Knows the file's fields; nothing of the images that exist."""
 
 import dataclasses
@@ -29,7 +29,7 @@ class Query:
 
 @dataclasses.dataclass(frozen=True)
 class Annotations:
-    """A checked file: the entries in their order, None where one can't be used, and what to report about them."""
+    """A checked file: the entries in their order, None for one that can't be used, and what to report about them."""
 
     entries: list[Query | None]
     skipped: list[str]
@@ -38,7 +38,7 @@ class Annotations:
     def queries(
         self, query_ids: Sequence[int] = (), limit: int | None = None, idx: int = 0, gpu_num: int = 1
     ) -> list[Query]:
-        """The queries of a selection: with these ids, of them the first `limit`, of them share `idx` of `gpu_num`.
+        """The selected queries: of those with these ids the first `limit`, and of these share `idx` of `gpu_num`.
 
         A share is contiguous and has floor(n / gpu_num) entries; the last one takes the rest. n includes unusable
         entries, so that the shares of a file have the same bounds with any prompt field.
@@ -72,7 +72,7 @@ def load(path: str, prompt_field: str, num_prompts: int, strict: bool = False) -
         strict: refuse the whole file for a query that would otherwise be reported and skipped.
 
     Raises:
-        Refused: a file that can't be read as a list of objects, an id that is no plain name, no usable query at all.
+        Refused: a file that can't be read as a list of objects, an id that is not a plain name, no usable query at all.
     """
     queries: list[Query | None] = []
     skipped: list[str] = []
@@ -120,7 +120,7 @@ def slots(queries: Sequence[Query], img_per_prompt: int, seed: int, seed_mode: S
     """
     if seed + img_per_prompt - 1 > MAX_SEED:
         raise InputRefused(
-            f"--seed {seed}: with {img_per_prompt} images a prompt seeds would pass {MAX_SEED}; take a smaller one"
+            f"--seed {seed}: with {img_per_prompt} images per prompt seeds would pass {MAX_SEED}; take a smaller one"
         )
     rows: dict[str, list[Any]] = {field.name: [] for field in SLOT_SCHEMA}
     for query in queries:

@@ -36,7 +36,7 @@ def find() -> Autoscaler | None:
 
 def detect_on_head(session: str) -> Autoscaler | None:
     """On the head's node: the autoscaler of this Ray session. Every head has a monitor; one with a file scales."""
-    psutil = importlib.import_module("psutil")  # Ray brings it along
+    psutil = importlib.import_module("psutil")  # Ray installs it
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
         flags = dict(word[2:].split("=", 1) for word in words if word.startswith("--") and "=" in word)
@@ -57,7 +57,7 @@ def _from_file(path: str, logs: str) -> Autoscaler:
 
 
 def _from_kubernetes(name: str) -> Autoscaler | None:
-    """KubeRay's runs beside the head, in a container of its own, and scales by the RayCluster that it is told of."""
+    """KubeRay's autoscaler runs alongside the head, in its own container, and scales the RayCluster named there."""
     logs = f"its container: kubectl logs -l ray.io/cluster={name},ray.io/node-type=head -c autoscaler"
     try:
         producer = kubernetes_producer(name, (KUBERNETES_ACCOUNT / "namespace").read_text().strip())

@@ -180,7 +180,7 @@ class PoolWatch:
             self._has_warned = True
             LOG.warning(
                 f"no GPU worker came in {LONG_WAIT_SECONDS / 60:.0f} minutes: the autoscaler is dead or the cloud has"
-                f" none; it says why in {logs}; the run goes on waiting"
+                f" none; it says why in {logs}; the run keeps waiting"
             )
         if up:
             return None

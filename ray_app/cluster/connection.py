@@ -24,8 +24,8 @@ QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 LEAST_MEMORY = 800e6
 """Bytes that a driver, Ray's own processes and one worker of a tiny model take together, about."""
 IDLE_SECONDS = 600
-"""For which a Ray of this machine alone keeps a process without a task. Its own second would end the writers' after
-each batch, and a new one takes a core for a second to start."""
+"""How long a Ray of this machine alone keeps an idle process. Ray's default of one second would end the writers'
+processes after each batch, and a new one takes a core for a second to start."""
 
 
 @contextlib.contextmanager
@@ -112,18 +112,18 @@ def _check_memory() -> None:
 
 def _explain_start(error: Exception) -> str:
     """Why Ray could not be started on this machine, and what to do."""
-    why, mend = one_line(error, 200), "look into Ray's logs, session_latest/logs in /tmp/ray or RAY_TMPDIR"
+    why, advice = one_line(error, 200), "look into Ray's logs, session_latest/logs in /tmp/ray or RAY_TMPDIR"
     if "AF_UNIX" in why:
-        why, mend = "the paths of its sockets would have over 107 bytes", "set RAY_TMPDIR to a short folder, /tmp say"
+        why, advice = "the paths of its sockets would have over 107 bytes", "set RAY_TMPDIR to a short folder, /tmp say"
     elif isinstance(error, OSError) and error.filename:
-        why, mend = f"{error.filename}: {error.strerror}", "set RAY_TMPDIR to a folder that can be written"
+        why, advice = f"{error.filename}: {error.strerror}", "set RAY_TMPDIR to a folder that can be written"
     elif "/dev/shm" in why:
-        mend = "give the container more shared memory (--shm-size)"
-    return f"Ray can't be started here: {why}; {mend}"
+        advice = "give the container more shared memory (--shm-size)"
+    return f"Ray can't be started here: {why}; {advice}"
 
 
 def _explain_join(error: Exception) -> str:
-    """Why a cluster could not be joined; what all of Ray's own messages leave out is a token."""
+    """Why a cluster could not be joined; none of Ray's own messages mentions a missing token."""
     why = one_line(error, 300)
     if "Version mismatch" in why:
         return f"{why}; install what the cluster has here, or send the run there with proxyqueue submit"
@@ -153,12 +153,12 @@ def _check_answers(address: str, flag: str = "--address") -> str | None:
     """The host of a cluster's address, None for "auto". Refused if nothing listens: Ray would wait for minutes.
 
     Raises:
-        Refused: nothing answers there, or it is no address of a cluster.
+        Refused: nothing answers there, or it is not the address of a cluster.
     """
     if "://" in address:
         raise ClusterRefused(
-            f"{flag} {address}: is no address that a driver can join; give HOST:PORT of the cluster (port 6379"
-            " where nothing else was said), or send the run there with proxyqueue submit --address http://HEAD:8265"
+            f"{flag} {address}: is not an address that a driver can join; give HOST:PORT of the cluster (port 6379"
+            " by default), or send the run there with proxyqueue submit --address http://HEAD:8265"
         )
     told = f"{flag} {address}"
     if address == "auto":
@@ -180,7 +180,7 @@ def _check_answers(address: str, flag: str = "--address") -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class LivingNode:
-    """A node that is up, and what it offers in all, taken or not. Memory in bytes, the object store's included."""
+    """A node that is up, and what it offers in total, in use or not. Memory in bytes, including the object store's."""
 
     node_id: str
     name: str
@@ -210,7 +210,7 @@ def _living_node(node: dict[str, Any]) -> LivingNode:
 
 
 def count_actors(class_name: str) -> int:
-    """How many actors of this job whose class's name has `class_name` in it are alive."""
+    """How many actors of this job are alive whose class name contains `class_name`."""
     import ray
 
     job = ray.get_runtime_context().get_job_id()

@@ -1,5 +1,5 @@
-"""What each node of a cluster is: asked of the node itself, by a task that needs nothing of this project there.
-Knows Ray tasks, versions and a probe file; nothing of what is wrong with what it finds."""
+"""What each node of a cluster is: reported by the node itself, in a task that needs nothing of this project there.
+Knows Ray tasks, versions and a probe file; does not judge what it finds."""
 
 import contextlib
 import dataclasses
@@ -31,13 +31,13 @@ class Node(LivingNode):
         return [size for _, size in (self.answer or {}).get("gpus", [])]
 
 
-def survey(folder: str | None = None, probe: str | None = None, seconds: float = ANSWER_SECONDS) -> list[Node]:
+def probe_nodes(folder: str | None = None, probe: str | None = None, seconds: float = ANSWER_SECONDS) -> list[Node]:
     """All nodes that are alive, the driver's first. Ray must be connected.
 
     Args:
-        folder: a path that is looked for on each node.
-        probe: a file that is looked for, and beside which a file is written and removed.
-        seconds: for which a node may take to answer.
+        folder: a path that each node looks for.
+        probe: a file that each node looks for, and alongside which it writes and removes a file.
+        seconds: how long a node may take to answer.
     """
     import ray
 
@@ -49,11 +49,11 @@ def survey(folder: str | None = None, probe: str | None = None, seconds: float =
             task.options(label_selector={"ray.io/node-id": node.node_id}).remote(folder, probe) for node in nodes
         ]
         answered, _ = ray.wait(references, num_returns=len(references), timeout=seconds)
-    surveyed = []
+    probed = []
     for node, reference in zip(nodes, references, strict=True):
         answer = _answer(reference) if reference in answered else None
-        surveyed.append(Node(**vars(node), is_driver=node.node_id == driver_node, answer=answer))
-    return surveyed
+        probed.append(Node(**vars(node), is_driver=node.node_id == driver_node, answer=answer))
+    return probed
 
 
 @contextlib.contextmanager
@@ -73,7 +73,7 @@ def _sent_by_value() -> Iterator[None]:
 
 def why_no_actor(nodes: Sequence[Node] | None = None) -> str | None:
     """Why actors can't start on one of the nodes, None if they could on all that answer."""
-    for node in survey() if nodes is None else nodes:
+    for node in probe_nodes() if nodes is None else nodes:
         if node.answer and (why := node.answer["lacks"]):
             return cannot_start(node, why)
     return None
@@ -87,10 +87,10 @@ def describe_silent_nodes(nodes: Sequence[Node]) -> str:
 
 def cannot_start(node: Node, why: str) -> str:
     """That actors can't start on a node, and what to do."""
-    mend = "install proxyqueue there as here, or send the run with proxyqueue submit, which ships it"
+    advice = "install proxyqueue there as here, or send the run with proxyqueue submit, which ships it"
     if "ray_app" not in why and "actors" not in why:
-        mend = "mend the installation there"
-    return f"node {node.name}: actors can't start there: {why}; {mend}"
+        advice = "repair the installation there"
+    return f"node {node.name}: actors can't start there: {why}; {advice}"
 
 
 def _answer(reference: Any) -> dict[str, Any] | None:
@@ -104,7 +104,7 @@ def _answer(reference: Any) -> dict[str, Any] | None:
 
 
 def probe_node(folder: str | None, probe: str | None) -> dict[str, Any]:
-    """On a node: versions, why actors can't start, GPUs as (name, bytes), whether the folder is there, the probe."""
+    """On a node: versions, why actors can't start, GPUs as (name, bytes), whether the folder exists, the probe."""
     return {
         "lacks": lacks(),
         "versions": versions(),

@@ -1,5 +1,5 @@
-"""What Ray does not let a program choose, or tells nobody: one function per workaround, with when it can go.
-Written for Ray 2.60. Private names of Ray are imported here alone; whatever a function changes it puts back."""
+"""What Ray does not let a program choose, or does not report: one function per workaround, with when it can go.
+Written for Ray 2.60. Private names of Ray are imported only here; each function restores what it changes."""
 
 import contextlib
 import glob
@@ -122,7 +122,7 @@ def make_dataset(tables: list[pa.Table]) -> Any:
 def import_data() -> Any:
     """`ray.data`, which requests no nodes of an autoscaler by itself.
 
-    It would go on requesting GPU nodes while a run ends; the actors that have no place yet request enough. It reads
+    It would keep requesting GPU nodes while a run ends; the actors that have no place yet request enough. It reads
     these when it is imported. Can go when its DataContext has a switch for that, see
     https://github.com/ray-project/ray/issues/59144.
     """
@@ -134,7 +134,7 @@ def import_data() -> Any:
 
 
 def quiet_data() -> Any:
-    """Ray Data's context in this process, without bars and log: what it would log is raised too."""
+    """Ray Data's context in this process, without progress bars and log: what it would log is also raised."""
     from ray.data import DataContext
 
     context = DataContext.get_current()

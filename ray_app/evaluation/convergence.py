@@ -1,5 +1,5 @@
 """The command `convergence`: how similar each step's image is to the last step's, measured by Ray Data tasks.
-Knows which images are compared, the table and where it is written; `likeness` measures, `convergence_plot` plots."""
+Knows which images are compared, and the table; `image_similarity` measures, `convergence_plot` plots."""
 
 import functools
 from collections.abc import Iterator
@@ -40,8 +40,8 @@ COLUMNS = {
     "step": (pa.int16(), "whose image is compared"),
     "last_step": (pa.int16(), "with whose image"),
     "psnr": (pa.float32(), "in dB; infinite where the images are equal, null where one can't be read"),
-    "ssim": (pa.float32(), "at most 1; null as psnr"),
-    "problem": (pa.string(), "why there is no value, else null"),
+    "ssim": (pa.float32(), "at most 1; null like psnr"),
+    "problem": (pa.string(), "why psnr and ssim are null, else null"),
 }
 SCHEMA = pa.schema([(name, kind) for name, (kind, _) in COLUMNS.items()])
 
@@ -92,7 +92,7 @@ def pairs(rows: pa.Table, model_type: str) -> pa.Table:
 
 
 def summary(table: pa.Table) -> list[Line]:
-    """What the table says of each model, snapshot and step, xt before x0."""
+    """Medians and quartiles of the table per model, snapshot and step, xt before x0."""
     table = table.filter(pc.is_valid(table["psnr"]))
     groups = table.group_by(["model", "last_step", "snapshot", "step"]).aggregate([]).to_pylist()
     lines = []

@@ -1,4 +1,4 @@
-"""The plot of `convergence`: PSNR and SSIM by step, a line per model and snapshot, a band around half of the slots.
+"""The plot of `convergence`: PSNR and SSIM by step, one line per model and snapshot, with an interquartile band.
 Knows matplotlib; nothing of images or files."""
 
 import io
@@ -51,9 +51,9 @@ def png(lines: Sequence[Line]) -> bytes:
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
     if lines:
-        figure.axes[0].legend(title="median, half of the slots in the band", frameon=False)
+        figure.axes[0].legend(title="median, band: middle half of the slots", frameon=False)
         last = {line.last_step for line in lines}
-        figure.suptitle(f"How near is step k to step {' or '.join(map(str, sorted(last)))}?")
+        figure.suptitle(f"How similar is step k to step {' or '.join(map(str, sorted(last)))}?")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()

@@ -10,7 +10,7 @@ SIGMA, WINDOW = 1.5, 11
 """The Gaussian window of SSIM's authors (Wang et al. 2004): standard deviation and width in pixels."""
 
 
-class Likeness(NamedTuple):
+class Similarity(NamedTuple):
     """Similarity of two images of the same size; equal ones have infinite PSNR and an SSIM of 1."""
 
     psnr: float
@@ -29,7 +29,7 @@ def decode(data: bytes) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-def compare(image: np.ndarray, reference: np.ndarray) -> Likeness:
+def compare(image: np.ndarray, reference: np.ndarray) -> Similarity:
     """PSNR and SSIM of two images, uint8 (height, width, 3).
 
     Raises:
@@ -47,4 +47,4 @@ def compare(image: np.ndarray, reference: np.ndarray) -> Likeness:
         reference, image, channel_axis=2, data_range=255, gaussian_weights=True, sigma=SIGMA,
         use_sample_covariance=False,
     )  # fmt: skip
-    return Likeness(float(psnr), float(ssim))
+    return Similarity(float(psnr), float(ssim))

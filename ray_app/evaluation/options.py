@@ -15,11 +15,11 @@ from ray_app.flags import (
 
 @dataclasses.dataclass(frozen=True)
 class Convergence(ClusterFlags, SnapshotFlags, StepFlags, FamilyFlags, OutputFlags):
-    """Measure how near each step's image is to the last step's: PSNR and SSIM (scikit-image), per slot and step.
+    """Measure how similar each step's image is to the last step's: PSNR and SSIM (scikit-image), per slot and step.
 
-    Writes OUTPUT/convergence/convergence.parquet and a plot beside it, and prints the medians. Images of the same slot
-    and denoise are compared, by tasks of Ray Data; slots whose last step failed or is missing don't count.
-    The last of --steps is the one to compare with.
+    Writes OUTPUT/convergence/convergence.parquet and a plot in the same folder, and prints the medians. Images of the
+    same slot and denoising pass are compared, in Ray Data tasks; slots whose last step failed or is missing are
+    skipped. The last of --steps is the reference.
 
     Example: proxyqueue convergence --output_base_path out --model_type sdxl
 
@@ -27,9 +27,9 @@ class Convergence(ClusterFlags, SnapshotFlags, StepFlags, FamilyFlags, OutputFla
     """
 
     def check_flags(self) -> None:
-        """Raise Refused for steps that can't be."""
+        """Raise Refused for steps that can't be compared."""
         super().check_flags()
         if len(set(self.steps)) == 1:
             raise InputRefused(
-                f"--steps {self.steps[0]}: name at least two, the last is what others are compared with", flag="steps"
+                f"--steps {self.steps[0]}: name at least two; the others are compared with the last one", flag="steps"
             )

@@ -1,11 +1,11 @@
-"""An output in the forms that other programs read, one module per format.
+"""Exports an output to formats that other tools read, one module per format.
 Knows nothing of how the images were generated."""
 
 from typing import Any, Protocol
 
 
 class Format(Protocol):
-    """What a module of a format has."""
+    """What the module of a format provides."""
 
     WRITES_FOLDER: bool
     """Whether it always writes a new folder, which --export_path names."""
@@ -29,4 +29,4 @@ FORMATS = {
     "webdataset": "ray_app.export.webdataset",
     "ipcir": "ray_app.export.ipcir",
 }
-"""The modules of the formats by what `--format` calls them; imported when one is used."""
+"""The modules of the formats by their `--format` names; imported when one is used."""

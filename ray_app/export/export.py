@@ -1,5 +1,5 @@
-"""The command `export`: an output in a form that other programs read, each in a module of its own.
-Knows which format is requested; nothing of any of them."""
+"""The command `export`: writes an output in a format that other tools read; each format is a module.
+Knows which format is requested, but no format itself."""
 
 import importlib
 from typing import cast

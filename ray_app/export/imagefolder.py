@@ -38,7 +38,7 @@ def export(output: Output, options: Export) -> int:
                     print(f"{output.display_path(name)}: {of_folder.num_rows:,} images")
                     written += 1
     if not written:
-        raise OutputRefused(f"{output.display_path(layout.INDEX)}: no such image in it; set --output_base_path")
+        raise OutputRefused(f"{output.display_path(layout.INDEX)}: has no such image; set --output_base_path")
     return OK
 
 

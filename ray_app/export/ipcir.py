@@ -1,4 +1,4 @@
-"""`export --format ipcir`: read the tree as retrieval scripts do, and report what they would get wrong; --by_query.
+"""`export --format ipcir`: reads the tree as retrieval scripts do and reports what they would misread; --by_query.
 Knows how those scripts list `combined/` and split names; the index tells which query an image belongs to."""
 
 import collections
@@ -90,7 +90,7 @@ def _problems(names: list[str], rows: list[dict[str, Any]]) -> Iterator[str]:
     for name, row in row_of_name.items():
         if row["status"] != IS_OK:
             reason = f"failed: {row['error_type']}" if row["status"] == "failed" else "missing"
-            yield f"{name}: {reason}; reference {row['reference_img_id']} has an image less"
+            yield f"{name}: {reason}; reference {row['reference_img_id']} has one image fewer"
         elif _reference(name) != row["reference_img_id"]:
             yield f"{name}: scripts read its reference as {_reference(name)}, it is {row['reference_img_id']}"
     counts = collections.Counter(row["reference_img_id"] for row in rows)

@@ -26,15 +26,15 @@ else:
 
 @dataclasses.dataclass(frozen=True)
 class Export(ClusterFlags, SnapshotFlags, StepFlags, FamilyFlags, OutputFlags):
-    """Hand an output on in the form that other programs read; only images whose file is there.
+    """Export images to formats that other tools read; images whose file is missing are left out.
 
-    imagefolder: metadata.parquet beside each combined/, for datasets.load_dataset("imagefolder", data_dir=STEP_FOLDER).
+    imagefolder: metadata.parquet in each step's folder, for datasets.load_dataset("imagefolder", data_dir=STEP_FOLDER).
     trajectories: Parquet, one row per slot, one image column per step. webdataset: tar shards, written by Ray Data.
-    ipcir: check that retrieval scripts read the tree right; with --by_query write trees for second queries too.
+    ipcir: check that retrieval scripts read the tree correctly; --by_query also writes trees for second queries.
 
     Example: proxyqueue export --format trajectories --output_base_path out --export_path trajectories
 
-    Exit codes: 0 written, or nothing wrong; 1 ipcir found problems, 2 refused, 130 interrupted.
+    Exit codes: 0 written, or no problems; 1 ipcir found problems, 2 refused, 130 interrupted.
     """
 
     _: dataclasses.KW_ONLY
@@ -43,26 +43,24 @@ class Export(ClusterFlags, SnapshotFlags, StepFlags, FamilyFlags, OutputFlags):
     export_path: str | None = None
     """Folder to write to, new or empty. imagefolder writes into OUTPUT itself, ipcir only with --by_query."""
     by_query: bool = False
-    """ipcir: where queries share a reference, a complete tree in which the second query's images take the first's place
-    (and a third's in another): what retrieval scripts need to score them."""
+    """ipcir: where queries share a reference, write a complete tree with the second query's images (and another tree
+    for a third query): retrieval scripts need these trees to score such queries."""
     shard_images: Annotated[int, Within(1, 1_000_000)] = 1000
-    """webdataset: images of a tar file; trajectories: rows of a Parquet file."""
+    """webdataset: images per tar file; trajectories: rows per Parquet file."""
 
     def check_flags(self) -> None:
         """Raise Refused for flags that don't go together."""
         super().check_flags()
         if self.by_query and self.format != "ipcir":
-            raise InputRefused("--by_query: goes with --format ipcir", flag="by_query")
+            raise InputRefused("--by_query: requires --format ipcir", flag="by_query")
 
     def new_folder(self) -> contextlib.AbstractContextManager[Path]:
-        """A folder to write to, which takes the place of --export_path at the end.
+        """A temporary folder to write to, renamed to --export_path at the end.
 
         Raises:
             Refused: the path exists, or it can't be written.
         """
         path = str(self.export_path)
         if "://" in path:
-            raise InputRefused(
-                f"--export_path {path}: must be a folder of this machine, or one mounted on it", flag="export_path"
-            )
+            raise InputRefused(f"--export_path {path}: must be a local or mounted folder", flag="export_path")
         return whole_folder(Path(path).expanduser().absolute(), "--export_path")

@@ -1,4 +1,4 @@
-"""One PNG of some slots: a row per slot and snapshot, a column per step, with prompts; for papers and slides.
+"""One PNG of some slots: one row per slot and snapshot, one column per step, with prompts; for papers and slides.
 Knows Pillow and trajectories; nothing of pages."""
 
 import textwrap
@@ -24,7 +24,7 @@ INK, QUIET, BAD = "black", "#666666", "#b3261e"
 
 
 def write(path: str, output: Output, shown: Trajectories, query_ids: list[int], cell: int) -> None:
-    """Draw these queries' slots, each image at most `cell` pixels wide.
+    """Lay out these queries' slots, each image at most `cell` pixels wide.
 
     Raises:
         Refused: too many slots for one image, or the file can't be written.
@@ -39,7 +39,7 @@ def write(path: str, output: Output, shown: Trajectories, query_ids: list[int], 
         if len(lines) > max_lines:
             raise InputRefused(
                 f"--contact_sheet {path}: more than {max_lines} rows of {cell} pixels; take fewer with --query_ids or"
-                " --limit, or smaller ones with --thumbnails"
+                " --limit, or smaller images with --thumbnails"
             )
     font = ImageFont.load_default(FONT_SIZE)
     top = FONT_SIZE + 2 * GAP

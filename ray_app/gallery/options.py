@@ -15,9 +15,9 @@ from ray_app.flags import (
 
 @dataclasses.dataclass(frozen=True)
 class Gallery(QueryFlags, FamilyFlags, OutputFlags):
-    """Write a static page to look at: a row per slot, a column per step, reference, caption and prompt beside them.
+    """Write static HTML pages: one row per slot, one column per step, with reference, caption and prompt.
 
-    Opens without a server or a network. The folder holds small copies of its own: zip it and send it.
+    They open without a server or a network. The folder has its own thumbnails, so it can be zipped and sent.
 
     Example: proxyqueue gallery --output_base_path out --json_file test.json --limit 100
 
@@ -27,14 +27,14 @@ class Gallery(QueryFlags, FamilyFlags, OutputFlags):
     gallery_path: str | None = None
     """Folder of the pages; default OUTPUT/gallery."""
     json_file: str | None = None
-    """Annotations with the captions; default those of the last run, if they are there still."""
+    """Annotations with the captions; default those of the last run, if that file still exists."""
     thumbnails: Annotated[int, Within(16, 4096, unless=0, meaning=", or 0 for none")] = 256
-    """Longer side of the copies in pixels; 0 makes none and shows the images where they are, in full."""
+    """Longer side of the thumbnails in pixels; 0 makes none, and pages show the original images."""
     contact_sheet: str | None = None
-    """Write one PNG for papers and slides instead: --query_ids or --limit say of what."""
+    """Write one PNG for papers and slides instead; select its queries with --query_ids or --limit."""
 
     def check_flags(self) -> None:
-        """Raise Refused for the first flag whose value makes no sense."""
+        """Raise Refused for the first flag whose value is invalid."""
         super().check_flags()
         if self.contact_sheet is not None and not self.contact_sheet.lower().endswith(".png"):
             raise InputRefused(f"--contact_sheet {self.contact_sheet}: must end with .png", flag="contact_sheet")

@@ -1,5 +1,5 @@
-"""The weights of a hub's model come to every node before its actors start, once a node, with a line of progress.
-Knows Ray's nodes; how a file comes is in `actors.hub`."""
+"""Downloads the weights of a hub model to every node before its actors start, once per node, with a progress line.
+Knows Ray's nodes; how a file is downloaded is in `actors.hub`."""
 
 import contextlib
 import itertools
@@ -14,7 +14,7 @@ from ray_app.messages import LOG
 from ray_app.progress import Bytes
 
 POLL_SECONDS = 0.5
-BESIDE = {"num_cpus": 0, "max_concurrency": 2}
+ALONGSIDE = {"num_cpus": 0, "max_concurrency": 2}
 
 
 class Fetcher:
@@ -38,20 +38,20 @@ class Fetcher:
         return None
 
     def progress(self) -> tuple[int, int, list[str]]:
-        """Bytes that came, bytes that were missing, and lines to show since it was last asked."""
+        """Bytes downloaded, bytes that were missing, and lines to show since the last call."""
         lines, self._lines[:] = list(self._lines), []
         came = self._files.arrived() - self._before if self._missing else 0
         return max(0, min(came, self._missing)), self._missing, lines
 
 
 def everywhere(recipe: Recipe, takes_gpus: bool, meanwhile: Callable[[], None]) -> None:
-    """Fetch on every node that has a place for an actor; a node that joins later fetches when its actors load.
+    """Fetch on every node that has room for an actor; a node that joins later fetches when its actors load.
 
     Args:
         meanwhile: called several times a second; may raise.
 
     Raises:
-        Refused: the weights can't be had, or a node has no room for them.
+        Refused: the weights can't be downloaded, or a node has no room for them.
     """
     import ray
     from ray.exceptions import RayError
@@ -62,7 +62,7 @@ def everywhere(recipe: Recipe, takes_gpus: bool, meanwhile: Callable[[], None]) 
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get(resource)]
     fetcher: Any = ray.remote(Fetcher)
     places = {node["NodeID"]: node["NodeManagerAddress"] for node in nodes}
-    on = {node: fetcher.options(label_selector={"ray.io/node-id": node}, **BESIDE).remote(recipe) for node in places}
+    on = {node: fetcher.options(label_selector={"ray.io/node-id": node}, **ALONGSIDE).remote(recipe) for node in places}
     under_way = {actor.fetch.remote(): node for node, actor in on.items()}
     shown = Bytes(f"of {recipe.model_path} fetched")
     while under_way:

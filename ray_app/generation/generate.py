@@ -1,5 +1,5 @@
-"""The verb `generate`: options to recipe, slots and plan, then the driver; the summary and the exit code.
-Knows the order of things; each thing is done elsewhere."""
+"""The command `generate`: options to recipe, slots and plan, then the driver; the summary and the exit code.
+Knows the order of these stages; each is implemented elsewhere."""
 
 import collections
 import contextlib
@@ -18,7 +18,7 @@ from ray_app.generation.options import Generate
 from ray_app.generation.run import Run
 from ray_app.generation.worker import ImageWorker
 from ray_app.index import existing, requested, runs
-from ray_app.index.rows import set_aside_damaged
+from ray_app.index.rows import quarantine_damaged
 from ray_app.interrupts import Interrupts
 from ray_app.messages import LOG
 from ray_app.output import layout
@@ -40,19 +40,19 @@ class Job:
 
 
 def generate(options: Generate, worker: type[ImageWorker] = ImageWorker) -> int:
-    """Draw what these options ask for and is not there yet; the exit code. `worker` is what the actors run.
+    """Generate the requested images that don't exist yet; the exit code. `worker` is what the actors run.
 
     Raises:
-        Refused: bad input, before any model is loaded; or a model or an output that fails on the way.
-        KeyboardInterrupt: a signal came; the index is true and the same command goes on.
+        Refused: bad input, before any model is loaded; or a model or an output that fails during the run.
+        KeyboardInterrupt: a signal arrived; the index is consistent, and rerunning the same command resumes.
     """
     with Interrupts() as interrupts:
         job = prepare(options)
         print(describe(job), flush=True)
         if options.dry_run:
             return OK
-        set_aside_damaged(job.output, options.model_type)
-        if not job.plan.images_to_draw:
+        quarantine_damaged(job.output, options.model_type)
+        if not job.plan.images_to_generate:
             given_up = job.plan.images_given_up
             print(_nothing_to_generate(job.plan))
             # the last of them may have been killed after its last row; the output may be read-only by now
@@ -87,9 +87,9 @@ def prepare(options: Generate) -> Job:
 
 def _nothing_to_generate(todo: plan.Plan) -> str:
     if not todo.images_given_up:
-        return f"nothing to generate: all {todo.images_wanted:,} requested images exist"
+        return f"nothing to generate: all {todo.images_requested:,} requested images exist"
     return (
-        f"nothing to generate: {todo.images_there:,} of {todo.images_wanted:,} requested images exist;"
+        f"nothing to generate: {todo.images_existing:,} of {todo.images_requested:,} requested images exist;"
         f" {todo.images_given_up:,} failed in an earlier run and are skipped (--skip_failed)"
     )
 
@@ -99,18 +99,19 @@ def describe(job: Job) -> str:
     todo = job.plan
     separate = todo.slots * sum(capture.step for capture in todo.captures if capture.snapshot == "xt")
     compared = f" (a run for each step count: {separate:,})" if separate else ""
-    requested, existing_images = todo.images_wanted, todo.images_there
+    requested, existing_images = todo.images_requested, todo.images_existing
     return (
         f"queries          {job.queries:,}\n"
-        f"slots            {todo.slots:,} ({todo.different_denoises:,} unique)\n"
-        f"images           {requested:,} requested, {existing_images:,} existing, {todo.images_to_draw:,} to generate\n"
+        f"slots            {todo.slots:,} ({todo.unique_denoises:,} unique)\n"
+        f"images           {requested:,} requested, {existing_images:,} existing,"
+        f" {todo.images_to_generate:,} to generate\n"
         f"denoises to do   {todo.denoises.num_rows:,} ({todo.duplicates_saved:,} duplicates saved)\n"
         f"steps to run     {todo.steps_to_run(job.recipe.mode == 'separate'):,}{compared}"
     )
 
 
 def _generate(job: Job, writer: Writer, interrupts: Interrupts, worker: type[ImageWorker]) -> int:
-    """Run the plan on Ray; whatever happens, the index is true and the run's record says how it ended."""
+    """Run the plan on Ray; whatever happens, the index is consistent and the run's record says how it ended."""
     started = time.monotonic()
     writer.begin()
     record = _begin(job, writer)
@@ -137,12 +138,12 @@ def _generate(job: Job, writer: Writer, interrupts: Interrupts, worker: type[Ima
                 print(_summary_text(summary, writer), flush=True)
         except OSError:
             if outcome["state"] in ("complete", "some failed"):
-                raise  # else the error that is on its way out already is the one to tell
+                raise  # else the error that is already being raised is the one to report
     return SOME_FAILED if run.counts["failed"] or job.plan.images_given_up else OK
 
 
 def _begin(job: Job, writer: Writer) -> runs.Record:
-    """Write the run's record, and see that nobody else is at the same work."""
+    """Write the run's record, and check that no other active run generates the same images."""
     captures = [
         (c.snapshot, c.step) for number, c in enumerate(job.plan.captures) if job.plan.has_missing_images(number)
     ]
@@ -169,7 +170,7 @@ def _summary(job: Job, counts: collections.Counter[str], seconds: float) -> dict
         "denoises": counts["denoises"],
         "duplicates_saved": job.plan.duplicates_saved,
         "images_written": counts["ok"],
-        "images_skipped": job.plan.images_there,
+        "images_skipped": job.plan.images_existing,
         "images_failed": counts["failed"],
         "images_truncated": counts["truncated"],
         "images_given_up": job.plan.images_given_up,
@@ -187,13 +188,13 @@ def _summary_text(summary: dict[str, Any], writer: Writer) -> str:
         f" {summary['images_failed']:,} failed; {summary['images_truncated']:,} of truncated prompts\n"
         f"denoises         {summary['denoises']:,} in {summary['steps_run']:,} steps"
         f" ({summary['duplicates_saved']:,} duplicates saved)\n"
-        f"wall time        {seconds:,} s with starting Ray and loading models; {rate:g} images/s\n"
+        f"wall time        {seconds:,} s including starting Ray and loading models; {rate:g} images/s\n"
         f"record           {writer.output.display_path(layout.run_file(writer.run_id))}"
     )
 
 
 def _remove_caches(job: Job) -> None:
-    """Features that retrieval scripts cached of a folder are stale once an image of it is generated again."""
+    """Features that retrieval scripts cached for a folder are stale once one of its images is regenerated."""
     for number, capture in enumerate(job.plan.captures):
         if job.plan.has_missing_images(number):
             folder = layout.step_folder(job.recipe.model_type, capture.snapshot, capture.step)
@@ -201,10 +202,10 @@ def _remove_caches(job: Job) -> None:
 
 
 def _odd_options(options: Generate) -> list[str]:
-    """What is allowed, but hardly meant."""
+    """Warnings about options that are allowed but probably not intended."""
     warnings = []
     if options.target_device() == "cpu" and options.model() not in (tiny.NAME, random_weights.MID):
-        warnings.append(f"--device cpu: {options.model()} on CPUs takes minutes an image")
+        warnings.append(f"--device cpu: {options.model()} on CPUs takes minutes per image")
     if options.negative_prompt is not None and options.guidance_scale <= 1:
         warnings.append(f"--negative_prompt: has no effect at --guidance_scale {options.guidance_scale:g}")
     return warnings

@@ -100,14 +100,14 @@ def parameters(file: Path) -> int:
     """How many numbers a safetensors file holds, from its header.
 
     Raises:
-        Refused: the file is cut short, or no safetensors.
+        Refused: the file is truncated, or not a safetensors file.
     """
     try:
         with file.open("rb") as opened:
             header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
         shapes = [tensor["shape"] for name, tensor in header.items() if name != "__metadata__"]
     except (OSError, ValueError, KeyError, TypeError, MemoryError, OverflowError):
-        raise ModelRefused(f"{file}: can't be read as safetensors; get it anew") from None
+        raise ModelRefused(f"{file}: can't be read as safetensors; download it again") from None
     total = 0
     for shape in shapes:
         product = 1

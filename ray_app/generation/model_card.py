@@ -127,7 +127,7 @@ def read_card(model_type: str, path: str, revision: str | None, half: bool, vari
         snapshot = _of_hub(path, revision)
         folder, names, commit = snapshot.folder, list(snapshot.sizes), snapshot.commit
     else:
-        raise ModelRefused(f"{path or repr(path)}: no such folder, and no hub id (owner/name); set --model_path")
+        raise ModelRefused(f"{path or repr(path)}: not a folder, and not a hub id (owner/name); set --model_path")
     index = _read_json(path, folder, "model_index.json")
     _check_family(path, model_type, index.get("_class_name"))
     scheduler = _read_json(path, folder, SCHEDULER)
@@ -195,7 +195,7 @@ def _scheduler(path: str, index: dict[str, Any]) -> str:
 def _vae_factor(path: str, folder: Path) -> int:
     blocks = _read_json(path, folder, "vae/config.json").get("block_out_channels", [0] * 4)
     if not isinstance(blocks, list) or not 1 <= len(blocks) <= 10:
-        raise ModelRefused(f"{path}: vae/config.json: 'block_out_channels' is no list of 1 to 10 blocks", path=path)
+        raise ModelRefused(f"{path}: vae/config.json: 'block_out_channels' is not a list of 1 to 10 blocks", path=path)
     return 2 ** (len(blocks) - 1)
 
 

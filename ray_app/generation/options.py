@@ -1,4 +1,4 @@
-"""The flags of the commands that generate images, each with why it exists, and the checks that need no file.
+"""The flags of the commands that generate images, and the checks that need no file.
 Knows names and defaults; nothing of models, annotations or Ray."""
 
 import dataclasses
@@ -39,15 +39,15 @@ class PoolFlags(Options):
 
     num_workers: str | None = None
     """Actors, N or MIN:MAX. Requests MAX, starts with the first that is ready, fails if MIN can never be scheduled.
-    Default: every GPU that the cluster has or its autoscaler can bring, or one 1-thread actor per core on CPUs."""
+    Default: one per GPU that the cluster has or its autoscaler can add, or one 1-thread actor per core on CPUs."""
     gpus_per_actor: Annotated[float | None, Fraction("GPU")] = None
-    """GPUs (or the fraction of one) each actor reserves. Default 1, and none where it runs on CPUs."""
+    """GPUs (or the fraction of one) that each actor reserves. Default 1, and none for actors that run on CPUs."""
 
     def worker_bounds(self) -> tuple[int, int] | None:
         """(min, max) actors, or None for as many as fit.
 
         Raises:
-            Refused: no numbers.
+            Refused: not numbers.
         """
         if self.num_workers is None:
             return None
@@ -64,7 +64,7 @@ class PoolFlags(Options):
 
 
 def _guidance_help() -> str:
-    """What the cards of the families' published models say."""
+    """The help text, from the cards of the families' published models."""
     scales: dict[str, float] = {}
     for family in FAMILIES.values():
         scales |= family.guidance_scales
@@ -76,7 +76,7 @@ def _guidance_help() -> str:
 
 @dataclasses.dataclass(frozen=True)
 class NoiseFlags(Options):
-    """What the noise is, and how much the prompt decides."""
+    """Which noise an image starts from, and how strongly the prompt guides it."""
 
     guidance_scale: Annotated[float, NotNegative(), tyro.conf.arg(help=_guidance_help())] = 0.0
     seed: Annotated[int, Within(0, MAX_SEED)] = 0
@@ -96,56 +96,56 @@ class Generate(
     OutputFlags,
     FamilyFlags,
 ):
-    """Draw every prompt's step-tagged images and index them; what is there already is not drawn again.
+    """Generate every prompt's step-tagged images and index them; images that exist already are skipped.
 
     Example: proxyqueue generate --model_type sdxl --json_file test.json --output_base_path out --num_prompts 5
 
-    Exit codes: 0 all images are there, 2 refused (bad input), 3 some failed, 130 interrupted.
+    Exit codes: 0 all images exist, 2 refused (bad input), 3 some failed, 130 interrupted.
     """
 
     model_type: ModelType = DEFAULT_MODEL_TYPE
-    """Family of the model; names the folders of the tree."""
+    """Family of the model; part of the names of the output's folders."""
     json_file: str = "./test1.json"
     """Annotations: a JSON list of queries in the CIRCO schema; a path, or the URL of an object store."""
     idx: int = 0
-    """Which share of the queries to generate, 0 to gpu_num - 1; for clusters without Ray."""
+    """Index of the share of the queries to generate, 0 to gpu_num - 1; for clusters without Ray."""
     gpu_num: Annotated[int, AtLeast(1)] = 1
-    """Number of shares: floor(n/gpu_num) queries each, the last takes the rest."""
+    """Number of shares: floor(n/gpu_num) queries each, the last one takes the rest."""
     strict: bool = False
-    """Refuse the file if any query of it can't be used, instead of skipping that query."""
+    """Refuse the whole file if any of its queries can't be used, instead of skipping that query."""
 
     revision: str | None = None
     """Branch, tag or commit of a hub model; what it resolves to is recorded and loaded everywhere."""
     max_sequence_length: Annotated[int, Within(1, 512)] = 256
-    """Tokens of a prompt that Flux's T5 encoder sees, at most 512 and what it takes; another length, another image."""
+    """Prompt tokens that Flux's T5 encoder reads, up to 512 or the encoder's own limit; changes the image."""
     negative_prompt: str | None = None
-    """What not to draw (SDXL, with guidance above 1)."""
+    """What the image should not show (SDXL, with guidance above 1)."""
     seed_mode: Literal["image", "slot"] = "image"
-    """image: seed + image index, so a query's prompts share their noise, as in the scripts; slot: noise of its own."""
+    """image: seed + image index, so a query's prompts share their noise, as in the scripts; slot: its own noise."""
     snapshot: Literal["xt", "x0", "both"] = "xt"
     """The image at a step: xt, the noisy latents as they are; x0, the model's prediction of the clean image."""
 
     mode: Literal["once", "separate"] = "once"
-    """once: a prompt is denoised once and its steps are taken on the way; separate: a run of its own for each step
-    count, as the scripts do: finished images of N-step runs."""
+    """once: each prompt is denoised once, and its steps are saved from that one pass.
+    separate: one denoising pass per step count, as the scripts do: finished images of N-step passes."""
     vae_dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """VAE dtype; changes pixels. Default float32 for SDXL, whose VAE overflows in float16; else that of the model."""
     compile: bool = False
-    """torch.compile the model's repeated blocks: minutes at the start of each actor, then faster; output may not be
-    bit-identical."""
+    """Compile the model's repeated blocks with torch.compile: takes minutes at the start of each actor, then faster.
+    Output may not be bit-identical."""
 
     batch_size: Annotated[int | None, AtLeast(1), Within(1, INT16)] = None
-    """Prompts denoised together, always this many (the tail is padded). By default by model; with another one, output
-    may not be bit-identical."""
+    """Prompts denoised together, always this many (the last batch is padded). Default depends on the model.
+    With another size, output may not be bit-identical."""
     image_format: Literal["jpg", "png", "webp"] = "jpg"
-    """Format of the images; png keeps every bit."""
+    """Format of the images; png is lossless."""
     image_quality: Annotated[int, Within(1, 100)] = 95
     """1 to 100, for jpg and webp."""
 
     denoise_timeout: Annotated[float | None, Seconds()] = None
     """Seconds until a batch counts as hung and its actor is replaced. Default: 20 times the median, at least 600."""
     skip_failed: bool = False
-    """Leave prompts alone that failed in an earlier run, instead of trying them again."""
+    """Skip prompts that failed in an earlier run, instead of retrying them."""
 
     def model(self) -> str:
         """The model to load."""
@@ -153,7 +153,7 @@ class Generate(
         return self.model_path or getattr(self, f"{self.model_type}_path", default_path)
 
     def target_device(self) -> Literal["cuda", "cpu"]:
-        """Where to draw."""
+        """The device to generate on."""
         return self.device or ("cpu" if self.model() in (tiny.NAME, random_weights.MID) else "cuda")
 
     def gpus(self) -> float:
@@ -163,19 +163,19 @@ class Generate(
         return 1.0 if self.target_device() == "cuda" else 0.0
 
     def captures(self) -> list[Capture]:
-        """The images wanted of each denoise."""
+        """The images requested of each denoising pass."""
         snapshots = ("xt", "x0") if self.snapshot == "both" else (self.snapshot,)
         steps = parse_steps(self.save_steps, self.max_inference_steps)
         return [Capture(step, snapshot) for snapshot, step in itertools.product(snapshots, steps)]
 
     def check_flags(self) -> None:
-        """Raise Refused for the first flag whose value makes no sense whatever the model and the file are."""
+        """Raise Refused for the first flag whose value is invalid for any model and file."""
         super().check_flags()
         if not 0 <= self.idx < self.gpu_num:
             raise InputRefused(f"--idx {self.idx}: must be from 0 to {self.gpu_num - 1}", flag="idx")
         if self.mode == "separate" and self.snapshot != "xt":
             raise InputRefused(
-                f"--snapshot {self.snapshot}: an N-step run ends with xt and x0 equal; take xt with --mode separate"
+                f"--snapshot {self.snapshot}: an N-step pass ends with xt and x0 equal; use xt with --mode separate"
             )
         family = FAMILIES[self.model_type]
         if self.negative_prompt is not None and not family.takes_negative_prompt:
@@ -188,44 +188,44 @@ class Generate(
 
 @dataclasses.dataclass(frozen=True)
 class Preview(ModelFlags, NoiseFlags, DenoiseFlags):
-    """Draw one prompt in this process, without Ray or an index, and save its steps as png files.
+    """Generate the steps of one prompt in this process, without Ray or an index, and save them as png files.
 
-    Writes OUTPUT_DIR/{model}_multistep/step_01.png … step_32.png, and final.png, the same pixels as the last step's.
+    Writes OUTPUT_DIR/{model}_multistep/step_01.png … step_32.png, and final.png, with the same pixels as the last step.
 
     Example: proxyqueue preview --model sdxl --prompt "a dog on a beach" --model_path tiny
     """
 
     _: dataclasses.KW_ONLY
     prompt: str
-    """What to draw."""
+    """The prompt."""
     model: ModelTypeOrBoth = "both"
-    """Which family, or one after the other."""
+    """Family of the model; both runs one after the other."""
     output_dir: str = "test_output"
-    """Where the folders go."""
+    """Folder to create the model folders in."""
     snapshot: Literal["xt", "x0"] = "xt"
-    """The image at a step: the noisy latents, or the model's prediction of the clean image."""
+    """The image at a step: xt, the noisy latents; x0, the model's prediction of the clean image."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Demo(OutputFlags):
-    """The whole thing on this machine, offline: six sample queries, tiny SDXL and tiny Flux, a local Ray, CPUs only.
+    """Run everything on this machine, offline: six sample queries, tiny SDXL and tiny Flux, a local Ray, CPUs only.
 
-    Prints the tree and three sample queries on the index, and writes a gallery to look at.
+    Prints the output's tree and three sample queries on the index, and writes a gallery.
 
     Example: proxyqueue demo
     """
 
     output_base_path: str = "./proxyqueue_demo"
-    """OUTPUT of the demo; a second demo there finds everything done."""
+    """OUTPUT of the demo; a second demo in the same folder finds that all images exist."""
 
 
 def parse_steps(texts: tuple[str, ...], num_inference_steps: int) -> list[int]:
-    """Step numbers from "4" or "25%" (rounded, at least 1), sorted and without doubles.
+    """Step numbers from "4" or "25%" (rounded, at least 1), sorted and without duplicates.
 
-    The default list is cut at the number of steps, so that fewer steps can be asked for alone.
+    The default list is cut at the number of steps, so that --max_inference_steps can be lowered alone.
 
     Raises:
-        Refused: no step, something that is no step, a step outside 1..num_inference_steps.
+        Refused: no step, something that is not a step, a step outside 1..num_inference_steps.
     """
     if not texts:
         raise InputRefused("--save_steps: name at least one step", flag="save_steps")

@@ -29,16 +29,16 @@ class Plan:
 
     captures: list[Capture]
     slots: int
-    different_denoises: int
-    images_there: int
+    unique_denoises: int
+    images_existing: int
     images_given_up: int  # failed in an earlier run, and not to be tried again
     denoises: pa.Table
-    images_to_draw: int
+    images_to_generate: int
     slots_to_do: int
 
     @property
-    def images_wanted(self) -> int:
-        """Images requested, existing ones included."""
+    def images_requested(self) -> int:
+        """Images requested, including existing ones."""
         return self.slots * len(self.captures)
 
     @property
@@ -124,17 +124,17 @@ def make_plan(
     return Plan(
         captures=list(captures),
         slots=slots.num_rows,
-        different_denoises=pc.count_distinct(slots["denoise_id"]).as_py(),
-        images_there=int(exists.sum()),
+        unique_denoises=pc.count_distinct(slots["denoise_id"]).as_py(),
+        images_existing=int(exists.sum()),
         images_given_up=int(given_up.sum()),
         denoises=denoises,
-        images_to_draw=int(missing.sum()),
+        images_to_generate=int(missing.sum()),
         slots_to_do=len(slots_to_do),
     )
 
 
 def _number_denoises(ids: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """Number the different ids by first appearance: each row's number, and each number's first row."""
+    """Number the unique ids by first appearance: each row's number, and each number's first row."""
     number = np.asarray(ids.combine_chunks().dictionary_encode().indices)
     _, first_row = np.unique(number, return_index=True)
     return number, first_row

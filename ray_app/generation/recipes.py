@@ -119,7 +119,7 @@ def _revision_advice(recipe: Recipe, fields_of_output: dict[str, Any]) -> str:
 def differences(recipe: Recipe, fields_of_output: dict[str, Any]) -> tuple[list[str], list[str]]:
     """Fields in which a recipe differs from an output's recipe: those that are refused, and those of low bits only.
 
-    Each is described as "--flag: this output has VALUE, this run asks for VALUE".
+    Each is described as "--flag: this output has VALUE, this run requests VALUE".
 
     Args:
         fields_of_output: what is known of the output's recipe; an unknown field does not count as a difference.
@@ -127,12 +127,12 @@ def differences(recipe: Recipe, fields_of_output: dict[str, Any]) -> tuple[list[
     strict, low_bits = [], []
     for field in dataclasses.fields(recipe):
         value = getattr(recipe, field.name)
-        # an older proxyqueue recorded its recipe without the fields that came later: it behaved as their defaults
+        # an older proxyqueue recorded its recipe without fields that were added later: it behaved as their defaults
         is_default = bool(fields_of_output) and "later" in field.metadata
         value_of_output = fields_of_output.get(field.name, field.default if is_default else value)
         if value_of_output == value:
             continue
-        text = f"{_name_of_field(field.name)}: this output has {value_of_output!r}, this run asks for {value!r}"
+        text = f"{_name_of_field(field.name)}: this output has {value_of_output!r}, this run requests {value!r}"
         if "low_bits" in field.metadata:
             low_bits.append(text)
         else:
@@ -141,7 +141,7 @@ def differences(recipe: Recipe, fields_of_output: dict[str, Any]) -> tuple[list[
 
 
 def _runs(options: Generate) -> set[int]:
-    """The numbers of steps that the model runs for."""
+    """The step counts of the denoising passes."""
     if options.mode == "separate":
         return {capture.step for capture in options.captures()}
     return {options.max_inference_steps}

@@ -42,9 +42,9 @@ class Run:
     Args:
         plan, recipe, options: what to generate, and how.
         writer: writes into the output; its run id names the run.
-        record: beaten while the run goes on.
+        record: its heartbeat is written during the run.
         interrupts: tells when to stop.
-        worker: what the actors run; an `ImageWorker` whose generator may be another.
+        worker: what the actors run; an `ImageWorker` whose generator may be replaced.
     """
 
     def __init__(
@@ -65,16 +65,16 @@ class Run:
         self._shrunk: set[str] = set()
 
     def run(self) -> None:
-        """Generate and index. Every row that reached the driver is committed and counted on every way out.
+        """Generate and index. Every row that reached the driver is committed and counted on every exit path.
 
         Raises:
-            KeyboardInterrupt: a signal came; the index is true.
+            KeyboardInterrupt: a signal arrived; the index is consistent.
             Refused: the model can't be loaded, or the output not be written.
         """
         self.metrics = Metrics(METRICS, {"model": self.recipe.model_type})
         self.queue = Queue(self._work(), self._pool(), list(self.plan.batches(self.recipe.batch_size)))
         fetch.everywhere(self.recipe, takes_gpus=self.options.gpus() > 0, meanwhile=self.record.beat)
-        self.progress = Progress(self.plan.images_wanted, self.plan.images_there)
+        self.progress = Progress(self.plan.images_requested, self.plan.images_existing)
         with self.interrupts.deferred(), self.index:
             try:
                 self.queue.run(self._take, self._tick)
@@ -139,12 +139,12 @@ class Run:
             raise OutputRefused(f"{path}: {first['error_message']}", path=path, transient=True)
 
     def _report_shrunk(self, rows: pa.Table) -> None:
-        """Say once per actor that it ran out of memory, and generates smaller batches since."""
+        """Warn once per actor that it ran out of memory, and generates smaller batches from then on."""
         smaller = rows.filter(pc.less(rows["batch_size"], self.recipe.batch_size))
         for actor, size in zip(smaller["actor_id"].to_pylist(), smaller["batch_size"].to_pylist(), strict=True):
             if actor not in self._shrunk:
                 self._shrunk.add(actor)
                 LOG.warning(
-                    f"worker {actor[:8]} ran out of memory at {self.recipe.batch_size} prompts; it draws"
-                    f" {size} at a time from now on (low bits may differ); give a smaller --batch_size"
+                    f"worker {actor[:8]} ran out of memory at {self.recipe.batch_size} prompts; it generates"
+                    f" {size} at a time from now on (low bits may differ); use a smaller --batch_size"
                 )

@@ -39,14 +39,14 @@ class ImageWorker(Worker):
         return ImageGenerator(recipe, captures, threads)
 
     def explain(self, error: Exception, recipe: Recipe, captures: Sequence[Capture], threads: int | None) -> Exception:
-        """A ModelError also for what is no model's, such as a broken installation."""
+        """A ModelError, also for errors that are not the model's, such as a broken installation."""
         if isinstance(error, ModelError):
             return error
         return ModelError(f"{recipe.model_path}: can't be loaded: {type(error).__name__}: {error}")
 
     def process(self, batch: dict[str, list[Any]]) -> list[Any]:
         """The generator's images of each prompt, not encoded yet; a batch is padded to the fixed size."""
-        return self.loaded.draw(batch)
+        return self.loaded.generate(batch)
 
     def give_up(self, item: dict[str, list[Any]], error_type: str, message: str) -> list[Any]:
         """Failed images of one prompt."""

@@ -42,7 +42,7 @@ class ImageMasks(NamedTuple):
 def find_existing(
     output: Output, model_type: str, slots: pa.Table, captures: Sequence[Capture], img_per_prompt: int
 ) -> ImageMasks:
-    """Which images of these slots exist, and which failed when they were last tried.
+    """Which images of these slots exist, and which failed in their last run.
 
     Raises:
         Refused: an image exists under the same name, but of another prompt, seed, numbering or annotations.
@@ -165,7 +165,7 @@ def _other_image(output: Output, model_type: str, slot: dict, rows: pa.Table, ro
     name = next(name for name in flag_of_column if existing[name] != slot[name])
     return OutputRefused(
         f"{output.url}: query {query}, prompt {existing['prompt_index']}: {name}: this output has {existing[name]!r},"
-        f" this run asks for {slot[name]!r} (other {flag_of_column[name]}); take another --output_base_path"
+        f" this run requests {slot[name]!r} (other {flag_of_column[name]}); take another --output_base_path"
     )
 
 
@@ -177,7 +177,7 @@ def _check_name_collisions(output: Output, slots: pa.Table, rows: pa.Table, img_
         row = misnumbered[0]
         img_per_prompt_of_output = (k[row] - image[row]) // prompt[row]
         raise OutputRefused(
-            f"{output.url}: --img_per_prompt: this output has {img_per_prompt_of_output}, this run asks for"
+            f"{output.url}: --img_per_prompt: this output has {img_per_prompt_of_output}, this run requests"
             f" {img_per_prompt}: file numbers would collide; take another --output_base_path"
         )
     requested_in_combined = slots.filter(pc.starts_with(slots["file"], f"{layout.COMBINED}/"))

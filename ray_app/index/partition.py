@@ -41,7 +41,7 @@ class NewerSchema(Refused):
 
 
 class Vanished(FileNotFoundError):
-    """A part existed when the folder was listed and does not exist any more: list it again."""
+    """A part existed when the folder was listed and no longer exists: list it again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,10 +131,10 @@ class Partition:
         return ds.dataset(paths, self.schema, _CHECKED, self.output.filesystem)
 
     def read(self, columns: Sequence[str], whole: bool = False) -> pa.Table:
-        """These columns of all rows, part after part; a part that turns out to be damaged is one from then on.
+        """These columns of all rows, part after part; a part that turns out to be damaged is remembered as damaged.
 
         Args:
-            whole: read everything else too and forget it, so that a part damaged anywhere is found.
+            whole: also read and discard everything else, so that a part damaged anywhere is found.
         """
         schema = pa.schema([self.schema.field(name) for name in columns])
         tables = [schema.empty_table()]
@@ -153,7 +153,7 @@ class Partition:
             schema: the columns to read.
 
         Raises:
-            FileNotFoundError: a part does not exist any more.
+            FileNotFoundError: a part no longer exists.
         """
         starts = np.cumsum([0, *(footer.rows for footer in self.footers.values())])
         ascending = np.sort(numbers)
@@ -192,7 +192,7 @@ class Partition:
                 _told.add(self._identities[name])
                 LOG.warning(
                     f"{self.output.display_path(name)}: a damaged part of the index ({reason}); its rows are ignored;"
-                    " the next generate moves it to .set_aside and regenerates its images"
+                    " the next generate quarantines it in .set_aside and regenerates its images"
                 )
 
     def _set_damaged(self, name: str, error: Exception) -> None:
@@ -210,7 +210,7 @@ class Partition:
 
 
 def retry_if_compacted(read: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """A reader that starts over with a fresh listing if a part that it had listed does not exist any more.
+    """A reader that starts over with a fresh listing if a part that it had listed no longer exists.
 
     That happens during compaction: the part's rows are in another part by then.
     """

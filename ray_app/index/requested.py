@@ -15,7 +15,7 @@ Captures = Iterable[tuple[str, int]]
 
 @dataclasses.dataclass
 class RequestedImages:
-    """Of each query its first `prompts` prompts, `images` of each, at these captures (snapshot, step).
+    """The first `prompts` prompts of each query, `images` per prompt, at these captures (snapshot, step).
 
     The three arrays have one entry per query, by ascending query id.
     """
@@ -41,7 +41,7 @@ class RequestedImages:
 
 
 def record(slots: pa.Table, captures: Captures) -> dict[str, Any]:
-    """For a run's record, in short: ranges [first query, last query, prompts, images per prompt] of equal queries."""
+    """The short form for run records: ranges [first query, last query, prompts, images per prompt] of equal queries."""
     requested = of_slots(slots, captures)
     ranges: list[list[int]] = []
     columns = (requested.query_ids.tolist(), requested.prompts.tolist(), requested.images.tolist())
@@ -63,7 +63,7 @@ def of_slots(slots: pa.Table, captures: Captures) -> RequestedImages:
 
 
 def of_records(records: Sequence[dict[str, Any]]) -> RequestedImages:
-    """What these runs requested together: of each query the most prompts and images, and every capture.
+    """What these runs requested together: the most prompts and images of each query, and every capture.
 
     Records without `asked`, or with one that can't be understood, request nothing.
     """

@@ -87,7 +87,7 @@ def read_recipes(output: Output, model_type: str) -> dict[str, dict[str, Any]]:
 
 
 @retry_if_compacted
-def set_aside_damaged(output: Output, model_type: str) -> None:
-    """Move the parts that reading found damaged to OUTPUT/.set_aside, so that no pattern of `index/` finds them."""
+def quarantine_damaged(output: Output, model_type: str) -> None:
+    """Move parts that were found damaged to OUTPUT/.set_aside, so that no pattern of `index/` matches them."""
     for part in Partition.open(output, model_type).damaged:
-        output.set_aside(part)
+        output.quarantine(part)

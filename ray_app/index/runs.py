@@ -23,13 +23,13 @@ from ray_app.output.output import Output, Writer
 
 BEAT_SECONDS = 10.0
 DEAD_SECONDS = 120.0
-"""A run whose record has not changed for so long is dead, by the clock of the record's filesystem."""
+"""Seconds without a change after which a run's record counts as dead, by the clock of the record's filesystem."""
 WATCH_SECONDS = 3 * BEAT_SECONDS
 """How long a younger record is watched before another run takes over its images: the record of a live run changes."""
 SILENT = "silent_seconds"
 """Field of a record that was read: seconds since it was written. Not in the file."""
 ORPHAN_SECONDS = 10.0
-"""An unfinished file that belongs to no recorded run may still be in use for so long after it was last written to."""
+"""How long an unfinished file without a recorded run may still be in use after it was last written to."""
 RUNNING, DIED = "running", "died"
 
 
@@ -40,7 +40,7 @@ def new_id() -> str:
 
 
 class Record:
-    """The record of this run, up to date at every heartbeat and at the end.
+    """The record of this run, updated at every heartbeat and at the end.
 
     Args:
         writer: where; its run id names the file.
@@ -67,7 +67,7 @@ class Record:
         self._ended = threading.Event()
 
     def begin(self) -> None:
-        """Write the record, and start a thread that beats: watching another run or starting Ray can take minutes.
+        """Write the record, and start the heartbeat's thread: watching another run or starting Ray can take minutes.
 
         Raises:
             Refused: the record can't be written.
@@ -77,11 +77,11 @@ class Record:
 
     def _keep_beating(self) -> None:
         while not self._ended.wait(BEAT_SECONDS / 2):
-            with contextlib.suppress(Refused):  # the next beat of the main thread raises it
+            with contextlib.suppress(Refused):  # the main thread's next heartbeat raises it
                 self.beat()
 
     def beat(self, **changes: Any) -> None:
-        """Write that the run is alive, if the last beat was long enough ago.
+        """Write that the run is alive, if the last heartbeat was long enough ago.
 
         Raises:
             Refused: the record can't be written.
@@ -222,7 +222,7 @@ def is_alive(record: dict[str, Any]) -> bool:
 
 
 def _first_shared_query(claimed: dict[str, Any], claimed_by_other: dict[str, Any]) -> int | None:
-    """A query of which two runs both generate images of the same model and capture; None if there is none."""
+    """A query of which two runs both generate images of the same model and capture, or None."""
     if claimed["model_type"] != claimed_by_other["model_type"]:
         return None
     if not any(capture in claimed_by_other["captures"] for capture in claimed["captures"]):

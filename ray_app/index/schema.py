@@ -1,5 +1,5 @@
 """The index's columns: one pinned Parquet schema, one row per image.
-Knows types and meanings; nothing of parts or of how images are drawn."""
+Knows types and meanings; nothing of parts or of how images are generated."""
 
 import json
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ RECIPES_KEY = b"proxyqueue.recipes"
 """Keys of a part's metadata."""
 
 SLOT, PLAN, GENERATOR, WORKER, WRITER, RUN = "slot", "plan", "generator", "worker", "writer", "run"
-"""Where a column's values come from, in the order of the data's way."""
+"""Where a column's values come from, in the order in which the data passes them."""
 
 
 class Column(NamedTuple):
@@ -25,62 +25,64 @@ class Column(NamedTuple):
 
 COLUMNS: dict[str, Column] = {
     "query_id": Column(pa.int64(), "id of the query in the annotations", SLOT),
-    "reference_img_id": Column(pa.string(), "its reference photo", SLOT),
-    "prompt_index": Column(pa.int16(), "place of the prompt in the query's list, from 0", SLOT),
-    "image_index": Column(pa.int16(), "which image of that prompt, from 0", SLOT),
+    "reference_img_id": Column(pa.string(), "id of its reference photo", SLOT),
+    "prompt_index": Column(pa.int16(), "index of the prompt in the query's list, from 0", SLOT),
+    "image_index": Column(pa.int16(), "index of the image among that prompt's, from 0", SLOT),
     "k": Column(pa.int32(), "number in the file's name: prompt_index * img_per_prompt + image_index", SLOT),
     "snapshot": Column(pa.string(), "xt: the latents as they are; x0: the predicted clean image", GENERATOR),
     "step": Column(pa.int16(), "denoising step, from 1", GENERATOR),
     "num_inference_steps": Column(pa.int16(), "total denoising steps", GENERATOR),
-    "path": Column(pa.string(), "the image, relative to OUTPUT", WRITER),
+    "path": Column(pa.string(), "path of the image, relative to OUTPUT", WRITER),
     "format": Column(pa.string(), "jpg, png or webp", RUN),
     "width": Column(pa.int32(), "pixels", GENERATOR),
     "height": Column(pa.int32(), "pixels", GENERATOR),
     "bytes": Column(pa.int64(), "size of the file; null if failed", WRITER),
-    "sha256": Column(pa.string(), "of the file, hex; null if failed", WRITER),
-    "status": Column(pa.string(), "ok: the file is there, whole; failed: it could not be drawn", GENERATOR),
-    "error_type": Column(pa.string(), "why it failed", GENERATOR),
-    "error_message": Column(pa.string(), "in words", GENERATOR),
-    "prompt": Column(pa.string(), "what was drawn", PLAN),
-    "prompt_truncated": Column(pa.bool_(), "the encoder saw less than the whole prompt", GENERATOR),
-    "seed": Column(pa.int64(), "of the noise", PLAN),
-    "denoise_id": Column(pa.string(), "equal for images that come from the same denoise: same prompt, same seed", PLAN),
+    "sha256": Column(pa.string(), "SHA-256 of the file, hex; null if failed", WRITER),
+    "status": Column(pa.string(), "ok: the whole file was written; failed: generating the image failed", GENERATOR),
+    "error_type": Column(pa.string(), "type of the error, if it failed", GENERATOR),
+    "error_message": Column(pa.string(), "message of the error, if it failed", GENERATOR),
+    "prompt": Column(pa.string(), "the prompt", PLAN),
+    "prompt_truncated": Column(pa.bool_(), "whether the text encoder read less than the whole prompt", GENERATOR),
+    "seed": Column(pa.int64(), "seed of the noise", PLAN),
+    "denoise_id": Column(pa.string(), "equal for images of the same denoising pass: same prompt, same seed", PLAN),
     "recipe": Column(pa.string(), "fingerprint of everything else that decides a pixel; in full in runs/", RUN),
     "model_path": Column(pa.string(), "hub id, folder, or tiny", RUN),
     "model_revision": Column(pa.string(), "commit of the hub, or a hash of the folder", RUN),
     "guidance_scale": Column(pa.float32(), "classifier-free guidance", RUN),
     "scheduler": Column(pa.string(), "diffusers class", RUN),
-    "dtype": Column(pa.string(), "of the denoiser's weights", RUN),
+    "dtype": Column(pa.string(), "dtype of the denoiser's weights", RUN),
     "timestep": Column(pa.float32(), "the scheduler's timestep of the step", GENERATOR),
-    "sigma": Column(pa.float32(), "noise left in xt after the step; 0 at the last", GENERATOR),
+    "sigma": Column(pa.float32(), "noise left in xt after the step; 0 after the last step", GENERATOR),
     "batch_size": Column(pa.int16(), "prompts denoised together", GENERATOR),
-    "denoise_seconds": Column(pa.float32(), "from the batch's start to the step, divided by its prompts", GENERATOR),
-    "decode_seconds": Column(pa.float32(), "of the VAE, divided by the batch's images", GENERATOR),
-    "actor_id": Column(pa.string(), "the Ray actor that drew it", WORKER),
-    "node_id": Column(pa.string(), "and its node", WORKER),
-    "run_id": Column(pa.string(), "the run that drew it: runs/{run_id}.json", RUN),
-    "created_at": Column(pa.timestamp("us", tz="UTC"), "when the row reached the index", RUN),
+    "denoise_seconds": Column(
+        pa.float32(), "seconds from the batch's start to the step, divided by its prompts", GENERATOR
+    ),
+    "decode_seconds": Column(pa.float32(), "seconds of VAE decoding, divided by the batch's images", GENERATOR),
+    "actor_id": Column(pa.string(), "ID of the Ray actor that generated it", WORKER),
+    "node_id": Column(pa.string(), "ID of the Ray node of that actor", WORKER),
+    "run_id": Column(pa.string(), "ID of the run that generated it: runs/{run_id}.json", RUN),
+    "created_at": Column(pa.timestamp("us", tz="UTC"), "when the row was added to the index", RUN),
 }
 """Every column but `model`, which is the hive partition."""
 
 
 def names_from(*sources: str) -> tuple[str, ...]:
-    """The columns whose values come from there."""
+    """The columns whose values come from this source."""
     return tuple(name for name, column in COLUMNS.items() if column.source in sources)
 
 
 SLOT_KEY = ("query_id", "prompt_index", "image_index")
-"""What tells one slot from another."""
+"""The columns that identify a slot."""
 KEY = (*SLOT_KEY, "snapshot", "step")
-"""What tells one image of a model from another; the newest row of a key counts."""
+"""The columns that identify an image of a model; the newest row per key wins."""
 
 SCHEMA = pa.schema([pa.field(name, column.type) for name, column in COLUMNS.items()], {VERSION_KEY: VERSION})
 
 
 REQUIRED = (*KEY, "created_at", "status", "path")
-"""What a part can't be read without; of other columns that an older one lacks, its rows have null."""
+"""Columns without which a part can't be read; other columns that an older part lacks are null in its rows."""
 
 
 def with_recipes(recipes: dict[str, dict[str, Any]], schema: pa.Schema = SCHEMA) -> pa.Schema:
-    """The schema of a part whose rows were drawn by these recipes, by fingerprint."""
+    """The schema of a part whose rows were generated by these recipes, by fingerprint."""
     return schema.with_metadata({**(SCHEMA.metadata or {}), RECIPES_KEY: json.dumps(recipes)})

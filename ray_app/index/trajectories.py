@@ -75,9 +75,7 @@ class Trajectories:
             what = " or ".join(model_types)
             if steps:
                 what += f" at --steps {' '.join(map(str, steps))}"
-            raise OutputRefused(
-                f"{output.display_path(layout.INDEX)}: no image of {what} in it; set --output_base_path"
-            )
+            raise OutputRefused(f"{output.display_path(layout.INDEX)}: has no image of {what}; set --output_base_path")
         self.captures = sorted(captures, key=lambda capture: (capture[0] != "xt", capture[1]))
         """(snapshot, step) of every image, xt before x0."""
         # sorted by key: a query's rows are adjacent

@@ -23,7 +23,7 @@ pc: Any = pyarrow.compute
 COMMIT_SECONDS = 5.0
 COMMIT_ROWS = 5_000
 TICK = datetime.timedelta(microseconds=1)
-"""The least by which times of the index differ."""
+"""The smallest difference between two times of the index."""
 
 
 def to_parquet(table: pa.Table) -> bytes:
@@ -74,7 +74,7 @@ class IndexWriter:
         """Take rows into the next part. Columns that are neither in the rows nor constant for the run are null."""
         if not rows.num_rows:
             return
-        # a later row counts, whatever the clock says: it may have been set back, or be behind another host's
+        # a later row wins, whatever the clock says: it may have been set back, or be behind another host's
         newest = self._newest or newest_time(self.writer.output, self.model_type)
         now = self._newest = max(datetime.datetime.now(datetime.UTC), newest + TICK)
         columns = []
@@ -98,7 +98,7 @@ class IndexWriter:
         """Write what is waiting as one part; nothing if nothing waits.
 
         Raises:
-            Refused: it can't be written; the rows are kept for another try.
+            Refused: it can't be written; the rows are kept for another attempt.
         """
         if not self._tables:
             return

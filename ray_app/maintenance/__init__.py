@@ -1,2 +1,2 @@
-"""Keeps an output true: checks and repairs it, removes images, compacts the index.
+"""Keeps an output valid: checks and repairs it, removes images, compacts the index.
 Knows nothing of who reads the output, and starts no Ray."""

@@ -33,42 +33,42 @@ class Kind:
     """A kind of problem: what it means, and how it is repaired.
 
     Attributes:
-        drops_row: the repair takes the image's row out of the index.
-        sets_aside: it moves the file of a step's folder to OUTPUT/.set_aside.
-        is_redrawn: the next `generate` generates the image.
+        drops_row: the repair drops the image's row from the index.
+        quarantines_file: it moves the file of a step's folder to OUTPUT/.set_aside.
+        is_regenerated: the next `generate` generates the image.
     """
 
     meaning: str
     drops_row: bool = False
-    sets_aside: bool = False
-    is_redrawn: bool = False
+    quarantines_file: bool = False
+    is_regenerated: bool = False
 
 
-_damaged_file = functools.partial(Kind, drops_row=True, sets_aside=True, is_redrawn=True)
+_damaged_file = functools.partial(Kind, drops_row=True, quarantines_file=True, is_regenerated=True)
 UNREADABLE_PART = "unreadable part"
 KINDS = {
     UNREADABLE_PART: Kind("a part of the index that can't be read: its rows are lost"),
-    "missing file": Kind("the index has the image, but its file does not exist", drops_row=True, is_redrawn=True),
+    "missing file": Kind("the index has the image, but its file does not exist", drops_row=True, is_regenerated=True),
     "wrong size": _damaged_file("the file has another size than its row says"),
     "wrong sha256": _damaged_file("the file has other bytes than its row says"),
     "unreadable file": Kind("the file exists, but the system can't read it"),
-    "bad picture": _damaged_file("the file can't be decoded, has another width or height, or one colour only"),
-    "failed image": Kind("the index says that generating it failed", is_redrawn=True),
-    "missing slot": Kind("requested by the annotations, and not in the index", is_redrawn=True),
-    "other slot": Kind("the annotations say another prompt, reference or number than its row"),
+    "bad picture": _damaged_file("the file can't be decoded, has another width or height, or only one colour"),
+    "failed image": Kind("the index says that generating it failed", is_regenerated=True),
+    "missing slot": Kind("requested by the annotations, and not in the index", is_regenerated=True),
+    "other slot": Kind("prompt, reference or number differ between the annotations and its row"),
     "uneven reference": Kind("a reference with more or fewer images than the others of the folder"),
-    "stray file": Kind("a file in a step's folder that no ok row of the index has", sets_aside=True),
+    "stray file": Kind("a file in a step's folder that no ok row of the index has", quarantines_file=True),
     "stale cache": Kind("features cached before the folder's newest image was written"),
     "leftover": Kind("an unfinished file of a run that has ended"),
-    "redrawn differently": Kind("generated again from its row and recipe, the image has other bytes"),
-    "not redrawn": Kind("its recipe is unknown, or generating it again failed"),
+    "redrawn differently": Kind("regenerated from its row and recipe, the image has other bytes"),
+    "not redrawn": Kind("its recipe is unknown, or regenerating it failed"),
 }
 """Every kind of problem, in the order of the report."""
 
 COLUMNS = (*KEY, "created_at", "reference_img_id", "k", "path", "status", "bytes", "sha256", "width", "height",
            "error_type", "error_message")  # fmt: skip
 CHUNK = 1_000
-"""Files handed to the threads at a time, so that few results wait in memory."""
+"""Files passed to the threads at a time, so that few results wait in memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +164,7 @@ class Model:
                 yield Problem("uneven reference", f"{folder}: {reference}", detail, self.model_type)
 
     def check_slots(self, slots: pa.Table) -> Iterator[Problem]:
-        """Slots of the annotations that have no row, or that of another image, at a step that the index has."""
+        """Slots of the annotations that have no row, or another image's row, at a step that the index has."""
         compared = ("prompt", "reference_img_id", "k")
         suffix = "_of_row"
         requested = slots.select([*SLOT_KEY, *compared])
@@ -176,7 +176,7 @@ class Model:
             both = both.sort_by([(name, "ascending") for name in SLOT_KEY])
             is_different = pc.is_null(both["status"])  # a slot without a row has no status
             for name in compared:
-                # a null is no row, or none that proxyqueue wrote
+                # a null means no row, or one that proxyqueue did not write
                 has_other_value = pc.not_equal(both[name], both[name + suffix]).fill_null(True)
                 is_different = pc.or_(is_different, has_other_value)
             for slot in both.filter(is_different).to_pylist():
@@ -254,4 +254,4 @@ def _why_bad_image(data: bytes, width: int, height: int) -> str | None:
     except Exception as error:  # a damaged file can make Pillow raise nearly anything
         return f"can't be decoded: {one_line(error, 200)}"
     is_one_colour = all(low == high for low, high in extremes)  # type: ignore[misc]
-    return "one colour only" if is_one_colour else None
+    return "only one colour" if is_one_colour else None

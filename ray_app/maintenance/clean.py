@@ -1,4 +1,4 @@
-"""The command `clean`: rows first, then feature caches and files, so that the index is true whenever it is killed.
+"""The command `clean`: rows first, then feature caches and files, so that the index stays valid if it is killed.
 Knows proxyqueue's own files by their names; nothing of their contents."""
 
 import dataclasses
@@ -162,7 +162,7 @@ def _count_rows_of(output: Output, model_type: str, options: Clean) -> int:
         if not options.all:
             raise OutputRefused(
                 f"{output.display_path(name)}: not a readable part of the index: {reason};"
-                " `proxyqueue verify --repair` sets it aside"
+                " `proxyqueue verify --repair` quarantines it"
             )
     return int(_matching(options, rows).sum())
 

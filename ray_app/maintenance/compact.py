@@ -1,4 +1,4 @@
-"""The command `compact`: the many small parts of each model's index become few sorted ones.
+"""The command `compact`: rewrites the many small parts of each model's index as few sorted ones.
 Knows what to report; how parts are replaced is in `rewrite`."""
 
 from ray_app.errors import OK, OutputRefused

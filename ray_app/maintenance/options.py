@@ -1,4 +1,4 @@
-"""The flags of the verbs that look after an output: verify, clean, compact.
+"""The flags of the maintenance commands: verify, clean, compact.
 Knows names and defaults; nothing of files."""
 
 import dataclasses
@@ -13,8 +13,8 @@ from ray_app.flags import AnnotationFlags, FamilyFlags, ForceFlags, OutputFlags,
 class Verify(ReportFlags, AnnotationFlags, FamilyFlags, OutputFlags):
     """Check that an output's index and files match; --repair fixes what needs no GPU.
 
-    Every newest row against its file, every step's folder against the rows, feature caches, staging, the index's parts.
-    With --json_file every slot of the annotations must exist too, at every step that the index knows.
+    Compares every newest row with its file and every step's folder with the rows, and checks feature caches, staging
+    and the index's parts. With --json_file, every slot of the annotations must also exist, at every indexed step.
 
     Example: proxyqueue verify --output_base_path out --json_file test.json --num_prompts 5 --deep
 
@@ -22,22 +22,23 @@ class Verify(ReportFlags, AnnotationFlags, FamilyFlags, OutputFlags):
     """
 
     deep: bool = False
-    """Decode every image too: it has the size that its row says, and more than one colour."""
+    """Also decode every image: its size must match its row, and it must have more than one colour."""
     redraw: Annotated[int, AtLeast(0)] = 0
-    """Draw this many random images again from what the index holds alone, and compare the bytes."""
+    """Regenerate this many random images from the index alone, and compare the bytes."""
     seed: Annotated[int, AtLeast(0)] = 0
-    """Which images --redraw takes."""
+    """Seed of --redraw's random choice of images."""
     repair: bool = False
-    """Drop rows whose file is gone or wrong, move such files and strays to OUTPUT/.set_aside, remove stale caches."""
+    """Drop rows whose file is missing or wrong, remove stale caches.
+    Quarantine such files and orphan files in OUTPUT/.set_aside."""
     threads: Annotated[int, AtLeast(1)] = 16
     """Files read at the same time."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Clean(ForceFlags, SnapshotFlags, StepFlags, FamilyFlags, OutputFlags):
-    """Remove images with their rows and feature caches, so that the index stays true whenever it is stopped.
+    """Remove images with their rows and feature caches; the index stays valid even if this is interrupted.
 
-    What proxyqueue did not write stays and is named.
+    Files that proxyqueue did not write are kept and listed.
 
     Example: proxyqueue clean --output_base_path out --model_type sdxl --steps 1 4 --dry_run
 
@@ -45,30 +46,33 @@ class Clean(ForceFlags, SnapshotFlags, StepFlags, FamilyFlags, OutputFlags):
     """
 
     all: bool = False
-    """Remove all that was written here: images, index, runs' records, caches, gallery, staging."""
+    """Remove everything that proxyqueue wrote: images, index, run records, caches, gallery, staging."""
     caches: bool = False
-    """Remove the feature caches of retrieval scripts and export's metadata.parquet only; images and rows stay."""
+    """Remove only the feature caches of retrieval scripts and export's metadata.parquet; images and rows stay."""
     yes: bool = False
-    """Don't ask; needed where there is no terminal to ask on."""
+    """Don't ask for confirmation; required without a terminal."""
 
     def check_flags(self) -> None:
-        """Raise Refused for flags that don't say what is to go."""
+        """Raise Refused for flags that don't say what to remove."""
         super().check_flags()
         if not self.all and self.model_type is None:
-            raise InputRefused("--model_type: name whose images are to go, or everything with --all", flag="model_type")
+            raise InputRefused(
+                "--model_type: name the model to remove, or remove everything with --all",
+                flag="model_type",
+            )
         named = {"model_type": self.model_type, "steps": self.steps, "snapshot": self.snapshot}
         for name, value in named.items():
             if self.all and value:
-                raise InputRefused(f"--all: takes everything; leave out --{name}", flag="all")
+                raise InputRefused(f"--all: removes everything; leave out --{name}", flag="all")
 
 
 @dataclasses.dataclass(frozen=True)
 class Compact(FamilyFlags, OutputFlags):
-    """Write an index's many small parts anew as few sorted ones, with the newest row of each image.
+    """Rewrite an index's many small parts as few sorted ones, with the newest row of each image.
 
-    Safe while others read or write the index, and to kill at any time.
+    Safe while other processes read or write the index, and safe to kill at any time.
 
     Example: proxyqueue compact --output_base_path out
 
-    Exit codes: 0 compact, 2 refused, 130 interrupted.
+    Exit codes: 0 compacted, 2 refused, 130 interrupted.
     """

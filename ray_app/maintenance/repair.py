@@ -1,5 +1,5 @@
-"""Repairs that need no GPU: rows without files, files without rows, stale caches, leftovers, unreadable parts.
-Knows the kinds of problems and the order that keeps the index true; moves files aside rather than removing them."""
+"""Repairs that need no GPU: rows without files, files without rows, stale caches and staging, unreadable parts.
+Knows the kinds of problems and the order that keeps the index valid; quarantines files rather than removing them."""
 
 import collections
 import contextlib
@@ -17,7 +17,7 @@ from ray_app.output.output import Output, Writer
 
 
 def repair(writer: Writer, models: Iterable[Model], problems: list[Problem]) -> dict[str, int]:
-    """Repair what can be repaired, rows before files, so that the index is true whenever this is killed; the counts.
+    """Repair what can be repaired, rows before files, so that the index stays valid if this is killed; the counts.
 
     Raises:
         Refused: another process is rewriting the index.
@@ -25,9 +25,9 @@ def repair(writer: Writer, models: Iterable[Model], problems: list[Problem]) -> 
     output = writer.output
     done: collections.Counter[str] = collections.Counter()
     damaged = [problem for problem in problems if problem.kind == UNREADABLE_PART]
-    files = [problem for problem in problems if problem.is_.sets_aside]
-    done["parts set aside"] += _set_aside(output, damaged)
-    # before rows and files: if the repair is killed after those, nothing tells any more that the caches are stale
+    files = [problem for problem in problems if problem.is_.quarantines_file]
+    done["parts set aside"] += _quarantine(output, damaged)
+    # before rows and files: if the repair is killed after those, nothing shows any more that the caches are stale
     done["feature caches removed"] += _remove_caches(output, problems)
     for model in models:
         of_model = [problem for problem in problems if problem.model_type == model.model_type]
@@ -35,19 +35,19 @@ def repair(writer: Writer, models: Iterable[Model], problems: list[Problem]) -> 
         if row_numbers:
             rows = model.all_rows.select([*KEY, "created_at"]).take(pa.array(row_numbers))
             done["rows dropped"] += rewrite(writer, model.model_type, MatchesRows(rows)).dropped
-    done["files set aside"] += _set_aside(output, files)
+    done["files set aside"] += _quarantine(output, files)
     done["leftovers removed"] += _remove_leftovers(output, problems)
     return {what: count for what, count in done.items() if count}
 
 
 def to_redraw(problems: list[Problem]) -> dict[str, int]:
-    """How many images of each step's folder the next `generate` generates, as far as the problems tell."""
-    folders = (problem.name.split("/")[0].split(":")[0] for problem in problems if problem.is_.is_redrawn)
+    """How many images of each step's folder the next `generate` generates, as far as the problems show."""
+    folders = (problem.name.split("/")[0].split(":")[0] for problem in problems if problem.is_.is_regenerated)
     return dict(sorted(collections.Counter(folders).items()))
 
 
 class MatchesRows:
-    """A `compact.Drop` of exactly these rows: the newer row of an image that was regenerated meanwhile stays."""
+    """A `rewrite.Drop` of exactly these rows: the newer row of an image that was regenerated meanwhile stays."""
 
     def __init__(self, rows: pa.Table):
         self.rows = {tuple(row.values()) for row in rows.to_pylist()}
@@ -62,11 +62,11 @@ class MatchesRows:
         return is_dropped
 
 
-def _set_aside(output: Output, problems: list[Problem]) -> int:
+def _quarantine(output: Output, problems: list[Problem]) -> int:
     count = 0
     for problem in problems:
         with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-            output.set_aside(problem.name)
+            output.quarantine(problem.name)
             count += 1
     return count
 
@@ -75,7 +75,7 @@ def _remove_caches(output: Output, problems: list[Problem]) -> int:
     """Remove caches that are stale, and those of folders that are about to lose an image; how many."""
     folders = set()
     for problem in problems:
-        if problem.is_.drops_row or problem.is_.sets_aside or problem.kind == "stale cache":
+        if problem.is_.drops_row or problem.is_.quarantines_file or problem.kind == "stale cache":
             folders.add(problem.name.split("/")[0])
     return sum(output.remove_feature_caches(folder) for folder in sorted(folders))
 

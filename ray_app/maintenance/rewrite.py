@@ -78,7 +78,7 @@ def _open_partition(output: Output, model_type: str) -> tuple[Partition, pa.Tabl
 
 
 def _newest(rows: pa.Table, drop: Drop | None) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of the newest rows in the order of their keys, and which of them are dropped."""
+    """The numbers of the newest rows in the order of their keys, and which of those are dropped."""
     newest = find_newest(rows)
     if drop is None:
         return newest, np.zeros(len(newest), bool)

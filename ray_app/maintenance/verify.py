@@ -30,6 +30,13 @@ from ray_app.progress import Checked
 MOST_NAMED = 20
 """How many problems of a kind the text report names; json names all."""
 
+REPAIRED = {
+    "parts set aside": "parts quarantined",
+    "files set aside": "files quarantined",
+    "leftovers removed": "stale staging files removed",
+}
+"""How the text report names counts of `repair`, where JSON has an older name."""
+
 
 def verify(options: Verify) -> int:
     """Check, repair and report; the exit code.
@@ -172,7 +179,7 @@ def _format_report(report: dict[str, Any]) -> str:
     if not report["counts"]:
         lines.append("clean")
     if "repaired" in report:
-        repaired = ", ".join(f"{count:,} {what}" for what, count in report["repaired"].items())
+        repaired = ", ".join(f"{count:,} {REPAIRED.get(what, what)}" for what, count in report["repaired"].items())
         to_redraw = ", ".join(f"{count:,} of {folder}" for folder, count in report["to_redraw"].items())
         lines += [
             "",

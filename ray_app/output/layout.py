@@ -8,7 +8,7 @@ from typing import NamedTuple
 from actors.families import FAMILIES
 
 STAGING = ".staging"
-SET_ASIDE = ".set_aside"
+QUARANTINE = ".set_aside"
 """Files moved out of the tree, each under the path that it had; hidden, so that no reader's pattern matches them."""
 RUNS = "runs"
 INDEX = "index"
@@ -21,7 +21,7 @@ THUMBNAILS = "thumbnails"
 METADATA = "metadata.parquet"
 """What `export --format imagefolder` writes into a step's folder: each image's row, for the datasets library."""
 FEATURE_CACHES = ("aug_features_*.npz", "source_features_*.npz", METADATA)
-"""Files that retrieval scripts cache beside the images, and METADATA; stale once an image is written or removed."""
+"""Files that retrieval scripts cache alongside the images, and METADATA; stale once an image is written or removed."""
 
 MAX_NAME_BYTES = 200
 
@@ -98,7 +98,7 @@ def is_clutter(path: str) -> bool:
 
 
 def is_feature_cache(file: str) -> bool:
-    """Whether a file was made from the images beside it, by its name."""
+    """Whether a file was made from the images in its folder, by its name."""
     name = file.rsplit("/", 1)[-1]
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in FEATURE_CACHES)
 

@@ -1,5 +1,5 @@
 """OUTPUT on a local or shared filesystem: every file is staged outside the tree, then renamed into it.
-Knows folders, links and locks; `patience` says which errors are transient."""
+Knows folders, links and locks; `retry` says which errors are transient."""
 
 import contextlib
 import errno
@@ -115,19 +115,19 @@ class LocalOutput(Output):
         with contextlib.suppress(OSError):  # it is not empty, or does not exist
             (self.root / folder).rmdir()
 
-    def set_aside(self, relative: str) -> None:
-        kept = aside = f"{layout.SET_ASIDE}/{relative}"
+    def quarantine(self, relative: str) -> None:
+        kept = target = f"{layout.QUARANTINE}/{relative}"
         number = 0
-        while os.path.lexists(self.path(aside)):
+        while os.path.lexists(self.path(target)):
             number += 1
-            aside = f"{kept}.{number}"
+            target = f"{kept}.{number}"
         try:
-            (self.root / aside).parent.mkdir(parents=True, exist_ok=True)
-            os.rename(self.path(relative), self.path(aside))
+            (self.root / target).parent.mkdir(parents=True, exist_ok=True)
+            os.rename(self.path(relative), self.path(target))
         except FileNotFoundError:  # another run was faster
             return
         except OSError as error:
-            raise _named(error, self.root / relative, "set aside") from error
+            raise _named(error, self.root / relative, "quarantined") from error
 
     def sync(self, relative: str) -> None:
         path = self.root / relative
@@ -185,7 +185,7 @@ class LocalWriter(Writer):
         staged.unlink()
 
     def write(self, relative: str, data: bytes) -> None:
-        """Survives a killed process. After a power cut a file can be short; its row tells, since it has the size."""
+        """Survives a killed process. After a power cut a file may be too short, which the size in its row reveals."""
         self.write_with(relative, lambda path: path.write_bytes(data))
 
     def write_with(self, relative: str, write: Callable[[Any], object]) -> None:
@@ -223,7 +223,7 @@ class LocalWriter(Writer):
         if not self._began:
             self.output.root.mkdir(parents=True, exist_ok=True)
         elif not staging.is_dir():
-            reason = f"{staging} is gone since the run began: removed, renamed or unmounted"
+            reason = f"{staging} no longer exists: it was removed, renamed or unmounted during the run"
             raise FileNotFoundError(errno.ENOENT, reason)
         made = self.output.root
         for name in folder.relative_to(self.output.root).parts:
@@ -235,7 +235,7 @@ class LocalWriter(Writer):
 
 
 def _entry(scanned: os.DirEntry[str]) -> Entry | None:
-    """None if it does not exist any more."""
+    """None if it no longer exists."""
     try:
         stat = scanned.stat()
     except FileNotFoundError:
@@ -254,7 +254,7 @@ def _scan(folder: Path | str) -> Iterator[os.DirEntry[str]]:
 
 
 def _named(error: OSError, path: Path, action: str) -> OSError:
-    """The same error about the path that a user knows, instead of a staged one or none."""
+    """The same error, naming the path that a user knows instead of a staged one or none."""
     return OSError(error.errno or errno.EIO, f"can't be {action}: {_reason(error)}", str(path))
 
 

@@ -1,5 +1,5 @@
 """OUTPUT in an object store (s3://, gs://, abfs://), where a PUT is atomic: no staging, no renames, no locks.
-Knows objects and listings; which errors can pass is said by `remote` and `patience`."""
+Knows objects and listings; `remote` and `retry` say which errors are transient."""
 
 import contextlib
 import io
@@ -68,7 +68,7 @@ class ObjectStoreOutput(Output):
         return (entry for entry in self._list(folder, recursive=True) if entry.is_file)
 
     def _list(self, folder: str, recursive: bool) -> Iterator[Entry]:
-        """One request for each thousand objects."""
+        """One request per thousand objects."""
         from pyarrow.fs import FileSelector, FileType
 
         base = self.path(folder)
@@ -93,15 +93,15 @@ class ObjectStoreOutput(Output):
             ):
                 self.filesystem.delete_dir(self.path(folder))
 
-    def set_aside(self, relative: str) -> None:
-        folder, _, name = f"{layout.SET_ASIDE}/{relative}".rpartition("/")
+    def quarantine(self, relative: str) -> None:
+        folder, _, name = f"{layout.QUARANTINE}/{relative}".rpartition("/")
         taken = {entry.name for entry in self.entries(folder)}
         number = 0
         while (aside := f"{name}.{number}" if number else name) in taken:
             number += 1
         with (
             contextlib.suppress(FileNotFoundError),
-            remote.as_os_error(self.display_path(relative), action="set aside"),
+            remote.as_os_error(self.display_path(relative), action="quarantined"),
         ):
             self.filesystem.move(self.path(relative), self.path(f"{folder}/{aside}"))
 

@@ -1,5 +1,5 @@
 """The files of one OUTPUT, on a filesystem or in an object store: reading them, and writing whole files.
-Knows paths and bytes, nothing of images, rows or runs; each kind is a module, `local_storage` and `object_storage`."""
+Knows paths and bytes, nothing of images, rows or runs; each kind is a module, `local` and `object_store`."""
 
 import abc
 import collections
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
 
 from ray_app.output import layout
-from ray_app.output.retry import Patience
+from ray_app.output.retry import RetryPolicy
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -31,8 +31,8 @@ class Entry(NamedTuple):
     mtime_ns: int
 
 
-_retries: collections.defaultdict[str, Patience] = collections.defaultdict(Patience)
-"""By run. Of the process, not of a Writer: tasks get a new one with each batch, and can't wait again for each."""
+_retries: collections.defaultdict[str, RetryPolicy] = collections.defaultdict(RetryPolicy)
+"""By run. Kept per process, not per Writer: tasks get a new Writer with each batch, and can't wait again for each."""
 
 LATE_WRITERS_SECONDS, LATE_WRITERS_TRIES = 1.0, 5
 """For how long, and how often, staging is removed again after an interrupted run."""
@@ -96,7 +96,7 @@ class Output(abc.ABC):
         """Remove a folder and those below it, as far as they are empty."""
 
     @abc.abstractmethod
-    def set_aside(self, relative: str) -> None:
+    def quarantine(self, relative: str) -> None:
         """Move a file to OUTPUT/.set_aside, under the path that it had, if it exists; overwrites nothing."""
 
     @abc.abstractmethod
@@ -214,11 +214,11 @@ class Writer(abc.ABC):
     def write_with(self, relative: str, write: Callable[[Any], object]) -> None:
         """Write a whole file or nothing, by a function that writes its content to a `Sink`.
 
-        Transient errors (a full disk, an overloaded server) are retried for some 15 s, see `patience`.
+        Transient errors (a full disk, an overloaded server) are retried for about 15 s, see `retry`.
         """
 
     def _try_for_a_while(self, relative: str, attempt: Callable[[], None]) -> None:
-        """Run `attempt`, and again after an error that may pass, as long as this process has patience for this run."""
+        """Run `attempt`, and again after a transient error, as long as the retry policy of this run allows it."""
         retries = _retries[self.run_id]
         while True:
             try:

@@ -17,7 +17,7 @@ PARAMETERS = ("region", "endpoint_override", "scheme")
 """The query parameters of an s3:// URL."""
 CONNECT_SECONDS = 10
 ANSWER_SECONDS = 30
-"""A request that receives no byte for so long has failed. Arrow's own 3 s are too short for a store under load."""
+"""A request that receives no byte for this long has failed. Arrow's own 3 s are too short for a store under load."""
 TRIES = 4
 """Of each request, by the store's own client, before it raises an error."""
 

@@ -1,4 +1,4 @@
-"""The command `query`: SQL or a preset on an output's views, as a table or a file; an error is one line with its place.
+"""The command `query`: SQL or a preset on an output's views, as a table or file; an error is one line with a position.
 Knows how queries run and how answers are written; the views are in `views`."""
 
 import json
@@ -28,7 +28,7 @@ Write = Callable[[pa.Schema, Iterator[pa.RecordBatch]], object]
 ROWS_A_BATCH = 10_000
 WAIT_SECONDS = 0.1
 PLACE = 24
-"""How many characters of the SQL an error shows, from its place on."""
+"""How many characters of the SQL an error shows, from its position on."""
 
 PRESETS = {
     "steps": """
@@ -122,17 +122,17 @@ def _run(connection: duckdb.DuckDBPyConnection, sql: str, write: Write) -> None:
     statements = connection.extract_statements(sql)
     allowed = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN, duckdb.StatementType.MULTI)
     if len(statements) != 1:
-        raise InputRefused(f"SQL: {len(statements)} statements; one SELECT is answered")
+        raise InputRefused(f"SQL: {len(statements)} statements; give one SELECT")
     if statements[0].type not in allowed:
         kind = statements[0].type.name
         raise InputRefused(f"SQL: {kind} is not allowed; only SELECT, DESCRIBE, SUMMARIZE, EXPLAIN")
     try:
         relation = connection.sql(sql)
     except duckdb.Error:
-        connection.execute(sql)  # raises the same error, with its place in the SQL
+        connection.execute(sql)  # raises the same error, with its position in the SQL
         raise
     if relation is None:
-        raise InputRefused("SQL: gives no rows; one SELECT is answered")
+        raise InputRefused("SQL: returns no rows; give one SELECT")
     reader = relation.to_arrow_reader(ROWS_A_BATCH)
     write(reader.schema, iter(reader))
 
@@ -174,7 +174,7 @@ def _may_be_of_a_file(error: Exception) -> bool:
 
 
 def _explained(error: Exception, sql: str) -> str:
-    """DuckDB's message on one line, with its place in the SQL if DuckDB gives one."""
+    """DuckDB's message on one line, with its position in the SQL if DuckDB reports one."""
     text = str(error)
     try:
         fields: dict[str, Any] = json.loads(text[text.index("{") :])

@@ -1,4 +1,4 @@
-"""Rows in a form for people or programs: a plain table, csv, json, parquet. Batch by batch, never all in memory.
+"""Rows in a format for people or programs: a plain table, csv, json, parquet. Batch by batch, never all in memory.
 Knows Arrow batches; nothing of where they come from."""
 
 import csv

@@ -123,7 +123,7 @@ def _newest(output: Output, model_type: str) -> pa.Table:
 def _requested_images(
     options: Status, slots: pa.Table | None, records: list[dict[str, Any]], rows: pa.Table
 ) -> RequestedImages | None:
-    """What was requested; None where neither annotations nor a record says it."""
+    """What was requested; None if neither annotations nor a record has it."""
     requested = asked.of_records(records)
     if slots is not None:
         # annotations name no captures: those of the runs and of the index
@@ -143,7 +143,7 @@ def _requested_images(
 def _count_by_step(
     model_type: str, rows: pa.Table, is_done: np.ndarray, requested: RequestedImages | None
 ) -> list[Line]:
-    """One line per step; of all rows where nobody says what was requested."""
+    """One line per step; counts all rows if the requested images are unknown."""
     if requested is None:
         is_counted = np.ones(rows.num_rows, bool)
         captures = set(_captures(rows))
@@ -174,7 +174,7 @@ def _measure_pace(
     is_of_active_run = np.asarray(pc.is_in(rows["run_id"], value_set=run_ids))
     ages = time.time() - np.asarray(rows["created_at"].cast(pa.int64())) / 1e6
     recent_ages = ages[is_of_active_run & (ages < RATE_SECONDS)]
-    # The oldest recent rows start the clock. They are not counted: generating them took time before it.
+    # The oldest recent rows start the clock. They are not counted: they were generated before it.
     seconds = recent_ages.max(initial=0.0)
     images = int((recent_ages < seconds).sum())
     rate = images / seconds if images else 0.0
@@ -197,14 +197,14 @@ def _count_images_left(
     is_of_any_capture = np.zeros(rows.num_rows, bool)
     for snapshot, step in requested.captures:
         is_of_any_capture |= is_of_capture(rows, snapshot, step)
-    # images that failed in an earlier run are tried again, those that failed in these runs are not
+    # images that failed in an earlier run are retried, those that failed in these runs are not
     is_failed = is_of_active_run & ~np.asarray(pc.equal(rows["status"], "ok"))
     is_settled = requested.includes(rows) & is_of_any_capture & (is_done | is_failed)
     return max(0, requested.slots * len(requested.captures) - int(is_settled.sum()))
 
 
 def _summarize_run(record: dict[str, Any], alive: bool) -> dict[str, Any]:
-    """What the report says about a run. One whose record says that it is running but that is not alive has died."""
+    """What the report says about a run. A run that is recorded as running but is not alive has died."""
     summary = record.get("summary") or {}
     counts = record.get("counts") or {}
     state = record.get("state")

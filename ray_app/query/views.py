@@ -20,10 +20,10 @@ from ray_app.output import layout
 from ray_app.output.output import Output
 
 CHECKED_ROWS = 200_000
-"""Up to so many rows, every page is verified before a query (0.1 s); with more rows, only pages that a query reads."""
+"""Up to this many rows, every page is verified before a query (0.1 s); beyond, only pages that a query reads."""
 
 RUN_COLUMNS: dict[str, tuple[pa.DataType, str]] = {
-    "run_id": (pa.string(), "the run; in each of its images' rows too"),
+    "run_id": (pa.string(), "ID of the run, as in its images' rows"),
     "state": (pa.string(), "running, complete, some failed, interrupted, failed; died: it ended without recording it"),
     "model_type": (pa.string(), families.listed()),
     "started_at": (pa.timestamp("s", tz="UTC"), "when it began"),
@@ -39,8 +39,8 @@ RUN_COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "error": (pa.string(), "why it failed"),
     "command": (pa.string(), "its command line"),
     "options": (pa.string(), "JSON: every flag"),
-    "recipe": (pa.string(), "JSON: everything but prompt and seed that decides a pixel"),
-    "versions": (pa.string(), "JSON: of Python and packages"),
+    "recipe": (pa.string(), "JSON: everything that decides pixels, except prompt and seed"),
+    "versions": (pa.string(), "JSON: versions of Python and packages"),
 }
 """Every column of `runs`: type and meaning."""
 
@@ -53,7 +53,7 @@ def connected(output: Output) -> Iterator[duckdb.DuckDBPyConnection]:
 
     Raises:
         Refused: the output has no index, or a part that may be whole can't be opened.
-        FileNotFoundError: a part does not exist any more, as after a compaction; call it again.
+        FileNotFoundError: a part no longer exists, as after a compaction; call it again.
     """
     with tempfile.TemporaryDirectory(prefix="proxyqueue-") as scratch, duckdb.connect(":memory:") as connection:
         partitions = _partitions(output)
@@ -125,7 +125,7 @@ def _readable(output: Output) -> dict[str, Partition]:
 
 
 def _lock(connection: duckdb.DuckDBPyConnection, scratch: str) -> None:
-    """From this call on it reads only what is registered and its own scratch folder, and loads no extension."""
+    """Lock it: from now on it reads only registered tables and its own scratch folder, and loads no extension."""
     connection.execute("SET errors_as_json = true")
     connection.execute("SET enable_progress_bar = false")  # it would be printed between the rows
     connection.execute("SET TimeZone = 'UTC'")

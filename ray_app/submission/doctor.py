@@ -1,5 +1,5 @@
-"""The verb `doctor`: what a cluster offers, and each thing that would go wrong with a run there, with what to do.
-Knows what a run needs; nodes are probed in `survey`, models sized in `footprint`, actors counted in `capacity`."""
+"""The command `doctor`: what a cluster offers, each problem that a run would have there, and what to do about it.
+Knows what a run needs; `node_probe` probes nodes, `memory_estimate` sizes models, `capacity` counts actors."""
 
 import contextlib
 import dataclasses
@@ -25,11 +25,11 @@ WHY = {
     "proxyqueue": "workers would fail",
     "pillow": "image files would differ in their bytes",
 }
-"""What a version that differs leads to, where it is more than a risk."""
+"""What a differing version leads to, where that is known."""
 
 
 def doctor(options: Doctor) -> int:
-    """Look, and print what there is and what is wrong; the exit code.
+    """Check, and print what the cluster offers and what is wrong; the exit code.
 
     Raises:
         Refused: flags that generate would refuse too, no cluster at the address, no such model.
@@ -38,7 +38,7 @@ def doctor(options: Doctor) -> int:
     weights, needs, counted = memory_estimate.needed(run.model_type, run.model(), run.target_device(), run.variant)
     folder = run.model() if os.path.isabs(run.model()) else None
     with connection.connected(options.address), _probe(options) as probe:
-        nodes = node_probe.survey(folder, probe)
+        nodes = node_probe.probe_nodes(folder, probe)
         capacity = Capacity(nodes, autoscaling.find())
     problems = [
         *check_answers(nodes),
@@ -62,12 +62,12 @@ def _generate_options(options: Doctor) -> Generate:
 
 
 def check_answers(nodes: list[Node]) -> Iterator[str]:
-    """Nodes that said nothing."""
+    """Nodes that did not answer."""
     for node in nodes:
         if node.answer is None:
             yield (
-                f"node {node.name}: gave no answer within {node_probe.ANSWER_SECONDS:.0f} s; look at its raylet's log,"
-                " or take it out of the cluster"
+                f"node {node.name}: gave no answer within {node_probe.ANSWER_SECONDS:.0f} s; check its raylet's log,"
+                " or remove it from the cluster"
             )
 
 
@@ -87,7 +87,7 @@ def check_versions(nodes: list[Node]) -> Iterator[str]:
         node_versions = (node.answer or {}).get("versions", our_versions)
         for name, version in our_versions.items():
             if node_versions[name] == machine.MISSING and node.answer and node.answer["lacks"]:
-                continue  # told above
+                continue  # reported above
             if _release(name, node_versions[name]) != _release(name, version):
                 why = f" ({WHY[name]})" if name in WHY else ""
                 what = "no" if node_versions[name] == machine.MISSING else node_versions[name]
@@ -100,14 +100,14 @@ def _release(name: str, version: str) -> str:
 
 
 def check_model(run: Generate, nodes: list[Node], needs: float) -> Iterator[str]:
-    """Nodes that the model is not on, or does not fit on."""
+    """Nodes that lack the model, or whose GPU or memory is too small for it."""
     cuda = run.target_device() == "cuda"
     for node in nodes:
         draws = node.gpus if cuda else node.cpus
         if not draws or node.answer is None:
             continue
         if not node.answer["folder"]:
-            yield f"node {node.name}: has no {run.model()}; copy it there, or give --model_path a hub id"
+            yield f"node {node.name}: has no {run.model()}; copy it there, or pass a hub id as --model_path"
         if cuda:
             share = min(run.gpus(), 1.0)
             for number, memory in enumerate(node.gpu_memory()):
@@ -140,7 +140,7 @@ def check_output(options: Doctor, nodes: list[Node]) -> Iterator[str]:
     try:
         output = open_output(options.output_base_path)
         output.check_writable()
-        if output.reachable_from_all_nodes:  # whether a store takes files, only a file tells
+        if output.reachable_from_all_nodes:  # only writing a file would show whether a store accepts files
             name = f".proxyqueue_probe_{uuid.uuid4().hex}"
             output.writer("doctor").write(name, b"")
             output.remove(name)
@@ -158,7 +158,7 @@ def check_output(options: Doctor, nodes: list[Node]) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _probe(options: Doctor) -> Iterator[str | None]:
-    """A file in OUTPUT, or in the nearest folder above that is there, if every node should see it."""
+    """A file in OUTPUT, or in the nearest existing folder above it, if every node should see it."""
     root = Path(os.path.expanduser(options.output_base_path)).absolute()
     if not options.shared_filesystem or "://" in options.output_base_path:
         yield None
@@ -176,7 +176,7 @@ def _probe(options: Doctor) -> Iterator[str | None]:
 
 
 def _table(nodes: list[Node]) -> list[str]:
-    """The nodes in aligned columns, with a head."""
+    """The nodes in aligned columns, with a header."""
     rows = [["node", "CPUs", "GPUs", "memory", "GPU memory", "python", "ray", "torch"]]
     for node in nodes:
         installed = (node.answer or {}).get("versions", {})
@@ -197,7 +197,8 @@ def _summary(run: Generate, capacity: Capacity, weights: float, needs: float, co
     device = "GPUs" if run.target_device() == "cuda" else "CPUs"
     return [
         f"autoscaler       {can_add}",
-        f"model            {run.model()}: {weights / GB:.1f} GB {source} as loaded, about {needs / GB:.1f} GB an actor",
+        f"model            {run.model()}: {weights / GB:.1f} GB {source} as loaded,"
+        f" about {needs / GB:.1f} GB per actor",
         f"output           {run.output_base_path}: {where}",
         f"actors           room for {capacity.actors_ever(run.gpus())}, on {device}",
     ]

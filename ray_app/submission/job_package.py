@@ -1,4 +1,4 @@
-"""What a submitted job gets: the project's packages and the annotations. Ray packs them, and uploads what it lacks.
+"""What a submitted job gets: the project's packages and the annotations. Ray packs them, and uploads what is missing.
 Knows files; nothing of clusters."""
 
 import os
@@ -18,7 +18,7 @@ folder too, and nothing would be shipped."""
 def find_packages(working_dir: Path) -> list[Path]:
     """The folders of the project's packages.
 
-    A working_dir that is a checkout ships its own, changed as they may be; any other ships the ones that run here.
+    A working_dir that is a checkout ships its own, including local changes; any other ships the running ones.
     """
     is_checkout = all((working_dir / package / "__init__.py").is_file() for package in PACKAGES)
     root = working_dir if is_checkout else INSTALLED
@@ -54,7 +54,7 @@ def name_in_job(annotations: Path) -> str:
 def runtime_env(packages: Sequence[Path], job_folder: Path) -> dict[str, Any]:
     """What Ray is to ship: packages that the job and its workers import, and the folder that the job runs in.
 
-    Ray knows an upload by its content: what a cluster has is not sent again.
+    Ray identifies an upload by its content: what a cluster has is not sent again.
     """
     return {
         "working_dir": str(job_folder),

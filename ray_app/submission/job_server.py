@@ -18,17 +18,17 @@ from ray_app.messages import LOG
 HERE = "http://127.0.0.1:8265"
 CONNECT_SECONDS = 10.0
 MAX_BYTES = 100 * 2**20
-"""Ray's dashboard takes no larger upload, and Ray does not compress them."""
+"""Ray's dashboard accepts no larger upload, and Ray does not compress them."""
 STOP_SECONDS = 60
-"""Time that a stopped job has to end by itself; Ray's own default of 3 would cut it off in the middle of a batch."""
+"""How long a stopped job has to end by itself; Ray's own default of 3 s would kill it in the middle of a batch."""
 START_SECONDS = 60.0
-"""A head that has just started takes no jobs before its agent is up; for so long it is asked again."""
+"""A head that has just started accepts no jobs before its agent is up; for this long, submitting is retried."""
 LOST_SECONDS = 60.0
-"""A connection that drops while a job is followed is tried again for so long."""
+"""How long a connection that drops while a job is followed is retried."""
 SILENT_SECONDS = 120.0
-"""A run says something every ten seconds: after such a silence the connection is made anew."""
+"""A run prints a line every ten seconds: after a silence of this length, it reconnects."""
 BROKEN_TIMES = 3
-"""After a job's end its log is asked for so many times more."""
+"""How often a job's log is requested again after the job's end."""
 POLL_SECONDS = 1.0
 
 
@@ -40,7 +40,7 @@ class JobServer:
         secrets: texts that are never to be shown.
 
     Raises:
-        Refused: nothing answers there, or it wants a token that this machine has not.
+        Refused: nothing answers there, or it requires a token that this machine does not have.
     """
 
     def __init__(self, address: str | None, secrets: frozenset[str] = frozenset()):
@@ -73,7 +73,7 @@ class JobServer:
         """Print the job's log from its first line until the job ends; its exit code.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C; the job goes on.
+            KeyboardInterrupt: Ctrl-C; the job keeps running.
             Refused: there is no such job, or the connection is lost for good.
         """
         info = self._info(job)
@@ -82,7 +82,7 @@ class JobServer:
             try:
                 asyncio.run(self._print_log(job))
                 broken = 0
-            except Exception:  # a tunnel that broke, a dashboard that starts anew: aiohttp raises many kinds
+            except Exception:  # a tunnel that broke, a dashboard that restarts: aiohttp raises many kinds
                 broken += 1
             try:
                 info = self._client.get_job_info(job)
@@ -92,7 +92,7 @@ class JobServer:
                 if time.monotonic() > lost_since + LOST_SECONDS:
                     reason = self._masked(one_line(error, 200))
                     raise ClusterRefused(
-                        f"{self.address}: the connection is lost, the job may go on ({reason})"
+                        f"{self.address}: the connection is lost, the job may still be running ({reason})"
                     ) from None
             if info.status.is_terminal() and (not broken or broken > BROKEN_TIMES):
                 return self._exit_code(info)
@@ -118,7 +118,7 @@ class JobServer:
         if info.status == "SUCCEEDED":
             return OK
         if info.status == "STOPPED":
-            LOG.warning(f"{info.submission_id}: was stopped; the same command goes on from here")
+            LOG.warning(f"{info.submission_id}: was stopped; rerun the same command to resume")
             return INTERRUPTED
         started = "was lost" if self._shown else "could not start"
         reason = self._masked(one_line(Exception(info.message or ""), 500))
@@ -170,7 +170,7 @@ class JobServer:
         try:
             yield
         except ray.exceptions.AuthenticationError as error:
-            what = "refuses this machine's token" if "failed" in str(error) else "wants a token"
+            what = "rejects this machine's token" if "failed" in str(error) else "requires a token"
             raise ClusterRefused(
                 f"--address {self.address}: {what}; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file with"
                 " the cluster's token (~/.ray/auth_token by default)"
@@ -180,7 +180,7 @@ class JobServer:
         except (RuntimeError, ValueError) as error:
             text = self._masked(one_line(error, 300))
             if job and "does not exist" in text:
-                text = f"no job {job} there; proxyqueue submit --list names them"
+                text = f"no such job: {job}; proxyqueue submit --list names them"
             elif "status code 413" in text:
                 text = (
                     f"the annotations or a package's folder exceed Ray's limit of {MAX_BYTES / 2**20:.0f} MiB for"
@@ -207,7 +207,7 @@ def _checked(address: str | None) -> str:
     except OSError as error:
         raise ClusterRefused(
             f"--address {address}: no dashboard answers there: {one_line(error)};"
-            " for a cluster of cluster.yaml run `ray dashboard cluster.yaml` beside"
+            " for a cluster of cluster.yaml run `ray dashboard cluster.yaml` in another terminal"
         ) from None
     return f"{url.scheme}://{url.netloc}{url.path.rstrip('/')}"
 

@@ -1,4 +1,4 @@
-"""The flags of the verbs that look at a cluster from outside or before a run: submit, doctor.
+"""The flags of the commands that reach a cluster from outside or check it before a run: submit, doctor.
 Knows names and defaults; nothing of clusters."""
 
 import dataclasses
@@ -16,7 +16,7 @@ class Submit(Options):
     """Run generate as a job of a Ray cluster, from any machine that reaches the cluster's dashboard.
 
     Ships the project's sources and the annotations, follows the job's log, and ends as the job does. Ctrl-C leaves the
-    job running. HF_TOKEN, AWS_* and AZURE_* of this shell reach the job, but for names of this machine's files.
+    job running. HF_TOKEN, AWS_* and AZURE_* of this shell are passed to the job, except names of local files.
 
     Example: proxyqueue submit --address http://HEAD:8265 -- generate --json_file test.json --output_base_path s3://b/out
 
@@ -26,17 +26,17 @@ class Submit(Options):
     address: str | None = None
     """Dashboard of the cluster, http://HEAD:8265; default RAY_API_SERVER_ADDRESS, else port 8265 of this machine."""
     working_dir: str = "."
-    """Where relative paths of the job begin, and whose sources are shipped; without any there, the installed ones."""
+    """Base of the job's relative paths; its sources are shipped, or the installed ones if it has none."""
     detach: bool = False
-    """Don't follow the job: print its id and leave."""
+    """Don't follow the job: print its id and exit."""
     attach: str | None = None
-    """Follow a job that was submitted before, from its first line."""
+    """Follow a job that was submitted earlier, from its first line."""
     stop: str | None = None
-    """Stop a job; it gets a minute to write down what it has. The same command goes on from there later."""
+    """Stop a job; it gets a minute to save its images. Rerun the same command to resume."""
     list: bool = False
     """Show the cluster's jobs."""
     command: tyro.conf.Suppress[tuple[str, ...]] = ()
-    """What stands behind `--`."""
+    """What follows `--`."""
 
     def check_flags(self) -> None:
         """Raise Refused unless exactly one thing is requested."""
@@ -45,16 +45,16 @@ class Submit(Options):
         named = [f"--{name}" for name, value in actions.items() if value]
         if len(named) > 1 or (self.command and named not in ([], ["--detach"])):
             named += ["-- …"] if self.command else []
-            raise InputRefused(f"{' '.join(named)}: take one of them")
+            raise InputRefused(f"{' '.join(named)}: give one of them")
         if not self.command and named in ([], ["--detach"]):
-            raise InputRefused("no job is named; write it behind --: proxyqueue submit -- generate …flags")
+            raise InputRefused("no job is named; write it after --: proxyqueue submit -- generate …flags")
 
 
 @dataclasses.dataclass(frozen=True)
 class Doctor(ClusterFlags, PoolFlags, ModelFlags, OutputFlags, FamilyFlags):
-    """Say what a cluster offers, and what would keep a run on it from starting, ending or using all of it.
+    """Show what a cluster offers, and what would prevent a run from starting, finishing or using all of it.
 
-    Give it the flags of the run that you mean to start. It draws nothing and loads no model.
+    Takes the flags of the planned run. It generates nothing and loads no model.
 
     Example: proxyqueue doctor --address auto --model_type flux --output_base_path /mnt/shared/out --shared_filesystem
 

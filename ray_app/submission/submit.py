@@ -1,5 +1,5 @@
-"""The verb `submit`: generate's flags are checked here, then the job is shipped, started and followed.
-Knows what a job of this project needs; how it is shipped and run is in `shipment` and `job_server`."""
+"""The command `submit`: generate's flags are checked here, then the job is shipped, started and followed.
+Knows what a job of this project needs; how it is shipped and run is in `job_package` and `job_server`."""
 
 import os
 import shlex
@@ -23,7 +23,7 @@ from ray_app.submission.options import Submit
 PASSED_ON = ("HF_TOKEN", "HF_ENDPOINT")
 PASSED_ON_PREFIXES = ("AWS_", "AZURE_")
 NAMES_FILES = ("_PROFILE", "_FILE", "_DIR", "_PATH", "_CA_BUNDLE")
-"""How variables end that mean this machine's files: with them the cluster's own credentials would not serve."""
+"""Endings of variables that name this machine's files: passed on, they would hide the cluster's own credentials."""
 SECRET = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CONNECTION")
 
 
@@ -48,7 +48,7 @@ def submit(options: Submit) -> int:
 
 
 def passed_on(variables: Mapping[str, str]) -> dict[str, str]:
-    """Those of this shell's variables that the job gets too."""
+    """The variables of this shell that are passed to the job."""
     return {
         name: value
         for name, value in sorted(variables.items())
@@ -81,7 +81,7 @@ def _submit(options: Submit, environment: dict[str, str], secrets: frozenset[str
         runtime_env = {**job_package.runtime_env(packages, Path(folder)), "env_vars": variables}
         server.submit(job, shlex.join(["python", "-m", "jobs.generate", *arguments]), runtime_env)
     if options.detach:
-        print(_how_to_go_on(server, job))
+        print(_next_commands(server, job))
         return OK
     return _follow(server, job)
 
@@ -92,9 +92,9 @@ def check_job(command: tuple[str, ...], working_dir: Path) -> tuple[list[str], P
     Raises:
         Refused: what generate would refuse of the flags and the annotations, and paths that the job would not find.
     """
-    verb, *arguments = command
-    if verb != "generate":
-        raise InputRefused(f"{verb}: can't be submitted; only generate can: proxyqueue submit -- generate …flags")
+    name, *arguments = command
+    if name != "generate":
+        raise InputRefused(f"{name}: can't be submitted; only generate can: proxyqueue submit -- generate …flags")
     requested: Generate = parse("proxyqueue generate", Generate, arguments)
     requested.check_flags()
     if _is_relative(requested.output_base_path):
@@ -123,19 +123,18 @@ def _follow(server: JobServer, job: str) -> int:
     try:
         return server.follow(job)
     except KeyboardInterrupt:
-        print(f"\nproxyqueue: detached; {job} goes on\n{_how_to_go_on(server, job)}", file=sys.stderr)
+        print(f"\nproxyqueue: detached; {job} keeps running\n{_next_commands(server, job)}", file=sys.stderr)
         return INTERRUPTED
 
 
-def _how_to_go_on(server: JobServer, job: str) -> str:
-    verb = f"proxyqueue submit --address {server.address}"
-    return (
-        f"follow it        {verb} --attach {job}\nstop it          {verb} --stop {job}\nsee all          {verb} --list"
-    )
+def _next_commands(server: JobServer, job: str) -> str:
+    command = f"proxyqueue submit --address {server.address}"
+    commands = (("follow it", f"--attach {job}"), ("stop it", f"--stop {job}"), ("see all", "--list"))
+    return "\n".join(f"{purpose:<16} {command} {flags}" for purpose, flags in commands)
 
 
 def _table(jobs: list[dict[str, str]]) -> list[str]:
-    """Jobs in aligned columns, with a head."""
+    """Jobs in aligned columns, with a header."""
     if not jobs:
         return ["no jobs"]
     return text_table.align([list(jobs[0]), *(list(job.values()) for job in jobs)])

@@ -1,5 +1,5 @@
 """The in-flight tracker: an actor that knows what each worker is doing, so that it is known when a worker dies.
-Knows ids and clocks, not what the work is. Ray would replay the batch of a dead actor for ever: this ends that."""
+Knows ids and clocks, not what the work is. Limits how often Ray replays the batch of a dead actor."""
 
 import contextlib
 import dataclasses
@@ -22,13 +22,13 @@ MOST_NOTICES = 100
 
 @dataclasses.dataclass(frozen=True)
 class Terms:
-    """How messages name things of the work."""
+    """How messages name the parts of the work."""
 
     item: str = "item"
     timeout_error: str = "Timeout"
-    """The type of the error that an item is given up with for its time."""
+    """The error type of an item that is given up because it exceeded the time limit."""
     timeout_flag: str = "the time limit"
-    """What a user sets the time limit by."""
+    """The flag that sets the time limit."""
 
 
 @dataclasses.dataclass
@@ -59,13 +59,13 @@ class Status:
     """What the driver polls."""
 
     started: int
-    """Workers whose process came up: each says so before it loads anything."""
+    """Workers whose process has started: each reports this before it loads anything."""
     loads: int
     deaths_while_loading: int
     replays: int
     median_seconds: float | None
     in_flight: list[tuple[str, float]]  # worker, and seconds since it began
-    notices: Sequence[str] = ()  # of workers, since the last status; per topic only the first
+    notices: Sequence[str] = ()  # from workers, since the last status; per topic only the first
 
 
 class InFlightTracker:
@@ -73,7 +73,7 @@ class InFlightTracker:
 
     Args:
         terms: how messages name things.
-        alive_nodes: gives the ids of the nodes that are alive; None to know only those passed to `status`.
+        alive_nodes: returns the ids of the nodes that are alive; None to know only those passed to `status`.
     """
 
     def __init__(self, terms: Terms | None = None, alive_nodes: Callable[[], set[str]] | None = None) -> None:
@@ -95,20 +95,20 @@ class InFlightTracker:
             self._notices.append(line)
 
     def loading(self, worker: str, node_id: str, pid: int) -> None:
-        """A worker begins to load; if it had begun before, it died of that."""
+        """A worker begins to load; if it had begun before, it died while loading."""
         self._deaths_while_loading += worker in self._loading
         self._loading.add(worker)
         self._places[worker] = (node_id, pid)
 
     def loaded(self, worker: str) -> None:
-        """A worker has loaded."""
+        """A worker has finished loading."""
         self._loading.discard(worker)
         self._loads += 1
 
     def begin(self, batch: str, worker: str) -> bool:
         """A worker begins a batch. False: another worker died with it, so its items are to run one by one.
 
-        A worker whose whole node was lost says nothing about the batch: that counts as a first try again.
+        A lost node says nothing about the batch that its worker had: the next try counts as the first one again.
         """
         previous = self._batches.get(batch)
         current = self._batches[batch] = self._in_flight(worker)
@@ -215,7 +215,7 @@ class Notices:
         import ray
         from ray.exceptions import RayError
 
-        with contextlib.suppress(RayError):  # without a tracker nobody is there to read it
+        with contextlib.suppress(RayError):  # without a tracker nobody would read it
             ray.get(self._tracker.notice.remote(line, topic), timeout=NOTICE_SECONDS)
 
 

@@ -1,5 +1,5 @@
-"""Metrics: what a run does, as Ray's dashboard and Prometheus show it.
-Observed on the driver from the rows of each batch, so they equal what is stored; which columns count is the user's."""
+"""Metrics of a run, as Ray's dashboard and Prometheus show them.
+Observed on the driver from the rows of each batch, so they equal what is stored; callers choose the columns."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -17,10 +17,10 @@ class Measured:
 
     Args:
         ok, failed: counters of rows with status "ok" and of all others, as name and meaning.
-        idle: counter of the seconds in which actors had nothing to do, likewise.
+        idle: counter of the seconds in which actors were idle, likewise.
         seconds: columns of seconds with their meanings; a histogram each, one observation per batch and group, the
             mean of its rows.
-        groups: columns by whose values counters and histograms are told apart.
+        groups: columns whose values become tags of counters and histograms.
     """
 
     ok: tuple[str, str]

@@ -35,18 +35,18 @@ POLL_SECONDS = 0.2
 FETCHER = "proxyqueue results"
 """Name of the thread that waits for Ray Data."""
 STOP_SECONDS = 20.0
-"""For which a run that ends early waits for Ray Data's threads: they take a second."""
+"""How long a run that ends early waits for Ray Data's threads: they take a second."""
 FIRST_SECONDS = 120.0
-"""For which the first process may take to come up: a second or two, more where the disk or the machine is busy."""
+"""How long the first process may take to start: a second or two, longer on a busy disk or machine."""
 FIRST_WORKER_SECONDS = 60.0
-"""After which a run without a first worker, for which there is a place, looks for the reason."""
+"""After this long without a first worker, although the cluster has room for one, a run looks for the reason."""
 LOOK_SECONDS = 20.0
-"""For which the nodes may take to answer then."""
+"""How long the nodes may take to answer then."""
 NOT_CREATED = "died because of an error raised in its creation task"
 """In the text of Ray's error of an actor whose class or constructor failed."""
 
 Write = Callable[..., pa.Table]
-"""Called with a table of a worker's rows and `notice`, which takes a line and its topic; gives the rows that come back.
+"""Called with a table of a worker's rows and `notice`, which takes a line and its topic; returns the rows to collect.
 
 Runs in a process of its own, and again for the same rows if that dies: it must then write the same."""
 
@@ -61,7 +61,7 @@ class Work:
         batch_size: rows of a full batch.
         write: what is done with a worker's rows.
         name: what the workers load, for messages.
-        terms: how messages name the rest.
+        terms: how messages name the parts of the work.
         timeout: seconds that a batch may take; None for a multiple of the median.
         fatal: errors of a worker that end the run; their message is what `refusal` says.
         refusal: what the run raises then.
@@ -80,11 +80,11 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """Where it is done.
+    """Where batches are processed.
 
     Args:
         request: how many actors, and what each reserves.
-        overlapped: an actor finishes one batch while it processes the next: on CPUs both would want the same core.
+        overlapped: an actor finishes one batch while it processes the next: on CPUs both would need the same core.
         writes_anywhere: every node reaches the output; else only the driver's node writes.
     """
 
@@ -104,7 +104,7 @@ class Queue:
         gc.collect()  # or actors of a run that failed in this process would keep the CPUs that this one waits for
         self.work, self.pool, self.batches = work, pool, batches
         self.replays = 0
-        """Batches that were begun again after a worker died with them; counted when the run ends."""
+        """Batches that were restarted after a worker died with them; counted when the run ends."""
         self._tracker = in_flight.start(connection.node_id(), work.terms)
         check_comes_up(self._tracker)
         self._watchdog = Watchdog(self._tracker, work.timeout, work.name, work.terms)
@@ -149,13 +149,13 @@ class Queue:
             return
         self._next_look_for_worker = time.monotonic() + FIRST_WORKER_SECONDS
         if not self._count_places():
-            return  # a node is still to come
-        nodes = node_probe.survey(seconds=LOOK_SECONDS)
+            return  # a node has yet to join
+        nodes = node_probe.probe_nodes(seconds=LOOK_SECONDS)
         if reason := node_probe.why_no_actor(nodes):
             raise ClusterRefused(reason)
         silent_nodes = node_probe.describe_silent_nodes(nodes)
         LOG.warning(
-            f"no worker has come up in {FIRST_WORKER_SECONDS:.0f} s{silent_nodes}; the run goes on waiting, and"
+            f"no worker has started in {FIRST_WORKER_SECONDS:.0f} s{silent_nodes}; the run keeps waiting, and"
             " Ray's logs on the nodes say why: session_latest/logs/worker-*.err"
         )
 
@@ -178,7 +178,7 @@ class Queue:
         processed = ray_workarounds.make_dataset(self.batches).map_batches(
             work.worker,
             fn_constructor_args=(self._tracker, *work.arguments),
-            batch_size=work.batch_size,  # as the blocks are; Ray Data wants it said where actors take GPUs
+            batch_size=work.batch_size,  # as the blocks are; Ray Data requires it where actors take GPUs
             batch_format="pyarrow",
             # of one size: Ray Data gives up actors that wait for a node, and takes its time to request them again. At
             # the tail it lets each go that has nothing left to do
@@ -205,7 +205,7 @@ class Queue:
 
 def _configure() -> None:
     context = ray_workarounds.quiet_data()
-    # a GPU may take hours to come, and a model to load; a batch that hangs is ended anyway
+    # a GPU may take hours to become available, and a model to load; a batch that hangs is ended anyway
     context.execution_no_progress_timeout_s = -1
     context.max_consecutive_actor_init_deaths = INIT_DEATHS
     context.max_errored_blocks = 0  # more would let a block's remaining rows vanish silently
@@ -256,7 +256,7 @@ class Results:
             self._put(error)
 
     def _put(self, item: pa.Table | BaseException | None) -> bool:
-        """Hand an item over; False if nobody takes it any more."""
+        """Pass an item on; False if nobody takes it any more."""
         while not self._closed.is_set():
             with contextlib.suppress(queue.Full):
                 self._arrived.put(item, timeout=POLL_SECONDS)
@@ -277,7 +277,7 @@ def check_comes_up(tracker: Any) -> None:
     ready, _ = ray.wait([answer], timeout=FIRST_SECONDS)
     if not ready:
         last_words = ray_workarounds.last_words()
-        raise ClusterRefused(f"no process of Ray's came up here within {FIRST_SECONDS:.0f} s; {last_words}")
+        raise ClusterRefused(f"no Ray process started here within {FIRST_SECONDS:.0f} s; {last_words}")
     try:
         ray.get(answer)
     except RayError as error:
@@ -287,7 +287,7 @@ def check_comes_up(tracker: Any) -> None:
 def _explain(error: BaseException, work: Work) -> BaseException:
     """A Refused where Ray's error is a fatal one of a worker, or of actors that could not start; else the error."""
     names = "|".join(kind.__name__ for kind in work.fatal)
-    # Ray gives a worker's traceback as text, whose last line has the error's name and message
+    # Ray returns a worker's traceback as text, whose last line has the error's name and message
     fatal = re.findall(rf"\b(?:{names}): (.+)", str(error)) if names else []
     if fatal:
         return work.refusal(one_line(Exception(fatal[-1])))

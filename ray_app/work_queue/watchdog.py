@@ -27,7 +27,7 @@ class Watchdog:
 
     Args:
         tracker: its handle.
-        timeout: seconds a batch may take; None for 20 times the median seen, at least 600.
+        timeout: seconds that a batch may take; None for 20 times the median seen, at least 600.
         name: what the workers load, for messages.
         terms: how messages name the rest.
     """
@@ -36,7 +36,7 @@ class Watchdog:
         self.tracker, self.timeout, self.name, self.terms = tracker, timeout, name, terms
         self.replays = 0
         self.has_worker = False
-        """Whether a worker's process has ever come up."""
+        """Whether a worker's process has ever started."""
         self._pending_status: Any = None
         self._next_poll = time.monotonic()
 
@@ -44,7 +44,7 @@ class Watchdog:
         """Act on the tracker's last answer, if there is one.
 
         Raises:
-            Refused: worker after worker died while loading.
+            Refused: one worker after another died while loading.
         """
         import ray
 
@@ -64,7 +64,7 @@ class Watchdog:
         from ray.exceptions import RayError
 
         with contextlib.suppress(RayError):
-            if self._pending_status is not None:  # it has taken notices, which no later answer has
+            if self._pending_status is not None:  # it removed these notices from the tracker: no later answer has them
                 last_status: Any = ray.get(self._pending_status, timeout=ANSWER_SECONDS)
                 self._pending_status = None
                 _warn(last_status.notices)

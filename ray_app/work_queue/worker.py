@@ -24,7 +24,7 @@ class Worker:
     """
 
     ITEM: ClassVar[str]
-    """The column of a batch that names its items; the first one's name stands for the batch."""
+    """The column of a batch that names its items; messages name a batch by its first item."""
     LOADED_ELSEWHERE: ClassVar[tuple[type[Exception], ...]] = ()
     """Errors of `load` after which Ray starts another worker, on another node perhaps; all others end the run."""
 
@@ -53,7 +53,7 @@ class Worker:
         raise NotImplementedError
 
     def explain(self, error: Exception, *arguments: Any) -> Exception:
-        """What to raise for an error of `load`: one whose message a user understands."""
+        """The exception to raise for an error of `load`: one whose message a user understands."""
         return error
 
     def process(self, batch: dict[str, list[Any]]) -> list[Any]:
@@ -65,11 +65,11 @@ class Worker:
         raise NotImplementedError
 
     def finish(self, batch: dict[str, list[Any]], results: list[Any], idle_seconds: float) -> pa.Table:
-        """The rows of a batch, always as many and in the same order. May run while the next batch is processed.
+        """The rows of a batch, one per item and in the same order. May run while the next batch is processed.
 
         Args:
             results: of `process` or `give_up`.
-            idle_seconds: how long this actor had nothing to do before the batch.
+            idle_seconds: how long this actor was idle before the batch.
         """
         raise NotImplementedError
 
@@ -102,7 +102,7 @@ class Worker:
         return results
 
     def _report(self, event: str, *arguments: Any) -> Any:
-        """Tell the tracker and wait: what it has not stored when this process dies is lost."""
+        """Report to the tracker and wait: what it has not stored when this process dies is lost."""
         import ray
 
         return ray.get(getattr(self.tracker, event).remote(*arguments))

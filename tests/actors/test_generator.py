@@ -27,7 +27,7 @@ PROMPTS = ["a dog on a beach", "a red car, 中文 🎉", "a man with an umbrella
 
 
 def make(recipe_for, models, kind, captures=LAST, **flags) -> ImageGenerator:
-    size = {"height": 64, "width": 64}  # a Flux folder says no size: its pipeline draws 1024 px
+    size = {"height": 64, "width": 64}  # a Flux folder says no size: its pipeline generates 1024 px
     flags = {"max_inference_steps": 6, "save_steps": ("6",), "image_format": "png", "batch_size": 2, **size, **flags}
     recipe = recipe_for(model_type=kind.split("_")[0], model_path=models[kind], **flags)
     return ImageGenerator(recipe, list(captures), threads=1)
@@ -40,7 +40,7 @@ def draw(generator, prompts, seeds, captures=None) -> list[dict]:
 
 
 def own_image(models, kind, prompt, seed, **call) -> np.ndarray:
-    """What the pipeline itself draws, decoded and converted by itself."""
+    """What the pipeline itself generates, decoded and converted by itself."""
     pipe = pipeline_class(FAMILIES[kind.split("_")[0]]).from_pretrained(models[kind], dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     generator = [torch.Generator("cpu").manual_seed(seed)]
@@ -82,7 +82,7 @@ def test_flux_guidance_is_the_pipelines_own(recipe_for, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_stops_after_the_last_step_wanted_with_the_same_images(recipe_for, models, kind):
+def test_stops_after_the_last_requested_step_with_the_same_images(recipe_for, models, kind):
     generator = make(recipe_for, models, kind, [Capture(step) for step in STEPS])
     calls = []
     generator.model.denoiser.register_forward_hook(lambda *_: calls.append(1))
@@ -208,8 +208,8 @@ def test_encode_is_deterministic_and_png_keeps_every_pixel():
 
 def test_an_image_that_cannot_be_encoded_is_failed_and_costs_no_other(recipe_for, models):
     generator = make(recipe_for, models, "sdxl_euler", image_format="jpg")
-    drawn = generator.draw({"prompt": PROMPTS[:2], "seed": [0, 0], "captures": [[0], [0]]})
-    drawn[0][0].pixels = np.zeros((1, 65_501, 3), np.uint8)  # a JPEG has 65,500 pixels a side at most
+    drawn = generator.generate({"prompt": PROMPTS[:2], "seed": [0, 0], "captures": [[0], [0]]})
+    drawn[0][0].pixels = np.zeros((1, 65_501, 3), np.uint8)  # a JPEG has 65,500 pixels per side at most
     columns = generator.encode(drawn)
     assert columns["status"] == ["failed", "ok"]
     assert columns["error_type"] == ["OSError", None]
@@ -247,10 +247,10 @@ def test_separate_runs_are_the_pipelines_own_shorter_runs(recipe_for, models):
 
 
 def test_two_threads_that_take_turns_draw_the_same_bytes(recipe_for, models):
-    """One batch's files are encoded while the next batch is drawn."""
+    """One batch's files are encoded while the next batch is generated."""
     generator = make(recipe_for, models, "sdxl_ancestral")
     batches = [{"prompt": [prompt], "seed": [seed], "captures": [[0]]} for seed, prompt in enumerate(PROMPTS)]
     alone = [generator(batch)["image"] for batch in batches]
     with ThreadPoolExecutor(2) as pool:
-        waiting = [pool.submit(generator.encode, generator.draw(batch)) for batch in batches]
+        waiting = [pool.submit(generator.encode, generator.generate(batch)) for batch in batches]
         assert [one.result()["image"] for one in waiting] == alone

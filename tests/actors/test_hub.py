@@ -77,17 +77,17 @@ def test_the_recipes_commit_is_loaded_after_its_branch_has_moved_on(served, reci
     served.main["lab/sdxl"] = NEW
     assert loaded_weight(recipe) == {0.0}
     strict, _ = recipes.differences(recipe_for(model_path="lab/sdxl"), vars(recipe))
-    assert strict == [f"the model's revision: this output has '{OLD}', this run asks for '{NEW}'"]
+    assert strict == [f"the model's revision: this output has '{OLD}', this run requests '{NEW}'"]
 
 
-def test_a_commit_that_is_asked_for_is_loaded(served, recipe_for):
+def test_a_requested_commit_is_loaded(served, recipe_for):
     recipe = recipe_for(model_path="lab/sdxl", revision=NEW)
     assert recipe.model_revision == NEW
     assert loaded_weight(recipe) == {1.0}
 
 
 def test_only_what_is_read_is_downloaded_and_once(served, commits, recipe_for, said):
-    """Another variant, another format and pictures stay where they are."""
+    """Files of another variant or format, and images, are not downloaded."""
     folder = commits[OLD]
     for other in ("unet/diffusion_pytorch_model.fp16.safetensors", "unet/model.onnx", "picture.png"):
         (folder / other).write_bytes(b"0")
@@ -143,7 +143,7 @@ def test_an_overloaded_hub_is_asked_again(status, served, recipe_for, said):
     assert fetched(recipe, said)
     assert len(said) == 1
     assert said[0].startswith(f"lab/sdxl: HTTP Error {status} thrown while requesting HEAD {served.address}/lab/sdxl/")
-    assert said[0].endswith("; the client tries again")
+    assert said[0].endswith("; the client retries")
 
 
 class NetworkError(Exception):
@@ -160,7 +160,7 @@ def test_what_the_client_gives_up_is_tried_again_with_growing_pauses(said, monke
         return "here"
 
     assert hub.patiently(download, "lab/sdxl", said.append) == "here"
-    why = "lab/sdxl: the hub can't be reached (reset); trying again in"
+    why = "lab/sdxl: the hub can't be reached (reset); retrying in"
     assert said == [f"{why} 0.01 s", f"{why} 0.02 s"]
     left += [NetworkError("reset")] * 3
     with pytest.raises(ModelError, match=r"the hub can't be reached \(reset\)"):
@@ -178,7 +178,7 @@ def test_weights_that_an_overloaded_hub_does_not_give(served, recipe_for, said, 
     served.ill = (503, -1)
     with pytest.raises(ModelError, match=r"^lab/sdxl: the hub answers 503 for \w+/\w+\.safetensors$"):
         fetched(recipe, said)
-    assert [line.endswith("; the client tries again") for line in said] == [True]
+    assert [line.endswith("; the client retries") for line in said] == [True]
 
 
 @pytest.mark.parametrize("status", [403, 404])
@@ -192,7 +192,7 @@ def test_weights_that_the_hub_does_not_give(status, served, recipe_for, said):
 
 def test_what_can_not_be_had(served, tmp_path, monkeypatch):
     for repository, revision, message in (
-        ("lab/other", None, "lab/other: no such folder, and no such model on the hub (private ones need HF_TOKEN)"),
+        ("lab/other", None, "lab/other: neither a folder nor a model on the hub (private ones need HF_TOKEN)"),
         ("lab/sdxl", "v9", "lab/sdxl: the hub has no revision 'v9' of it"),
     ):
         with pytest.raises(Refused) as raised:

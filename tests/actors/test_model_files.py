@@ -1,4 +1,4 @@
-"""Models whose files are incomplete, cut or others': never a picture of weights or words that are not theirs."""
+"""Models whose files are incomplete, cut or others': never an image from another model's weights or tokenizers."""
 
 import hashlib
 import json
@@ -101,7 +101,7 @@ def test_each_part_is_loaded_of_the_variant_that_it_has(parts, variant, folder, 
         assert np.array_equal(made.pixels(["a dog"], [0], [Capture(4)])[Capture(4)], plain)
 
 
-def test_the_variant_that_is_asked_for_is_the_one_that_is_loaded(folder, recipe_for):
+def test_the_requested_variant_is_the_one_that_is_loaded(folder, recipe_for):
     file = folder / "unet/diffusion_pytorch_model.safetensors"
     other = file.with_suffix(".mine.safetensors")
     shutil.copy(file, other)
@@ -177,14 +177,14 @@ def test_checksums_are_made_where_nothing_can_be_kept(folder, monkeypatch, tmp_p
     assert checksums.of([file]) == [hashlib.sha256(file.read_bytes()).hexdigest()]
 
 
-def test_a_worker_draws_with_no_other_weights_than_the_run_began_with(folder, recipe_for):
+def test_a_worker_generates_with_no_other_weights_than_the_run_began_with(folder, recipe_for):
     """As on a node whose copy of the folder is another."""
     recipe = recipe_for(model_path=str(folder), **FLAGS)
     edit(folder / "unet/diffusion_pytorch_model.safetensors", lambda weights: weights["conv_in.bias"].add_(1))
     with pytest.raises(ModelError, match="its files on this machine are not those that the run began with"):
         ImageGenerator(recipe, [Capture(4)], threads=1)
     shutil.rmtree(folder)
-    with pytest.raises(ModelError, match="no such folder on this machine"):
+    with pytest.raises(ModelError, match="this folder does not exist on this machine"):
         ImageGenerator(recipe, [Capture(4)], threads=1)
 
 
@@ -194,7 +194,7 @@ TOKENIZERS = [("sdxl", "tokenizer"), ("sdxl", "tokenizer_2"), ("flux", "tokenize
 @pytest.mark.parametrize("damage", ["no folder", "no vocabulary", "cut"])
 @pytest.mark.parametrize(("family", "part"), TOKENIZERS)
 def test_a_tokenizer_without_its_words_is_refused(family, part, damage, tmp_path, recipe_for):
-    """It would draw the same picture of every prompt."""
+    """It would generate the same image for every prompt."""
     folder = Path(shutil.copytree(tiny.folder(family), tmp_path / "model"))
     vocabulary = folder / part / "tokenizer.json"
     if damage == "no folder":
@@ -208,7 +208,7 @@ def test_a_tokenizer_without_its_words_is_refused(family, part, damage, tmp_path
     assert "\n" not in str(raised.value)
 
 
-def test_the_scheduler_that_draws_is_the_one_of_the_pipelines_index(folder, recipe_for):
+def test_the_scheduler_in_use_is_the_one_of_the_pipelines_index(folder, recipe_for):
     """Its own config may name another, which diffusers passes over."""
     config = folder / "scheduler/scheduler_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "_class_name": "EulerDiscreteScheduler"}))
@@ -216,7 +216,7 @@ def test_the_scheduler_that_draws_is_the_one_of_the_pipelines_index(folder, reci
     assert made.recipe.scheduler == type(made.model.pipe.scheduler).__name__ == "EulerAncestralDiscreteScheduler"
 
 
-def test_a_unet_without_a_size_draws_the_size_that_is_asked_for(folder, recipe_for):
+def test_a_unet_without_a_size_generates_the_requested_size(folder, recipe_for):
     config = folder / "unet/config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "sample_size": None}))
     drawn = generator(folder, recipe_for).pixels(["a dog"], [0], [Capture(4)])[Capture(4)][0]

@@ -38,7 +38,7 @@ def test_a_field_that_comes_later_leaves_what_was_drawn_before_as_it_is(recipe_f
     tiled = LaterRecipe(**known, tiling=True)
     assert tiled.fingerprint() != recipe.fingerprint()
     assert recipes.differences(LaterRecipe(**known), known) == ([], [])
-    assert recipes.differences(tiled, known) == (["tiling: this output has False, this run asks for True"], [])
+    assert recipes.differences(tiled, known) == (["tiling: this output has False, this run requests True"], [])
     assert recipes.differences(recipe, dataclasses.asdict(LaterRecipe(**known))) == ([], [])
 
 

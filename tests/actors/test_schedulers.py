@@ -1,4 +1,4 @@
-"""Every scheduler that diffusers has: the images are those of its own pipeline, or none is drawn."""
+"""Every scheduler that diffusers has: the images are those of its own pipeline, or none is generated."""
 
 import dataclasses
 import itertools
@@ -108,7 +108,7 @@ def test_what_cannot_be_drawn_is_refused_before_the_first_prompt(
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # of schedulers that divide by zero, and are refused or draw as their pipeline
+@pytest.mark.filterwarnings("ignore")  # of schedulers that divide by zero, and are refused or work as in their pipeline
 @pytest.mark.parametrize(
     ("family", "scheduler", "spacings", "least"),
     [
@@ -121,7 +121,7 @@ def test_what_cannot_be_drawn_is_refused_before_the_first_prompt(
 def test_every_scheduler_draws_its_own_pipelines_image_or_none(
     family, scheduler, spacings, least, recipe_for, tmp_path
 ):
-    """In 1, 4, 8 and 32 steps; `least` cases of them are drawn."""
+    """In 1, 4, 8 and 32 steps; at least `least` cases of them are generated."""
     generator = loaded(recipe_for, model(tmp_path / "model", family, scheduler), family, 1)
     pipe, recipe = generator.model.pipe, generator.recipe
     config = dict(pipe.scheduler.config)

@@ -1,4 +1,4 @@
-"""The shipped tiny models draw what they are asked for, and any other prompt."""
+"""The shipped tiny models generate what is requested, and accept any other prompt."""
 
 import numpy as np
 import pytest
@@ -34,16 +34,16 @@ def test_together_they_are_16_mb_of_float16():
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_they_draw_what_they_are_asked_for(recipe_for, kind):
-    """For how many of twenty names is the right picture the nearest? By chance for one."""
+def test_they_generate_what_is_requested(recipe_for, kind):
+    """For how many of twenty names is the right training image the nearest? By chance for one."""
     recipe = recipe_for(model_type=kind, model_path="tiny", batch_size=len(NAMES))
     family = pipelines.load(recipe)
     sheet = torch.from_numpy(np.array(Image.open(REFERENCE).convert("RGB"))).float() / 127.5 - 1
-    pictures = torch.stack(sheet.split(tiny.SIZE, dim=1)).permute(0, 3, 1, 2)
+    images = torch.stack(sheet.split(tiny.SIZE, dim=1)).permute(0, 3, 1, 2)
     wanted = [Capture(step, snapshot) for step, snapshot in ((1, "xt"), (8, "x0"), (32, "xt"))]
     with torch.no_grad(), StepCapture(wanted, 32).attached(family.pipe) as capture:
         pipelines.denoise(family, [family.encode(name) for name in NAMES], [0] * len(NAMES), 32, capture)
-        known = family.pipe.vae.encode(pictures).latent_dist.mean
+        known = family.pipe.vae.encode(images).latent_dist.mean
         drawn = [family.pipe.vae.encode(family.decode(capture.latents[one])).latent_dist.mean for one in wanted]
     right = [
         int((torch.cdist(latents.flatten(1), known.flatten(1)).argmin(1) == torch.arange(len(NAMES))).sum())
@@ -55,7 +55,7 @@ def test_they_draw_what_they_are_asked_for(recipe_for, kind):
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_any_prompt_is_drawn(recipe_for, kind):
+def test_any_prompt_gives_an_image(recipe_for, kind):
     flags = {"max_inference_steps": 2, "save_steps": ("2",), "batch_size": 4}
     generator = ImageGenerator(recipe_for(model_type=kind, model_path="tiny", **flags), [Capture(2)], threads=1)
     prompts = ["", " ", "一只狗在海边", "🐶🐶 👩‍🚀", "\0", "Ünïcode DOG!?", "dog " * 100, "<unk> <|endoftext|> </s>"]

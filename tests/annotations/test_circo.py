@@ -110,7 +110,7 @@ def test_slots_are_numbered_as_the_scripts_number_files(load):
     assert slots[3]["file"] == "combined/combined_281438_3.jpg"
     assert slots[4]["file"] == "combined_query4/combined_281438_0.jpg"
     assert len({slot["denoise_id"] for slot in slots}) == 4
-    with pytest.raises(Refused, match="--seed 4294967295: with 2 images a prompt seeds would pass"):
+    with pytest.raises(Refused, match="--seed 4294967295: with 2 images per prompt seeds would pass"):
         circo.slots(queries, 2, seed=2**32 - 1, seed_mode="image", image_format="jpg")
 
 

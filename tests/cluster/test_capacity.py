@@ -184,6 +184,6 @@ def test_the_line_says_what_it_waits_for_and_after_ten_minutes_where_to_look(mon
     assert capsys.readouterr().err == ""
 
 
-def test_without_an_autoscaler_a_run_waits_for_nothing():
+def test_a_run_without_an_autoscaler_waits_for_nothing():
     state = PoolWatch(2, lambda: 0, lambda: 0, None).state()
     assert (state.up, state.requested, state.waiting_for) == (0, 2, None)

@@ -85,7 +85,7 @@ def test_an_ipv6_address_is_understood():
 
 @pytest.mark.parametrize("address", ["ray://head:10001", "http://head:8265"])
 def test_an_address_of_another_kind_is_refused_with_what_to_give(address):
-    with pytest.raises(Refused, match=f"--address {address}: is no address that a driver can join; give HOST:PORT"):
+    with pytest.raises(Refused, match=f"--address {address}: is not an address that a driver can join; give HOST:PORT"):
         connection._check_answers(address)
 
 
@@ -93,7 +93,7 @@ def test_a_dashboards_address_in_the_environment_is_named(tmp_path):
     result = run_cli("generate", *DRAW, cwd=tmp_path, RAY_ADDRESS="http://127.0.0.1:8265")
     assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)
     assert result.stderr.startswith(
-        "proxyqueue: RAY_ADDRESS http://127.0.0.1:8265: is no address that a driver can join"
+        "proxyqueue: RAY_ADDRESS http://127.0.0.1:8265: is not an address that a driver can join"
     )
 
 
@@ -168,7 +168,7 @@ def as_nobody() -> tuple[list[str], dict[str, str]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("home", ["/", None])
-def test_a_home_that_can_not_be_written_keeps_nobody_from_drawing(home, tmp_path):
+def test_a_home_that_can_not_be_written_does_not_prevent_a_run(home, tmp_path):
     """As with `docker run --user`. HOME is not set at all, too."""
     python, needs = as_nobody()
     kept = {name: value for name, value in os.environ.items() if name not in ("HOME", "RAY_TMPDIR")}
@@ -209,10 +209,10 @@ def test_a_broken_installation_of_a_worker_ends_the_run_with_its_words(tmp_path)
 def test_a_run_does_not_wait_for_ever_for_its_first_process(ray_local, monkeypatch):
     import ray
 
-    ledger = ray.remote(num_cpus=0, num_gpus=9)(InFlightTracker).remote()  # has no place
+    tracker = ray.remote(num_cpus=0, num_gpus=9)(InFlightTracker).remote()  # has no place
     monkeypatch.setattr(queue, "FIRST_SECONDS", 1.0)
-    with pytest.raises(Refused, match=r"^no process of Ray's came up here within 1 s; ") as raised:
-        queue.check_comes_up(ledger)
+    with pytest.raises(Refused, match=r"^no Ray process started here within 1 s; ") as raised:
+        queue.check_comes_up(tracker)
     assert "the last one said: " in str(raised.value) or "/session_" in str(raised.value)
 
 
@@ -237,7 +237,7 @@ def test_a_node_on_which_no_process_comes_up_is_named(tmp_path):
             run.send_signal(signal.SIGINT)
             left = run.stderr.read()
     assert run.returncode == 130, left
-    assert "no worker has come up in 5 s: no process comes up on node " in told
+    assert "no worker has started in 5 s: no process comes up on node " in told
 
 
 @pytest.mark.slow

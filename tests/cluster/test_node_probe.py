@@ -61,7 +61,7 @@ def test_a_node_has_two_minutes_to_answer(ray_local, monkeypatch):
 
     monkeypatch.setattr(ray, "wait", observed)
     began = time.monotonic()
-    (node,) = node_probe.survey()
+    (node,) = node_probe.probe_nodes()
     assert max(waited) == 120  # Ray's own threads wait too, for less
     assert node.answer
     assert time.monotonic() - began < 60

@@ -201,7 +201,7 @@ def output(ray_local, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def macs_file(output) -> Iterator[None]:
-    """A file of the Finder's beside the parts."""
+    """A file of the Finder's among the parts."""
     hidden = output / "index/model=sdxl/._part-x.parquet"
     hidden.write_text("not Parquet")
     yield

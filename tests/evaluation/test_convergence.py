@@ -23,11 +23,11 @@ NOISE = np.random.default_rng(0).integers(-1, 2, (32, 48, 3)) * 40
 """What a step is off by: -40, 0 or 40 a value, times what is left to do."""
 
 
-def picture(query: int, step: int, last: int = 8) -> np.ndarray:
+def made_image(query: int, step: int, last: int = 8) -> np.ndarray:
     return np.clip(np.full((32, 48, 3), 100 + query) + NOISE * (last - step) // last, 0, 255).astype(np.uint8)
 
 
-def add(output: Path, queries, captures, recipe=RECIPE, run_id="run-1", pixels=picture, **more) -> None:
+def write_output(output: Path, queries, captures, recipe=RECIPE, run_id="run-1", pixels=made_image, **more) -> None:
     """Lossless images that come nearer to the last by a known amount each step; `more` are columns of every row."""
     images = []
     for query in queries:
@@ -45,13 +45,13 @@ def measured(output: Path, *arguments: str, code: int = 0) -> list[dict]:
 
 def test_rows_say_psnr_and_ssim_of_each_earlier_step(tmp_path, capsys):
     output = tmp_path / "out"
-    add(output, range(3), [("xt", 2), ("xt", 4), ("xt", 8)])
+    write_output(output, range(3), [("xt", 2), ("xt", 4), ("xt", 8)])
     rows = measured(output)
     assert [(row["query_id"], row["step"], row["last_step"]) for row in rows] == [
         (query, step, 8) for query in range(3) for step in (2, 4)
     ]
     for row in rows:
-        error = picture(row["query_id"], row["step"]).astype(float) - picture(row["query_id"], 8)
+        error = made_image(row["query_id"], row["step"]).astype(float) - made_image(row["query_id"], 8)
         assert row["psnr"] == pytest.approx(10 * math.log10(255**2 / (error**2).mean()), abs=1e-4)
         assert row["problem"] is None
     assert rows[0]["ssim"] < rows[1]["ssim"] < 1
@@ -64,8 +64,8 @@ def test_rows_say_psnr_and_ssim_of_each_earlier_step(tmp_path, capsys):
         assert plot.size == (1500, 600)
 
 
-def test_ssim_is_that_of_its_authors_on_a_flat_picture():
-    """Of two flat pictures SSIM has a closed form: (2ab + c) / (a² + b² + c) with c = (0.01 · 255)²."""
+def test_ssim_is_that_of_its_authors_on_a_flat_image():
+    """For two flat images SSIM has a closed form: (2ab + c) / (a² + b² + c) with c = (0.01 · 255)²."""
     dark, light = (np.full((16, 16, 3), value, np.uint8) for value in (60, 120))
     expected = (2 * 60 * 120 + 2.55**2) / (60**2 + 120**2 + 2.55**2)
     assert image_similarity.compare(dark, light).ssim == pytest.approx(expected)
@@ -75,11 +75,11 @@ def test_ssim_is_that_of_its_authors_on_a_flat_picture():
 def test_only_images_of_one_slot_and_denoise_are_compared(tmp_path):
     output = tmp_path / "out"
     both = [(snapshot, step) for snapshot in ("xt", "x0") for step in (2, 8)]
-    add(output, range(4), both)
-    add(output, [1], [("xt", 8), ("x0", 8)], run_id="run-2", status="failed", bytes=None)
-    add(output, [2], [("xt", 2)], run_id="run-3", denoise_id="another")
+    write_output(output, range(4), both)
+    write_output(output, [1], [("xt", 8), ("x0", 8)], run_id="run-2", status="failed", bytes=None)
+    write_output(output, [2], [("xt", 2)], run_id="run-3", denoise_id="another")
     (output / "proxy_images_sdxl_step2/combined/combined_r3_0.png").unlink()
-    add(output, [9], [("xt", 1), ("xt", 4)], FLUX, "run-f")
+    write_output(output, [9], [("xt", 1), ("xt", 4)], FLUX, "run-f")
     rows = measured(output)
     assert [(row["model"], row["query_id"], row["snapshot"], row["step"], row["last_step"]) for row in rows] == [
         ("flux", 9, "xt", 1, 4),
@@ -93,7 +93,7 @@ def test_only_images_of_one_slot_and_denoise_are_compared(tmp_path):
 
 def test_the_last_of_the_steps_named_is_compared_with(tmp_path):
     output = tmp_path / "out"
-    add(output, [0], [("xt", step) for step in (1, 2, 4, 8)])
+    write_output(output, [0], [("xt", step) for step in (1, 2, 4, 8)])
     rows = measured(output, "--steps", "4", "1")
     assert [(row["step"], row["last_step"]) for row in rows] == [(1, 4)]
 
@@ -101,10 +101,10 @@ def test_the_last_of_the_steps_named_is_compared_with(tmp_path):
 def test_what_cannot_be_compared_is_named_and_costs_nothing_else(tmp_path, capsys):
     output = tmp_path / "out"
     captures = [("xt", 2), ("xt", 4), ("xt", 8)]
-    add(output, range(3), captures)
+    write_output(output, range(3), captures)
     damaged = output / "proxy_images_sdxl_step8/combined/combined_r1_0.png"
     damaged.write_bytes(b"\0" * damaged.stat().st_size)
-    add(output, [2], [("xt", 4)], run_id="run-2", pixels=lambda *_: picture(2, 4)[:20])
+    write_output(output, [2], [("xt", 4)], run_id="run-2", pixels=lambda *_: made_image(2, 4)[:20])
     rows = measured(output, code=1)
     values = {(row["query_id"], row["step"]): row["psnr"] for row in rows}
     assert {key for key, psnr in values.items() if psnr is None} == {(1, 2), (1, 4), (2, 4)}
@@ -116,7 +116,7 @@ def test_what_cannot_be_compared_is_named_and_costs_nothing_else(tmp_path, capsy
 
 def test_equal_images_are_infinitely_near_and_the_plot_bears_it(tmp_path):
     output = tmp_path / "out"
-    add(output, range(2), [("xt", 1), ("xt", 8)], pixels=lambda query, _: picture(query, 8))
+    write_output(output, range(2), [("xt", 1), ("xt", 8)], pixels=lambda query, _: made_image(query, 8))
     assert [(row["psnr"], row["ssim"]) for row in measured(output)] == [(math.inf, 1.0)] * 2
     nothing = convergence_plot.png([])
     assert Image.open(io.BytesIO(nothing)).size == (1500, 600)
@@ -125,14 +125,14 @@ def test_equal_images_are_infinitely_near_and_the_plot_bears_it(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--steps", "8"], "--steps 8: name at least two, the last is what others are compared with"),
+        (["--steps", "8"], "--steps 8: name at least two; the others are compared with the last one"),
         (["--steps", "0", "8"], "--steps 0: steps begin at 1"),
-        (["--model_type", "flux"], "index: no image of flux in it; set --output_base_path"),
+        (["--model_type", "flux"], "index: has no image of flux; set --output_base_path"),
         (["--steps", "1", "2"], "index: no slot has two steps' images of one denoise; nothing to compare"),
     ],
 )
 def test_nothing_to_compare_is_refused(tmp_path, capsys, arguments, told):
-    add(tmp_path / "out", [0], [("xt", 2), ("xt", 8)])
+    write_output(tmp_path / "out", [0], [("xt", 2), ("xt", 8)])
     assert main(["convergence", "--output_base_path", str(tmp_path / "out"), *arguments]) == 2
     assert capsys.readouterr().err.strip().endswith(told)
     assert not (tmp_path / "out/convergence").exists()
@@ -140,7 +140,9 @@ def test_nothing_to_compare_is_refused(tmp_path, capsys, arguments, told):
 
 def test_pairs_of_many_slots_are_made_at_once(tmp_path):
     """A table of pairs has each slot's rows together, so that a task decodes its last image once."""
-    add(tmp_path, range(200), [("xt", 1), ("xt", 2), ("xt", 8)], pixels=lambda *_: np.zeros((1, 1, 3), np.uint8))
+    write_output(
+        tmp_path, range(200), [("xt", 1), ("xt", 2), ("xt", 8)], pixels=lambda *_: np.zeros((1, 1, 3), np.uint8)
+    )
     shown = Trajectories(open_output(str(tmp_path)), ["sdxl"])
     made = convergence.pairs(shown.rows("sdxl"), "sdxl")
     assert made["query_id"].to_pylist() == [query for query in range(200) for _ in range(2)]
@@ -149,7 +151,7 @@ def test_pairs_of_many_slots_are_made_at_once(tmp_path):
     ]
 
 
-def test_a_drawn_output_by_the_command_stays_whole_and_clean_takes_it_all(output, capsys):
+def test_a_generated_output_stays_whole_and_clean_removes_it_all(output, capsys):
     assert main(["convergence", "--output_base_path", str(output)]) == 0
     told = capsys.readouterr().out
     assert told.splitlines()[1].split()[:6] == ["sdxl", "xt", "1", "of", "4", "12"]

@@ -102,7 +102,7 @@ def test_metadata_is_no_stray_goes_with_clean_and_never_outlives_an_image(output
     assert not step4.exists()
 
 
-def test_drawing_removes_the_metadata_that_would_lie(output, ray_local):
+def test_generating_removes_metadata_that_would_be_stale(output, ray_local):
     assert exported(output, "imagefolder") == 0
     (output / "proxy_images_sdxl_step4/combined/combined_100102_0.jpg").unlink()
     generate_sample(output, SyntheticWorker)
@@ -110,7 +110,7 @@ def test_drawing_removes_the_metadata_that_would_lie(output, ray_local):
     assert (output / "proxy_images_sdxl_step1/metadata.parquet").exists()
 
 
-def test_trajectories_have_a_row_a_slot_and_an_image_column_a_step(mixed, tmp_path, datasets, monkeypatch):
+def test_trajectories_have_one_row_per_slot_and_one_image_column_per_step(mixed, tmp_path, datasets, monkeypatch):
     monkeypatch.setattr(trajectories, "SLOTS_A_GROUP", 2)
     assert exported(mixed, "trajectories", "--export_path", tmp_path / "ex", "--shard_images", 4) == 0
     files = sorted(path.name for path in (tmp_path / "ex").iterdir())
@@ -196,10 +196,10 @@ def test_ipcir_names_what_scripts_would_read_wrong(mixed, capsys):
     assert exported(mixed, "ipcir", "--steps", 1, "--snapshot", "xt", "--model_type", "sdxl") == 1
     out = capsys.readouterr().out
     assert "combined_r#0_7.jpg: not an image of the index; scripts read it as one of reference r#0" in out
-    assert "combined_r#3_1.jpg: missing; reference r#3 has an image less" in out
+    assert "combined_r#3_1.jpg: missing; reference r#3 has one image fewer" in out
     assert "combined_r#20_0.jpg: missing" in out
     assert exported(mixed, "ipcir", "--steps", 4, "--snapshot", "xt") == 1
-    assert "combined_r#2_0.jpg: failed: OutOfMemory; reference r#2 has an image less" in capsys.readouterr().out
+    assert "combined_r#2_0.jpg: failed: OutOfMemory; reference r#2 has one image fewer" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -208,23 +208,23 @@ def test_ipcir_names_what_scripts_would_read_wrong(mixed, capsys):
         (["trajectories"], "--export_path: name the folder that --format trajectories writes"),
         (["ipcir", "--by_query"], "--export_path: name the folder that --format ipcir writes"),
         (["ipcir", "--export_path", "x"], "--export_path: --format ipcir takes none"),
-        (["imagefolder", "--by_query", "--export_path", "x"], "--by_query: goes with --format ipcir"),
-        (["trajectories", "--export_path", "HERE"], "--export_path HERE: is there already; name a new or empty folder"),
-        (["trajectories", "--export_path", "s3://b/x"], "--export_path s3://b/x: must be a folder of this machine"),
+        (["imagefolder", "--by_query", "--export_path", "x"], "--by_query: requires --format ipcir"),
+        (["trajectories", "--export_path", "HERE"], "--export_path HERE: exists already; name a new or empty folder"),
+        (["trajectories", "--export_path", "s3://b/x"], "--export_path s3://b/x: must be a local or mounted folder"),
         (["trajectories", "--export_path", "/proc/x"], "--export_path /proc/x: can't be written: "),
         (["trajectories", "--export_path", "x", "--shard_images", "0"], "--shard_images 0: must be from 1 to 1000000"),
-        (["imagefolder", "--steps", "7"], "HERE/index: no such image in it; set --output_base_path"),
-        (["ipcir", "--steps", "7"], "HERE/index: no image of sdxl or flux at --steps 7 in it; set --output_base_path"),
+        (["imagefolder", "--steps", "7"], "HERE/index: has no such image; set --output_base_path"),
+        (["ipcir", "--steps", "7"], "HERE/index: has no image of sdxl or flux at --steps 7; set --output_base_path"),
     ],
 )
-def test_what_makes_no_sense_is_refused(mixed, capsys, arguments, message):
+def test_invalid_flags_are_refused(mixed, capsys, arguments, message):
     arguments = [text.replace("HERE", str(mixed)) for text in arguments]
     assert refusal(capsys, mixed, *arguments).startswith(message.replace("HERE", str(mixed)))
 
 
 def test_an_empty_folder_is_refused(tmp_path, capsys):
     for kind in ("imagefolder", "ipcir"):
-        assert refusal(capsys, tmp_path, kind).startswith(f"{tmp_path}/index: no ")
+        assert refusal(capsys, tmp_path, kind).startswith(f"{tmp_path}/index: has no ")
 
 
 def test_an_interrupted_export_leaves_nothing(mixed, tmp_path):

@@ -253,7 +253,7 @@ def test_failures_are_shown_as_such_and_what_is_gone_too(page):
     assert cells == ["failed\nOutOfMemory"] * SLOTS
     assert "OutOfMemory: too <b>large</b>" in page.find_element("id", "query-8").text
     gone = page.find_elements("css selector", "#query-9 figure .none")
-    assert [cell.get_attribute("textContent") for cell in gone] == ["not there"]
+    assert [cell.get_attribute("textContent") for cell in gone] == ["missing"]
 
 
 def test_jumping_to_a_query_of_another_page(page):
@@ -339,7 +339,7 @@ def luminance(colour: str) -> float:
 
 
 def test_the_folder_can_be_sent_alone(browser, sixty, tmp_path):
-    """Without the output beside it the copies are shown, in the dialog too."""
+    """Without the output next to it, thumbnails are shown, also in the dialog."""
     alone = Path(shutil.copytree(sixty / "gallery", tmp_path / "sent"))
     texts = [path.read_text() for path in alone.glob("*.*") if path.is_file()]
     assert not any(str(sixty) in text or "http://" in text or "https://" in text for text in texts)
@@ -419,7 +419,7 @@ def test_clean_takes_the_gallery_with_all_else(tmp_path, capsys):
     assert [path.relative_to(output).as_posix() for path in output.rglob("*")] == ["gallery", "gallery/mine.txt"]
 
 
-def test_a_file_that_is_no_picture_is_named_and_the_page_goes_on(tmp_path, capsys):
+def test_a_file_that_is_not_an_image_is_named_and_the_page_continues(tmp_path, capsys):
     output = tmp_path / "out"
     add(output, [0], ["xt"], [1])
     bad = output / "proxy_images_sdxl_step1/combined/combined_r#0_1.jpg"
@@ -464,17 +464,17 @@ def test_the_contact_sheet_has_each_image_in_its_place(sixty, tmp_path):
         (["--contact_sheet", "a.gif"], "--contact_sheet a.gif: must end with .png"),
         (["--query_ids", "99"], "--query_ids 99: no image of this query in the index"),
         (["--json_file", "/none"], "/none: no such file; name the annotations with --json_file"),
-        (["--model_type", "flux"], "HERE/index: no image of flux in it; set --output_base_path"),
+        (["--model_type", "flux"], "HERE/index: has no image of flux; set --output_base_path"),
         (["--gallery_path", "/proc/none"], "/proc/none: can't be written: No such file or directory"),
     ],
 )
-def test_what_makes_no_sense_is_refused(sixty, capsys, arguments, message):
+def test_invalid_flags_are_refused(sixty, capsys, arguments, message):
     capsys.readouterr()
     assert shown(sixty, *arguments) == 2
     assert capsys.readouterr().err.splitlines()[-1] == f"proxyqueue: {message.replace('HERE', str(sixty))}"
 
 
-def test_more_than_a_picture_can_hold_is_refused(sixty, tmp_path, capsys):
+def test_more_slots_than_one_image_can_hold_are_refused(sixty, tmp_path, capsys):
     assert shown(sixty, "--contact_sheet", str(tmp_path / "a.png"), "--thumbnails", "4096", "--limit", "2") == 0
     add(tmp_path / "large", range(60), ["xt"], [1], size=(300, 300))
     assert shown(tmp_path / "large", "--contact_sheet", str(tmp_path / "b.png")) == 2

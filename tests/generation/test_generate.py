@@ -27,7 +27,7 @@ import ray.data
 from actors.errors import ModelError, ModelNeedsMemory
 from ray_app.cluster import connection
 from ray_app.errors import OK, SOME_FAILED, Refused
-from ray_app.generation import generate as verb
+from ray_app.generation import generate as command
 from ray_app.generation.generate import prepare
 from ray_app.generation.options import Generate
 from ray_app.generation.worker import ImageWorker
@@ -57,7 +57,7 @@ def options(output: Path, **flags) -> Generate:
 
 
 def generate(asked: Generate, worker: type[ImageWorker] = SyntheticWorker) -> int:
-    return verb.generate(asked, worker)
+    return command.generate(asked, worker)
 
 
 def with_prompts(folder: Path, prompts: dict[tuple[int, int], str]) -> str:
@@ -203,7 +203,7 @@ def test_what_was_deleted_is_generated_again_in_other_batches_bit_for_bit(tmp_pa
     assert read_tree(output) == before
 
 
-def test_more_prompts_and_steps_are_added_to_what_is_there(output, finished):
+def test_more_prompts_and_steps_are_added_to_existing_images(output, finished):
     assert generate(options(output, num_prompts=5, save_steps=("1", "2", "3", "4"))) == OK
     images = read_tree(output)
     assert len(images) == 6 * 5 * 4
@@ -274,7 +274,7 @@ def test_a_prompt_that_fails_is_a_row_and_the_rerun_tries_it_again(tmp_path, cap
     assert "66 skipped, 6 failed" in capsys.readouterr().out
 
 
-def test_failed_prompts_are_skipped_where_that_is_asked_for(tmp_path, capsys):
+def test_failed_prompts_are_skipped_on_request(tmp_path, capsys):
     asked = options(tmp_path / "out", json_file=with_prompts(tmp_path, {(0, 0): FAILS}), limit=1)
     assert generate(asked) == SOME_FAILED
     before = rows(tmp_path / "out")
@@ -363,7 +363,7 @@ def test_a_batch_whose_worker_is_killed_is_repeated_and_counted(finished, tmp_pa
     assert last_record(tmp_path / "out")["summary"]["batches_replayed"] == 1
 
 
-def test_what_workers_have_to_say_is_told_once_a_run(ray_local, tmp_path, capsys):
+def test_notices_of_workers_are_shown_once_per_run(ray_local, tmp_path, capsys):
     flags = {"model_path": "tiny", "max_inference_steps": 2, "save_steps": ("2",), "num_workers": "2"}
     options = Generate(json_file=str(SAMPLE), output_base_path=str(tmp_path), batch_size=1, **flags)
     assert generate(options, TalkingWorker) == OK
@@ -377,8 +377,8 @@ def test_smaller_batches_for_lack_of_memory_are_said_once(tmp_path, capsys):
     said = [line for line in capsys.readouterr().err.splitlines() if "ran out of memory" in line]
     assert len(said) == 1
     assert re.fullmatch(
-        r"proxyqueue: worker \w{8} ran out of memory at 4 prompts; it draws [12] at a time from now on \(low bits may"
-        r" differ\); give a smaller --batch_size",
+        r"proxyqueue: worker \w{8} ran out of memory at 4 prompts; it generates [12] at a time from now on"
+        r" \(low bits may differ\); use a smaller --batch_size",
         said[0],
     )
 
@@ -427,9 +427,9 @@ def test_no_gpu_is_refused_at_once_with_what_to_do(tmp_path, models):
 
 
 def test_another_recipe_in_the_output_is_refused(output):
-    with pytest.raises(Refused, match=r"--guidance_scale: this output has 0.0, this run asks for 5.0"):
+    with pytest.raises(Refused, match=r"--guidance_scale: this output has 0.0, this run requests 5.0"):
         generate(options(output, guidance_scale=5.0))
-    with pytest.raises(Refused, match="--image_format: this output has 'jpg', this run asks for 'png'"):
+    with pytest.raises(Refused, match="--image_format: this output has 'jpg', this run requests 'png'"):
         generate(options(output, image_format="png"))
 
 
@@ -442,7 +442,7 @@ def test_another_recipe_in_the_output_is_refused(output):
     ],
     ids=["cut short", "text", "a bit flipped"],
 )
-def test_a_damaged_part_is_set_aside_and_its_images_are_drawn_again(output, finished, damage, capsys):
+def test_a_damaged_part_is_quarantined_and_its_images_are_regenerated(output, finished, damage, capsys):
     part = min((output / "index").rglob("*.parquet"))
     lost = pa.parquet.read_metadata(part).num_rows
     damage(part)
@@ -466,7 +466,7 @@ def test_an_output_that_cannot_be_written_under_way_ends_with_its_path(output):
     shutil.rmtree(output / "proxy_images_sdxl_step2")
     (output / "proxy_images_sdxl_step2").write_text("in the way")
     with pytest.raises(
-        Refused, match=r"proxy_images_sdxl_step2/combined.*: can't be written: .*the same command goes on"
+        Refused, match=r"proxy_images_sdxl_step2/combined.*: can't be written: .*rerun the same command to resume"
     ):
         generate(options(output))
     (output / "proxy_images_sdxl_step2").unlink()

@@ -49,7 +49,7 @@ def by_step(samples: Samples, name: str) -> dict[tuple, float]:
 
 
 def buckets(samples: Samples, name: str, step: int, node: str) -> dict[float, float]:
-    """How many observations of a histogram were at most so many seconds."""
+    """How many observations of a histogram were at most this many seconds."""
     found: dict[float, float] = collections.defaultdict(float)
     for sample, labels, value in samples:
         if sample == f"{name}_bucket" and (labels["step"], labels["node"]) == (str(step), node):

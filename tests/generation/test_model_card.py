@@ -90,7 +90,7 @@ def test_folders_that_are_refused(models, tmp_path, change, message):
 
 @pytest.mark.parametrize("path", ["/no/such/folder", "./nothing", "a/b/c", "nothing", ""])
 def test_what_is_neither_folder_nor_hub_id(path):
-    with pytest.raises(Refused, match="no such folder, and no hub id"):
+    with pytest.raises(Refused, match="not a folder, and not a hub id"):
         read_card("sdxl", path, None, half=False)
 
 
@@ -138,7 +138,7 @@ def test_dtypes_by_device(models, recipe_for):
 
 
 def test_a_hub_model_in_the_cache_is_pinned_to_its_commit(models, tmp_path):
-    """The hub client's own cache layout, asked offline in a process of its own: it reads its environment on import."""
+    """The hub client's own cache layout, used offline in another process: it reads its environment on import."""
     import subprocess
     import sys
 

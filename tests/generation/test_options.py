@@ -1,4 +1,4 @@
-"""Flags: steps, shares of steps, numbers of workers, and values that make no sense."""
+"""Flags: steps, shares of steps, numbers of workers, and invalid values."""
 
 import pytest
 
@@ -66,7 +66,7 @@ def test_bad_steps(texts, message):
         ({"model_type": "flux", "negative_prompt": "x"}, "--negative_prompt: Flux takes none; leave it out"),
     ],
 )
-def test_values_that_make_no_sense(flags, message):
+def test_invalid_values_are_refused(flags, message):
     with pytest.raises(Refused) as raised:
         Generate(**flags).check_flags()
     assert str(raised.value) == message
@@ -86,5 +86,5 @@ def test_workers():
 def test_separate_runs_have_no_other_snapshot():
     """An N-step run ends with xt and x0 equal."""
     Generate(mode="separate").check_flags()
-    with pytest.raises(Refused, match=r"--snapshot both: .* take xt with --mode separate"):
+    with pytest.raises(Refused, match=r"--snapshot both: .* use xt with --mode separate"):
         Generate(mode="separate", snapshot="both").check_flags()

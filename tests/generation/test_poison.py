@@ -50,7 +50,7 @@ def clean_tree(ray_local, tmp_path_factory) -> dict[str, bytes]:
 
 @pytest.mark.slow
 def test_prompts_that_kill_the_process_are_given_up_and_no_other(clean_tree, tmp_path, capsys):
-    """A segfault and a SIGKILL in two batches of four; batches are drawn again one by one, with the same bytes."""
+    """A segfault and a SIGKILL in two batches of four; their prompts run again one by one, with the same bytes."""
     prompts = [*PROMPTS]
     prompts[2], prompts[5] = "SEGFAULT", "SIGKILL"
     assert generate(asked(tmp_path, prompts), worker=PoisonedWorker) == SOME_FAILED
@@ -125,7 +125,7 @@ def test_latents_that_go_bad_on_the_way_keep_the_good_steps(recipe_for):
 @pytest.mark.parametrize(
     ("value", "error_type", "steps"), [(float("nan"), "NonFinitePixels", (1, 2)), (0.5, "FlatImage", (2,))]
 )
-def test_pixels_that_are_no_picture_are_failures(recipe_for, value, error_type, steps):
+def test_invalid_pixels_are_failures(recipe_for, value, error_type, steps):
     recipe = recipe_for(model_path="tiny", max_inference_steps=2, save_steps=("1", "2"))
     generator = ImageGenerator(recipe, [Capture(1), Capture(2)], threads=1)
 

@@ -1,4 +1,4 @@
-"""The verb `preview`: one prompt's steps as png files, in this process."""
+"""The command `preview`: one prompt's steps as png files, in this process."""
 
 import json
 import shutil
@@ -46,8 +46,8 @@ def test_x0_shows_the_clean_image_that_the_noisy_one_will_become(model, tmp_path
     assert clean[first] != noisy[first]
 
 
-def test_what_is_no_picture_is_said_and_not_saved(tmp_path, capsys):
-    """A VAE that gives NaN from some step on would be a black picture."""
+def test_an_invalid_image_is_reported_and_not_saved(tmp_path, capsys):
+    """A VAE that returns NaN from some step on would give a black image."""
     model = Path(shutil.copytree(tiny.folder("sdxl"), tmp_path / "model"))
     weights = load_file(model / "vae/diffusion_pytorch_model.safetensors")
     weights["decoder.conv_out.bias"].fill_(torch.nan)
@@ -62,7 +62,7 @@ def test_what_is_no_picture_is_said_and_not_saved(tmp_path, capsys):
     assert not list(tmp_path.rglob("*.png"))
 
 
-def test_a_scheduler_that_cannot_draw_is_said_in_one_line(tmp_path, capsys):
+def test_a_scheduler_that_cannot_be_used_is_reported_in_one_line(tmp_path, capsys):
     model = Path(shutil.copytree(tiny.folder("flux"), tmp_path / "model"))
     index = json.loads((model / "model_index.json").read_text())
     index["scheduler"] = ["diffusers", "FlowMatchHeunDiscreteScheduler"]

@@ -11,7 +11,7 @@ from tests.conftest import SAMPLE
 
 @pytest.fixture
 def job(tmp_path):
-    """24 slots at two steps, two of which ask for the same denoise."""
+    """24 slots at two steps, two of which request the same denoising pass."""
     flags = {"model_path": "tiny", "max_inference_steps": 4, "save_steps": ("1", "4"), "num_prompts": 4}
     return prepare(Generate(json_file=str(SAMPLE), output_base_path=str(tmp_path / "out"), **flags))
 
@@ -38,5 +38,5 @@ def test_a_summary_counts_and_tells_seconds_and_rate(job):
     assert _summary_text(summary, job.output.writer("run-1")).splitlines()[:3] == [
         "images           40 written, 0 skipped, 8 failed; 6 of truncated prompts",
         "denoises         23 in 92 steps (1 duplicates saved)",
-        "wall time        90.1 s with starting Ray and loading models; 0.44 images/s",
+        "wall time        90.1 s including starting Ray and loading models; 0.44 images/s",
     ]

@@ -66,7 +66,7 @@ def test_an_empty_output_has_nothing(output):
     assert not output.find(slots_of()).any()
 
 
-def test_an_empty_share_of_the_queries_asks_for_nothing(output):
+def test_an_empty_share_of_the_queries_requests_nothing(output):
     output.add(slots_of())
     assert output.find(slots_of(queries=())).shape == (0, 2)
 
@@ -103,13 +103,13 @@ def test_the_newest_row_of_a_key_counts(output):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seed": 4}, "query 1, prompt 0: seed: this output has 0, this run asks for 4 (other --seed or --seed_mode)"),
+        ({"seed": 4}, "query 1, prompt 0: seed: this output has 0, this run requests 4 (other --seed or --seed_mode)"),
         (
             {"prompts": ("a", "z")},
-            "query 1, prompt 1: prompt: this output has 'b', this run asks for 'z' (other annotations or --prompt",
+            "query 1, prompt 1: prompt: this output has 'b', this run requests 'z' (other annotations or --prompt",
         ),
-        ({"img_per_prompt": 2}, "--img_per_prompt: this output has 1, this run asks for 2: file numbers would collide"),
-        ({"queries": [(3, "r9")]}, "query 3, prompt 0: reference_img_id: this output has 'r3', this run asks for 'r9'"),
+        ({"img_per_prompt": 2}, "--img_per_prompt: this output has 1, this run requests 2: file numbers would collide"),
+        ({"queries": [(3, "r9")]}, "query 3, prompt 0: reference_img_id: this output has 'r3', this run requests 'r9'"),
         (
             {"queries": [(2, "r1")]},
             "reference r1 belongs to query 1 in this output, but to query 2 in these annotations",
@@ -128,7 +128,7 @@ def test_another_image_under_the_same_name_is_refused(output, changes, message):
     assert str(raised.value).endswith("take another --output_base_path")
 
 
-def test_another_image_may_be_drawn_where_the_file_is_gone(output):
+def test_another_image_may_replace_one_whose_file_is_gone(output):
     output.add(slots_of())
     for path in output.files.output.root.rglob("combined*/*.jpg"):
         path.unlink()
@@ -142,15 +142,15 @@ def test_another_recipe_is_refused_with_each_field_that_differs(output, recipe):
     with pytest.raises(Refused) as raised:
         recipes.check_recipe(output.files.output, other)
     assert (
-        "--max_inference_steps: this output has 32, this run asks for 16;"
-        " --guidance_scale: this output has 0.0, this run asks for 5.0"
+        "--max_inference_steps: this output has 32, this run requests 16;"
+        " --guidance_scale: this output has 0.0, this run requests 5.0"
     ) in str(raised.value)
 
 
-def test_a_recipe_that_moves_low_bits_is_a_warning(output, recipe):
+def test_a_recipe_that_changes_low_bits_is_a_warning(output, recipe):
     output.add(slots_of())
     (warning,) = recipes.check_recipe(output.files.output, dataclasses.replace(recipe, batch_size=8))
-    assert "--batch_size: this output has 4, this run asks for 8" in warning
+    assert "--batch_size: this output has 4, this run requests 8" in warning
 
 
 def test_a_recipe_of_failures_alone_binds_nobody(output, recipe):

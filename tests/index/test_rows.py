@@ -14,7 +14,7 @@ import pytest
 from actors.recipe import Recipe
 from ray_app.errors import Refused
 from ray_app.index import writer as index_writer
-from ray_app.index.rows import read_recipes, read_rows, set_aside_damaged
+from ray_app.index.rows import quarantine_damaged, read_recipes, read_rows
 from ray_app.index.schema import SCHEMA, VERSION_KEY
 from ray_app.index.writer import IndexWriter
 from ray_app.output.open import open_output
@@ -74,7 +74,7 @@ def test_parts_are_committed_by_rows_and_by_time(files, recipe, monkeypatch):
     assert len(parts(files)) == 2
 
 
-def test_rows_come_back_oldest_first_with_the_columns_asked_for(files, recipe):
+def test_rows_are_read_oldest_first_with_the_requested_columns(files, recipe):
     for run_id, status in (("run-2", "failed"), ("run-1", "ok")):
         writer = IndexWriter(open_output(str(files.output.root)).writer(run_id), recipe)
         writer.append(rows(2, status=status))
@@ -101,7 +101,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
-def test_a_damaged_part_is_named_once_left_out_and_set_aside(files, recipe, capsys, damage):
+def test_a_damaged_part_is_named_once_left_out_and_quarantined(files, recipe, capsys, damage):
     writer = IndexWriter(files, recipe)
     for _ in range(2):
         writer.append(rows(3, status="ok"))
@@ -115,13 +115,13 @@ def test_a_damaged_part_is_named_once_left_out_and_set_aside(files, recipe, caps
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"proxyqueue: {bad}: a damaged part of the index (")
     assert bad.exists()
-    set_aside_damaged(files.output, "sdxl")
+    quarantine_damaged(files.output, "sdxl")
     assert parts(files) == ["part-run-1-000000.parquet", "part-run-1-000001.parquet"]
     assert (files.output.root / ".set_aside/index/model=sdxl/part-run-1-000000.parquet").read_bytes() == content
     assert read_rows(files.output, "sdxl", ["query_id"]).num_rows == 3
 
 
-def test_a_part_of_another_version_of_the_schema_is_refused_not_set_aside(files):
+def test_a_part_of_another_version_of_the_schema_is_refused_not_quarantined(files):
     files.write("index/model=sdxl/part-a.parquet", b"")
     newer = SCHEMA.with_metadata({VERSION_KEY: b"2"}).append(pa.field("more", pa.int8()))
     pq.write_table(newer.empty_table(), (files.output.root / "index/model=sdxl/part-a.parquet"))
@@ -129,7 +129,7 @@ def test_a_part_of_another_version_of_the_schema_is_refused_not_set_aside(files)
         read_rows(files.output, "sdxl", ["query_id"])
 
 
-def test_a_part_that_cannot_be_opened_is_refused_not_set_aside(files):
+def test_a_part_that_cannot_be_opened_is_refused_not_quarantined(files):
     """No permission says nothing about what is in the part."""
     files.write("index/model=sdxl/part-a.parquet", b"not parquet")
     (files.output.root / "index/model=sdxl/part-a.parquet").chmod(0)

@@ -1,4 +1,4 @@
-"""Runs beside and after one another: records, heartbeats, the dead and what they leave."""
+"""Concurrent and successive runs: records, heartbeats, dead runs and what they leave."""
 
 import json
 import os
@@ -95,7 +95,7 @@ def test_of_two_that_begin_at_once_the_older_goes_on(tmp_path):
 
 @pytest.fixture
 def another_run(tmp_path: Path) -> Iterator[int]:
-    """A run of the sample's first query goes on in OUTPUT; its process, a real one that lives."""
+    """A run of the sample's first query is active in OUTPUT; its process, a real one that is alive."""
     process = subprocess.Popen(["sleep", "600"])
     record_of(
         tmp_path / "out", "20200101T000000-abcdef", runs.claimed_images("sdxl", [0], [("xt", 4)]), model_type="sdxl"
@@ -130,7 +130,7 @@ def test_generate_begins_no_work_that_another_run_does(another_run, tmp_path):
 
 
 @pytest.mark.parametrize("flags", [{"force": True}, {"query_ids": (1, 2)}])
-def test_a_run_begins_beside_another_by_force_or_with_other_work(another_run, tmp_path, flags):
+def test_a_run_begins_alongside_another_by_force_or_with_other_work(another_run, tmp_path, flags):
     job = generate.prepare(sample_into(tmp_path / "out", **flags))
     generate._begin(job, job.output.writer(runs.new_id()))
     assert len(runs.active_runs(job.output)) == 2
@@ -289,7 +289,7 @@ def test_the_dead_are_marked_and_their_staging_removed(tmp_path):
 
 @pytest.mark.slow
 def test_two_drivers_on_one_output(tmp_path):
-    """The same work is refused while it goes on, another share works beside it, --force ends with one row a key."""
+    """The same work is refused while a run is active, another share runs alongside, --force leaves one row per key."""
     flags = "--model_path tiny --max_inference_steps 4 --save_steps 1 4 --img_per_prompt 8 --num_workers 1 --gpu_num 2"
     command = ["generate", "--json_file", str(SAMPLE), *flags.split(), "--output_base_path", "out"]
     first = start_cli(*command, "--idx", "0", cwd=tmp_path, program=PACED)

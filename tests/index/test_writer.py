@@ -1,4 +1,4 @@
-"""When rows become parts: by number, by age, and on every way out."""
+"""When rows become parts: by number, by age, and on every exit path."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq

@@ -1,4 +1,4 @@
-"""The scale benchmark's figures are right: what is written is what was asked for, in fresh processes. No timing."""
+"""The scale benchmark's figures are right: what is written is what was requested, in fresh processes. No timing."""
 
 import json
 import subprocess
@@ -48,7 +48,7 @@ def test_an_index_is_asked_before_and_after_compact(tmp_path):
     assert (before["parts"], after["parts"]) == (10, 1)
     for figure in (before, after):
         assert (figure["rows"], figure["one_query_rows"]) == (1_000, 10)
-    options = rows.asked(tmp_path / "prompts.json", tmp_path / "out", [1, 32])
+    options = rows.request_options(tmp_path / "prompts.json", tmp_path / "out", [1, 32])
     columns = read_rows(open_output(options.output_base_path), "sdxl", ["sha256", "path"]).to_pydict()
     assert len(set(columns["sha256"])) == len(set(columns["path"])) == 1_000
     assert {len(digest) for digest in columns["sha256"]} == {64}

@@ -28,7 +28,7 @@ PROMPTS = ["a dog", "a cat on a mat", "a red car", "a dog", "birds on a wire"]
 
 @pytest.fixture(scope="module")
 def measured(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
-    """One round of all four with the tiny model, and the folder of all that they drew."""
+    """One round of all four with the tiny model, and the folder with all their images."""
     folder = tmp_path_factory.mktemp("bench")
     annotations = folder / "five.json"
     annotations.write_text(json.dumps([{"id": 0, "reference_img_id": 1, "multi_gpt-3.5_opt": PROMPTS}]))
@@ -46,7 +46,7 @@ def measured(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> tuple
     return json.loads(json.dumps(report)), folder
 
 
-def picture(folder: Path, variant: str, step: int, slot: int) -> np.ndarray:
+def saved_image(folder: Path, variant: str, step: int, slot: int) -> np.ndarray:
     place = folder / "round0" / variant
     if variant == "proxyqueue":
         return np.array(Image.open(place / f"out/proxy_images_sdxl_step{step}/combined/combined_{slot}_0.jpg"))
@@ -103,23 +103,23 @@ def test_rates_and_ratios_of_several_rounds():
 
 
 def test_every_variant_draws_what_it_says(measured):
-    """Separate runs end where ours ends and differ on the way; the callback script's pictures are ours."""
+    """Separate runs end where ours ends and differ on the way; the callback script's images are equal to ours."""
     _, folder = measured
     for slot in range(5):
         for step in STEPS:
             ours, separate, callback = (
-                picture(folder, variant, step, slot) for variant in ("proxyqueue", "separate", "callback")
+                saved_image(folder, variant, step, slot) for variant in ("proxyqueue", "separate", "callback")
             )
             assert psnr(ours, callback) > 40
             assert (psnr(ours, separate) > 40) == (step == 4)
     for variant in ("separate", "callback"):
-        assert len(list((folder / "round0" / variant).rglob("*.jpg"))) == 15  # equal prompts are drawn again
+        assert len(list((folder / "round0" / variant).rglob("*.jpg"))) == 15  # equal prompts are generated again
     for variant in ("limit", "batch_of_one"):  # they save nothing but what is compared
-        last = 4 if variant == "limit" else 1  # of the pictures of the last batch
+        last = 4 if variant == "limit" else 1  # of the images of the last batch
         assert len(list((folder / "round0" / variant).rglob("*.*"))) == last * len(STEPS)
 
 
-def test_likeness_is_that_of_the_pictures(measured):
+def test_similarity_is_that_of_the_images(measured):
     """All that two variants both show of the round."""
     report, folder = measured
     shown = {variant: folder / "round0" / variant for variant in ("limit", "batch_of_one")}
@@ -132,7 +132,7 @@ def test_likeness_is_that_of_the_pictures(measured):
 
 
 def test_shares_of_work_that_overlaps():
-    """Ten seconds of two actors; the second encodes for a second beside its denoising."""
+    """Ten seconds of two actors; the second one encodes for a second while it denoises."""
     actors = [
         [Timing("denoising", 100, 4, 3), Timing("decoding", 104, 2, 2)],
         [Timing("denoising", 101, 8, 6), Timing("encoding", 103, 1, 1), Timing("text encoding", 100, 1, 0)],
@@ -156,13 +156,16 @@ def test_slots_are_dealt_in_batches_and_duplicates_are_as_real_ones():
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ({"model": "full", "device": "cpu"}, "--model full: is for GPUs; on CPUs take mid"),
+        ({"model": "full", "device": "cpu"}, "--model full: is for GPUs; on CPUs use mid"),
         ({"rounds": 0}, "--rounds 0: must be at least 1"),
-        ({"variants": ("limit", "limit")}, "--variants: name some of them, each once"),
-        ({"variants": ("proxyqueue",), "levers": ("compiled",)}, "--levers: name each once, and limit in --variants"),
+        ({"variants": ("limit", "limit")}, "--variants: name at least one of them, each once"),
+        (
+            {"variants": ("proxyqueue",), "levers": ("compiled",)},
+            "--levers: name each once, and include limit",
+        ),
         ({"work_dir": str(ROOT)}, f"--work_dir {ROOT}: is not empty"),
-        ({"output": "nowhere/speed.json"}, "--output nowhere/speed.json: its folder is not there"),
-        ({"json_file": str(ROOT / "ray_app/sample.json"), "prompts": 99}, "--prompts 99: .*sample.json has 30 of them"),
+        ({"output": "nowhere/speed.json"}, "--output nowhere/speed.json: its folder does not exist"),
+        ({"json_file": str(ROOT / "ray_app/sample.json"), "prompts": 99}, "--prompts 99: .*sample.json has only 30"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(flags, words):
@@ -178,5 +181,5 @@ def test_full_without_a_gpu_is_one_line(capsys):
     assert run_module("jobs.benchmarks.speed", Speed, measure_speed, ["--model", "full"]) == 2
     assert capsys.readouterr() == (
         "",
-        "proxyqueue: --device cuda: this machine has no GPU; on CPUs take --model mid or tiny\n",
+        "proxyqueue: --device cuda: this machine has no GPU; on CPUs use --model mid or tiny\n",
     )

@@ -53,7 +53,7 @@ def test_the_same_words_are_the_same_tokens_every_time():
 
 def test_missing_training_data_is_one_line_that_says_what_to_install(tmp_path):
     with pytest.raises(
-        Refused, match=r"font\.ttf: not there; the training data comes with: apt-get install fonts-noto"
+        Refused, match=r"font\.ttf: does not exist; install the training data with: apt-get install fonts-noto"
     ):
         emoji.read(font=tmp_path / "font.ttf")
 

@@ -1,4 +1,4 @@
-"""The variants that the speed benchmark compares: the bare model has the generator's latents, with every lever."""
+"""The variants of the speed benchmark: the bare model has the generator's latents, with every optimization."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def test_the_limit_has_the_generators_latents(recipe_for, tmp_path):
     slots = [(number, prompt, number) for number, prompt in enumerate(PROMPTS)]
     limit = variants.Limit(generator.model, STEPS, tmp_path)
     with limit.ready(slots):
-        limit.draw(slots)
+        limit.generate(slots)
     own = generator.pixels([prompt for _, prompt, _ in slots], [seed for _, _, seed in slots], captures)
     for capture in captures:
         pixels, _ = pipelines.decode_to_uint8(generator.model, limit.latents[capture.step])
@@ -38,7 +38,7 @@ def test_the_limit_has_the_generators_latents(recipe_for, tmp_path):
         pytest.param("compiled", marks=pytest.mark.slow),
     ],
 )
-def test_a_lever_draws_what_the_limit_draws_and_leaves_the_model_as_it_was(recipe_for, tmp_path, lever):
+def test_an_optimization_generates_what_the_limit_does_and_restores_the_model(recipe_for, tmp_path, lever):
     recipe = recipe_for(model_path="tiny", max_inference_steps=4, batch_size=2)
     family = pipelines.load(recipe)
     slots = [(number, prompt, number) for number, prompt in enumerate(PROMPTS[:2])]
@@ -47,7 +47,7 @@ def test_a_lever_draws_what_the_limit_draws_and_leaves_the_model_as_it_was(recip
         variant = variants.VARIANTS[name](family, STEPS, tmp_path)
         with variant.ready(slots):
             variant.warm_up(slots)
-            variant.draw(slots)
+            variant.generate(slots)
             changed = str(family.pipe.vae.dtype) + str(family.denoiser) != before
             changed |= any(m._compiled_call_impl is not None for m in family.denoiser.modules())
             changed |= any(w.ndim == 4 and not w.is_contiguous() for w in family.denoiser.parameters())

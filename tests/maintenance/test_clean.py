@@ -34,7 +34,7 @@ def everything(output):
     return {path: path.stat().st_mtime_ns for path in output.rglob("*")}
 
 
-def test_a_steps_images_rows_and_caches_go_and_can_be_drawn_again(output, drawn, capsys):
+def test_a_steps_images_rows_and_caches_are_removed_and_can_be_regenerated(output, drawn, capsys):
     for step in (1, 4):
         (output / f"proxy_images_sdxl_step{step}/aug_features_clip.npz").write_bytes(b"features")
     size = sum(len(data) for name, data in read_tree(output).items() if "step4/" in name)
@@ -51,7 +51,7 @@ def test_a_steps_images_rows_and_caches_go_and_can_be_drawn_again(output, drawn,
     assert (output / "proxy_images_sdxl_step1/aug_features_clip.npz").exists()
     flags = {"model_path": "tiny", "max_inference_steps": 4, "save_steps": ("1", "4"), "num_prompts": 2}
     todo = prepare(Generate(json_file=str(SAMPLE), output_base_path=str(output), **flags)).plan
-    assert (todo.images_there, todo.images_to_draw, todo.steps_to_run()) == (12, 12, 48)
+    assert (todo.images_existing, todo.images_to_generate, todo.steps_to_run()) == (12, 12, 48)
 
 
 def test_a_dry_run_says_what_would_go_and_touches_nothing(output, capsys):
@@ -113,8 +113,8 @@ def test_caches_alone(output, drawn):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "--model_type: name whose images are to go, or everything with --all"),
-        (["--all", "--steps", "4"], "--all: takes everything; leave out --steps"),
+        ([], "--model_type: name the model to remove, or remove everything with --all"),
+        (["--all", "--steps", "4"], "--all: removes everything; leave out --steps"),
         (["--model_type", "sdxl", "--steps", "0"], "--steps 0: steps begin at 1"),
         (["--model_type", "sdxl"], "No terminal to confirm on: pass --yes (try --dry_run first"),
     ],
@@ -179,7 +179,7 @@ def test_a_run_that_is_going_on_is_left_in_peace(output, capsys):
 
 
 def test_a_kill_at_any_moment_leaves_a_true_index_and_the_next_run_ends_it(tmp_path):
-    """Also where images were drawn twice: no older row, of other bytes, may come to count again."""
+    """Also where images were generated twice: no older row, of other bytes, may become the newest one."""
     made = tmp_path / "made"
     write_images(made, "run-2", range(6))
     write_images(made, "run-1", range(3), text="redrawn")

@@ -132,7 +132,7 @@ def test_each_model_has_its_own_parts(output, capsys):
 
 
 def test_a_part_that_appears_meanwhile_is_left_alone(output):
-    """It comes after the old parts were read: while it is asked which rows are to go."""
+    """It comes after the old parts were read: while rows to drop are chosen."""
 
     def drop(rows):
         write_images(output, f"run-late-{len(parts(output))}", [100], text="late")
@@ -234,7 +234,7 @@ def test_a_kill_at_any_moment_loses_no_row_and_the_next_run_ends_it(output, tmp_
 
 
 def test_of_two_rows_the_one_of_the_later_run_counts_whatever_the_clock_said(output):
-    """A clock that was a day ahead stamped the failures of query 7; it was set back before the image was drawn."""
+    """A clock that was a day ahead stamped the failures of query 7; it was set back before the image was generated."""
     tomorrow = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=1)
     write_images(output, "run-4", [7], status="failed")
     (part,) = (part for part in parts(output) if "run-4" in part.name)

@@ -159,11 +159,11 @@ def damage(output):
 
 
 def flatten(output):
-    """A picture of one colour whose bytes are what the row says."""
+    """An image of one colour whose bytes are what the row says."""
     data = io.BytesIO()
     Image.new("RGB", (64, 64), (9, 9, 9)).save(data, "JPEG")
     replace_image(output, IMAGE, data.getvalue())
-    return [("bad picture", IMAGE, "one colour only (query 2, prompt 1, image 0)")]
+    return [("bad picture", IMAGE, "only one colour (query 2, prompt 1, image 0)")]
 
 
 def shrink(output):
@@ -174,7 +174,7 @@ def shrink(output):
 
 
 def garble(output):
-    replace_image(output, IMAGE, b"no picture")
+    replace_image(output, IMAGE, b"not an image")
     detail = "can't be decoded: not an image of a known format (query 2, prompt 1, image 0)"
     return [("bad picture", IMAGE, detail)]
 
@@ -200,7 +200,7 @@ def test_each_damage_is_found_repaired_and_nothing_else_is_touched(spoil, output
     check_index_is_true(output)
     lost = 1 if report["to_redraw"] else 0
     assert report["to_redraw"] == ({STEP4: 1} if lost else {})
-    assert prepare(asked(output)).plan.images_to_draw == lost
+    assert prepare(asked(output)).plan.images_to_generate == lost
     assert {kind for kind, _, _ in problems(output, capsys, "--deep", *SLOTS)} <= {
         "missing slot", "uneven reference", "failed image",
     }  # fmt: skip
@@ -211,14 +211,14 @@ def test_each_damage_is_found_repaired_and_nothing_else_is_touched(spoil, output
 
 
 def test_files_that_systems_leave_are_passed_over(output, capsys):
-    """Of macOS, Windows and NFS: beside images and parts, and beside the records of runs."""
+    """Files of macOS, Windows and NFS: next to images, parts and run records."""
     (part,) = parts(output)
     for folder in (part.parent, output / "runs", output / STEP4 / "combined", output / STEP4):
         for name in (f"._{part.name}", "._x.json", ".DS_Store", "Thumbs.db", "desktop.ini", ".nfs000000000001"):
             (folder / name).write_bytes(b"no part of it")
     code, report = verified(output, capsys, "--deep", *SLOTS, "--repair")
     assert (code, report["problems"], report["parts"]) == (0, [], 1)
-    assert prepare(asked(output)).plan.images_to_draw == 0
+    assert prepare(asked(output)).plan.images_to_generate == 0
     assert not (output / ".set_aside").exists()
     assert main(["query", "--output_base_path", str(output), "SELECT count(*) AS n FROM images"]) == 0
     assert "24" in capsys.readouterr().out
@@ -236,7 +236,7 @@ def test_a_folder_that_was_moved_and_linked_back_is_the_same_to_every_command(ou
     (tmp_path / "larger_disk" / "stray.jpg").unlink()
     code, report = verified(output, capsys, "--deep", *SLOTS, "--repair")
     assert (code, report["problems"], report["files"]) == (0, [], 24)
-    assert prepare(asked(output)).plan.images_to_draw == 0
+    assert prepare(asked(output)).plan.images_to_generate == 0
     assert main(["clean", "--output_base_path", str(output), "--model_type", "sdxl", "--yes"]) == 0
     assert list((tmp_path / "larger_disk").iterdir()) == []
 
@@ -247,7 +247,7 @@ def test_generate_after_repair_makes_it_whole_bit_for_bit(ray_local, output, dra
     assert main(["verify", "--output_base_path", str(output), "--repair"]) == 1
     out = capsys.readouterr().out.splitlines()
     assert out[-2:] == [
-        "repaired: 2 rows dropped, 1 files set aside",
+        "repaired: 2 rows dropped, 1 files quarantined",
         f"images that `proxyqueue generate` with the run's flags regenerates: 1 of {STEP1}, 1 of {STEP4}",
     ]
     assert generate(asked(output), SyntheticWorker) == 0
@@ -300,7 +300,7 @@ def test_a_reference_with_fewer_images_is_named(output, capsys):
     assert problems(output, capsys) == [("uneven reference", f"{STEP4}/combined: 100103", detail)]
 
 
-def test_what_comes_out_otherwise_when_drawn_again_is_named(output_by_model, capsys):
+def test_images_that_differ_when_regenerated_are_named(output_by_model, capsys):
     output = output_by_model
     other = (output / STEP4 / "combined/combined_100101_0.jpg").read_bytes()
     assert other != (output / IMAGE).read_bytes()
@@ -311,7 +311,7 @@ def test_what_comes_out_otherwise_when_drawn_again_is_named(output_by_model, cap
     assert problems(output, capsys, "--redraw", "100") == [("redrawn differently", IMAGE, detail)]
 
 
-def test_redrawing_says_what_it_cannot_draw(tmp_path, capsys):
+def test_redraw_reports_what_it_cannot_generate(tmp_path, capsys):
     write_images(tmp_path, "run-1", [1], steps=(1,), recipe=dataclasses.replace(RECIPE, device="cuda"))
     write_images(tmp_path, "run-2", [2], steps=(1,), recipe=dataclasses.replace(RECIPE, model_path="/gone"))
     table = pq.read_table(parts(tmp_path)[0], partitioning=None)
@@ -358,7 +358,7 @@ def test_a_place_without_an_output_is_refused(tmp_path, capsys):
     assert "holds no index and no images of sdxl or flux" in capsys.readouterr().err
 
 
-def test_what_is_set_aside_twice_is_kept_twice(output, capsys):
+def test_a_file_that_is_quarantined_twice_is_kept_twice(output, capsys):
     for text in ("first", "second"):
         (output / STEP1 / "notes.txt").write_text(text)
         assert main(["verify", "--output_base_path", str(output), "--repair"]) == 1
@@ -376,7 +376,7 @@ def test_a_repair_killed_at_any_moment_leaves_a_true_index_and_the_next_ends_it(
         (made / f"proxy_images_sdxl_step1/combined/stray{number}").write_text("")
 
     def check_files_of_rows_exist(copy):
-        """A wrong file is set aside only when its row is gone."""
+        """A wrong file is quarantined only when its row is gone."""
         assert [row["path"] for row in newest_rows(copy) if not (copy / row["path"]).exists()] == []
 
     flags = ["verify", "--output_base_path", "OUTPUT", "--repair"]

@@ -30,7 +30,7 @@ FLAGS = {
     "image_format": "png",
 }
 BEGUN, IMAGES = 1 * 2 * 14 * 2, 6 * 2 * 14 * 2
-GOES_ON = "; the same command goes on from what is indexed"
+RESUME = "; rerun the same command to resume"
 
 
 def options(output: Path, **flags) -> Generate:
@@ -50,7 +50,7 @@ def start(output: Path, prefix: list[str]) -> subprocess.Popen[str]:
 
 
 def run_into(trouble: Callable[[], object], output: Path, prefix: list[str], tried_again: bool = False) -> str:
-    """Make trouble as soon as the run has drawn some images; the last line it says, after ending as refused."""
+    """Break the disk as soon as the run has written some images; its last line, after it ended as refused."""
     process = start(output, prefix)
     begun = comes_true(lambda: len(list(output.rglob("*.png"))) >= BEGUN + 40 or process.poll() is not None, 240)
     trouble()
@@ -58,7 +58,7 @@ def run_into(trouble: Callable[[], object], output: Path, prefix: list[str], tri
     assert begun, f"fewer than 40 images in 240 s: {err}"
     assert process.returncode == REFUSED, err
     assert "Traceback" not in out + err
-    tries = err.count("; trying again for 15 seconds")
+    tries = err.count("; retrying for 15 seconds")
     assert (tries in (1, 2)) if tried_again else (tries == 0)  # of all writers together once, and of the driver
     return err.splitlines()[-1]
 
@@ -113,7 +113,7 @@ def test_a_full_disk(disk, undisturbed):
     (disk / "other files").write_bytes(bytes(2_000_000))  # of 3 MB: an image takes 4 kB there
     line = run_into(lambda: None, output, [], tried_again=True)
     assert line.startswith(f"proxyqueue: {output}/")
-    assert line.endswith(f": can't be written: No space left on device{GOES_ON}")
+    assert line.endswith(f": can't be written: No space left on device{RESUME}")
     assert BEGUN <= check_all_images_exist(output) < IMAGES
     assert not (output / ".staging").exists()
     remount(disk, "size=64m")
@@ -126,7 +126,7 @@ def test_a_disk_that_turns_read_only(disk, undisturbed):
     output = disk / "out"
     line = run_into(lambda: remount(disk, "ro"), output, [])
     assert line.startswith(f"proxyqueue: {output}/")
-    assert line.endswith(f": can't be written: Read-only file system{GOES_ON}")
+    assert line.endswith(f": can't be written: Read-only file system{RESUME}")
     assert BEGUN <= check_all_images_exist(output) < IMAGES
     remount(disk, "rw")
     check_completes(output, undisturbed)
@@ -137,7 +137,7 @@ def test_permission_taken_away(output, undisturbed):
     locked = output / "proxy_images_sdxl_step4" / "combined"
     line = run_into(lambda: locked.chmod(0o500), output, obeying_permissions())
     assert line.startswith(f"proxyqueue: {locked}/combined_")
-    assert line.endswith(f".png: can't be written: Permission denied{GOES_ON}")
+    assert line.endswith(f".png: can't be written: Permission denied{RESUME}")
     assert BEGUN < check_all_images_exist(output) < IMAGES
     assert not (output / ".staging").exists()
     record = json.loads(max((output / "runs").iterdir()).read_text())
@@ -152,7 +152,7 @@ def test_an_output_that_vanishes_is_not_made_again(output, undisturbed):
     line = run_into(lambda: output.rename(elsewhere), output, [])
     assert line.startswith(f"proxyqueue: {output}/")
     assert f": can't be written: {output}/.staging/" in line
-    assert line.endswith(f" is gone since the run began: removed, renamed or unmounted{GOES_ON}")
+    assert line.endswith(f" no longer exists: it was removed, renamed or unmounted during the run{RESUME}")
     assert not output.exists()
     elsewhere.rename(output)
     assert BEGUN <= check_all_images_exist(output) < IMAGES

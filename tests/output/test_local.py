@@ -67,11 +67,11 @@ def test_a_full_disk_is_waited_for_and_said_once(small_disk, capsys):
         waiting.join()
         assert files.output.file_sizes("step") == {"combined/a.jpg": 1_000_000}
         (files.output.root / "step/combined/a.jpg").unlink()
-    said = f"proxyqueue: {small_disk}/step/combined/a.jpg: No space left on device; trying again for 15 seconds\n"
+    said = f"proxyqueue: {small_disk}/step/combined/a.jpg: No space left on device; retrying for 15 seconds\n"
     assert capsys.readouterr().err == said
 
 
-def test_patience_ends_once_and_for_all(small_disk, monkeypatch):
+def test_retries_end_once_and_for_all(small_disk, monkeypatch):
     monkeypatch.setattr(retry, "PAUSES", (0.1, 0.2))
     files = open_output(str(small_disk)).writer("run-ends")
     for seconds, low in ((0.3, True), (0.3, False)):
@@ -79,7 +79,7 @@ def test_patience_ends_once_and_for_all(small_disk, monkeypatch):
         with pytest.raises(OSError, match=r"can't be written: No space left on device: '.*/disk/a'"):
             files.write("a", bytes(4_000_000))
         assert (time.monotonic() - started > seconds) == low
-        files.write("b", b"fits")  # and gives no new patience
+        files.write("b", b"fits")  # and gives no new retries
     assert [path.name for path in small_disk.rglob("*") if path.is_file()] == ["b"]
 
 
@@ -93,13 +93,13 @@ def test_what_cannot_pass_is_not_waited_for(files, capsys):
 
 
 @pytest.mark.parametrize("moment", ["before the first write", "between two writes"])
-def test_an_output_that_is_unmounted_is_not_written_beside(small_disk, moment):
+def test_an_output_that_is_unmounted_is_not_created_again(small_disk, moment):
     files = open_output(str(small_disk)).writer("run")
     files.begin()
     if moment == "between two writes":
         files.write("step/combined/a.jpg", b"1")
     subprocess.run(["umount", small_disk], check=True)
-    with pytest.raises(OSError, match=r"/disk/.staging/run is gone since the run began: removed, renamed or unmounted"):
+    with pytest.raises(OSError, match=r"/disk/.staging/run no longer exists: it was removed, renamed or unmounted"):
         files.write("step/combined/b.jpg", b"2")
     assert list(small_disk.iterdir()) == []
 
@@ -165,7 +165,7 @@ def test_names_of_the_tree():
 
 
 @pytest.mark.parametrize("error", [None, OSError("disk"), KeyboardInterrupt()])
-def test_staging_is_removed_on_every_way_out(tmp_path, error):
+def test_staging_is_removed_on_every_exit_path(tmp_path, error):
     output = open_output(str(tmp_path / "out"))
 
     def half(path):

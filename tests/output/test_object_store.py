@@ -11,7 +11,7 @@ from ray_app.annotations import circo
 from ray_app.cli import main
 from ray_app.errors import Refused
 from ray_app.index import writer as index_writer
-from ray_app.index.rows import read_rows, set_aside_damaged
+from ray_app.index.rows import quarantine_damaged, read_rows
 from ray_app.index.schema import SCHEMA
 from ray_app.output import remote, retry
 from ray_app.output.object_store import ObjectStoreOutput
@@ -59,8 +59,8 @@ def test_files_are_written_listed_moved_and_removed(output):
     assert output.read("step/combined/a.jpg") == b"step/combined/a.jpg"
     for content in (b"first", b"second"):
         output.writer("run-1").write("step/combined/a.jpg", content)
-        output.set_aside("step/combined/a.jpg")
-    output.set_aside("step/combined/a.jpg")  # gone: no harm
+        output.quarantine("step/combined/a.jpg")
+    output.quarantine("step/combined/a.jpg")  # gone: no harm
     assert output.read(".set_aside/step/combined/a.jpg") == b"first"
     assert output.read(".set_aside/step/combined/a.jpg.1") == b"second"
     output.remove("step/combined_query2/b.jpg")
@@ -99,7 +99,7 @@ def test_what_passes_is_tried_again(output, store, fault):
     assert store.faults == 2
 
 
-def test_a_slow_answer_is_waited_for_and_not_asked_for_again(output, store):
+def test_a_slow_answer_is_waited_for_and_not_requested_again(output, store):
     """Arrow itself would give a request up after three seconds, and ask again."""
     output.writer("run-1").write("step/combined/a.jpg", b"whole")
     store.begin(lambda method, path, number: "slow" if number == 1 else None)
@@ -122,7 +122,7 @@ def test_what_lasts_is_said_once_waited_for_and_then_told(output, store, monkeyp
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert said.startswith(f"proxyqueue: {output.url}/step/a.jpg: can't be written: SLOW_DOWN")
-    assert said.endswith("; trying again for 0 seconds\n")
+    assert said.endswith("; retrying for 0 seconds\n")
     store.begin()
     assert not output.exists()
 
@@ -153,7 +153,7 @@ def test_a_store_that_fails_while_parts_are_read_damages_none(output, store, mon
         read_rows(output, "sdxl", ["query_id"])
     store.begin()
     assert read_rows(output, "sdxl", ["query_id"]).num_rows == 0
-    set_aside_damaged(output, "sdxl")
+    quarantine_damaged(output, "sdxl")
     assert output.list_names("index/model=sdxl", "*") == ["index/model=sdxl/part-a.parquet"]
 
 
@@ -223,7 +223,7 @@ FLAGS = ["--model_path", "tiny", *STEPS, "--img_per_prompt", "2", "--num_prompts
 
 @pytest.mark.slow
 def test_a_run_into_a_store_that_has_faults(store, tmp_path, capsys):
-    """Drawn, gone on with, verified, compacted and cleaned; the same bytes as in a local run."""
+    """Generated, resumed, verified, compacted and cleaned; the same bytes as in a local run."""
     url = f"s3://{BUCKET}/whole/run"
     output = open_output(url)
     output.writer("run-1").write("asked/test.json", SAMPLE.read_bytes())

@@ -1,11 +1,11 @@
-"""Patience: for which errors a process waits, how long in all, and when it does so again."""
+"""The retry policy: for which errors a process waits, how long in total, and when it waits again."""
 
 import errno
 
 import pytest
 
 from ray_app.output import retry
-from ray_app.output.retry import Patience
+from ray_app.output.retry import RetryPolicy
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -19,16 +19,14 @@ def pauses(monkeypatch) -> list[float]:
 
 
 def test_an_error_that_can_pass_is_waited_for_15_seconds_and_said_once(pauses, capsys):
-    waiting = Patience()
+    waiting = RetryPolicy()
     assert [waiting.wait(FULL, "OUTPUT/a.jpg") for _ in range(7)] == [True] * 6 + [False]
     assert pauses == [0.2, 0.5, 1.0, 2.0, 4.0, 7.0]
-    assert capsys.readouterr().err == (
-        "proxyqueue: OUTPUT/a.jpg: No space left on device; trying again for 15 seconds\n"
-    )
+    assert capsys.readouterr().err == ("proxyqueue: OUTPUT/a.jpg: No space left on device; retrying for 15 seconds\n")
 
 
 def test_after_a_write_that_went_well_the_next_trouble_gets_all_pauses(pauses):
-    waiting = Patience()
+    waiting = RetryPolicy()
     for _ in range(2):
         assert [waiting.wait(FULL, "a") for _ in range(6)] == [True] * 6
         waiting.restore()
@@ -36,7 +34,7 @@ def test_after_a_write_that_went_well_the_next_trouble_gets_all_pauses(pauses):
 
 
 def test_trouble_that_outlasts_all_pauses_is_never_waited_for_again(pauses):
-    waiting = Patience()
+    waiting = RetryPolicy()
     for _ in range(7):
         waiting.wait(FULL, "a")
     waiting.restore()
@@ -46,5 +44,5 @@ def test_trouble_that_outlasts_all_pauses_is_never_waited_for_again(pauses):
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EISDIR, errno.ENAMETOOLONG])
 def test_an_error_that_only_a_person_can_mend_is_not_waited_for(pauses, capsys, number):
-    assert not Patience().wait(OSError(number, "why"), "a")
+    assert not RetryPolicy().wait(OSError(number, "why"), "a")
     assert (pauses, capsys.readouterr().err) == ([], "")

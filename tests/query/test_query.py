@@ -76,7 +76,7 @@ def test_an_output_whose_name_is_a_pattern_is_read(tmp_path, capsys):
     assert rows(output, capsys, "SELECT count(*) AS n FROM images") == [{"n": 6}]
 
 
-def test_only_the_partition_that_is_asked_for_is_read(output):
+def test_only_the_requested_partition_is_read(output):
     """The pages of the other one are spoilt once DuckDB knows its parts."""
     with views.connected(open_output(str(output))) as connection:
         for part in parts(output, "flux"):
@@ -175,7 +175,7 @@ def test_nothing_unlocks_it_even_without_the_list_of_statements(output, setting)
     [
         ("SELEC 1", 'SQL: line 1 column 1: syntax error at or near "SELEC" (at: SELEC 1)'),
         ("SELECT step,\n  'é', nope FROM images", 'SQL: line 2 column 8: Referenced column "nope" not found'),
-        ("SELECT * FROM pictures", "SQL: line 1 column 15: Table with name pictures does not exist!"),
+        ("SELECT * FROM photos", "SQL: line 1 column 15: Table with name photos does not exist!"),
         ("SELECT prompt::INT FROM images", "SQL: line 1 column 14: Could not convert string"),
     ],
 )
@@ -222,7 +222,7 @@ def test_a_file_that_cannot_be_written_stays_as_it_was(output, capsys, tmp_path)
     assert (tmp_path / "a.csv").read_text() == "before"
     assert not list(tmp_path.glob(".a*"))
     assert refusal(output, capsys, "SELECT 1", "--output", str(tmp_path / "no" / "a.csv")) == (
-        f"--output {tmp_path}/no/a.csv: its folder is not there"
+        f"--output {tmp_path}/no/a.csv: its folder does not exist"
     )
 
 
@@ -301,14 +301,14 @@ def test_the_schema_names_every_column_of_both_views(output, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "query: ask one thing: SQL, --preset or --schema (see proxyqueue query --help)"),
-        (["SELECT 1", "--preset", "steps"], "query: ask one thing"),
+        ([], "query: give exactly one of SQL, --preset and --schema (see proxyqueue query --help)"),
+        (["SELECT 1", "--preset", "steps"], "query: give exactly one of"),
         ([" "], "query: the SQL is empty"),
         (["SELECT 1", "--format", "parquet"], "--format parquet: name a file with --output"),
         (["SELECT 1", "--format", "xml"], "invalid choice 'xml' for argument '--format'."),
     ],
 )
-def test_what_makes_no_sense_is_refused(output, capsys, arguments, message):
+def test_invalid_flags_are_refused(output, capsys, arguments, message):
     assert refusal(output, capsys, *arguments).startswith(message)
 
 

@@ -1,4 +1,4 @@
-"""status: what is there of what was asked, by runs or annotations; the pace of a run that another process does."""
+"""status: progress of what was requested, by runs or annotations; the pace of a run in another process."""
 
 import dataclasses
 import json
@@ -43,14 +43,14 @@ def images(report):
 
 
 def record(output, run_id, queries, captures, **facts):
-    """A run's record that asks for the first prompt of these queries."""
+    """A run's record that requests the first prompt of these queries."""
     files = open_output(str(output)).writer(run_id)
     wanted = {"queries": [[query, query, 1, 1] for query in queries], "captures": captures}
     runs.Record(files, model_type="sdxl", asked=wanted, **facts).beat()
     return files
 
 
-def test_a_run_that_is_over_has_all_that_it_was_asked_for(output, capsys):
+def test_a_run_that_is_over_has_all_that_was_requested(output, capsys):
     report = looked(output, capsys)
     assert images(report) == {("xt", 1): (12, 12, 0, 0), ("xt", 4): (12, 12, 0, 0)}
     size = sum(path.stat().st_size for path in (output / "proxy_images_sdxl_step4").rglob("*.jpg"))
@@ -70,7 +70,7 @@ def test_what_was_deleted_by_hand_is_missing_and_generate_agrees(output, capsys)
     assert "21 existing, 3 to generate" in capsys.readouterr().out
 
 
-def test_annotations_can_ask_for_more_than_the_runs_were(output, capsys):
+def test_annotations_can_request_more_than_the_runs_did(output, capsys):
     flags = ("--json_file", str(SAMPLE), "--num_prompts")
     assert images(looked(output, capsys, *flags, "3"))["xt", 1] == (18, 12, 0, 6)
     assert images(looked(output, capsys, *flags, "1"))["xt", 1] == (6, 6, 0, 0)
@@ -88,7 +88,7 @@ def test_shares_of_the_queries_count_together_and_failures_are_said(tmp_path, ca
     }  # fmt: skip
 
 
-def test_of_records_that_do_not_say_nothing_is_asked(tmp_path, capsys):
+def test_records_without_the_field_request_nothing(tmp_path, capsys):
     write_images(tmp_path, "run-1", range(3))
     write_images(tmp_path, "run-2", range(2), recipe=FLUX)
     (tmp_path / "runs").mkdir()
@@ -109,7 +109,7 @@ def test_of_records_that_do_not_say_nothing_is_asked(tmp_path, capsys):
 
 @pytest.fixture
 def two_shares(tmp_path: Path) -> float:
-    """Two runs of live processes are to draw ten queries each at two steps, and have 16 images, two failures.
+    """Two runs of live processes have ten queries each to generate at two steps, and have 16 images, two failures.
 
     Two other queries failed before. When the first of their rows came, in seconds since 1970.
     """
@@ -147,7 +147,7 @@ def test_the_pace_is_that_of_the_last_five_minutes(two_shares, tmp_path, capsys,
     assert (pace["images_per_second"], pace["images_left"], pace["seconds_left"]) == (0.0, 22, None)
 
 
-def test_watching_shows_it_anew_until_ctrl_c(output):
+def test_watching_shows_it_again_until_ctrl_c(output):
     flags = ["--output_base_path", str(output), "--watch", "--seconds", "0.2", "--format", "json"]
     process = start_cli("status", *flags)
     assert process.stdout
@@ -186,7 +186,7 @@ def test_a_record_is_short_and_says_what_the_slots_are():
         ([], "--output_base_path HERE: holds no index and no run's record"),
     ],
 )
-def test_what_makes_no_sense_is_refused(tmp_path, capsys, arguments, message):
+def test_invalid_flags_are_refused(tmp_path, capsys, arguments, message):
     assert main(["status", "--output_base_path", str(tmp_path), *arguments]) == 2
     assert capsys.readouterr().err == f"proxyqueue: {message.replace('HERE', str(tmp_path))}\n"
 

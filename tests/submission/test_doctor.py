@@ -22,7 +22,7 @@ from tests.support.processes import wait_for
 @pytest.fixture(scope="module")
 def node(ray_local: None) -> node_probe.Node:
     """The one node of the local Ray, as it answers."""
-    (found,) = node_probe.survey()
+    (found,) = node_probe.probe_nodes()
     return found
 
 
@@ -136,7 +136,7 @@ def test_a_models_size_is_read_from_its_own_files(models, tmp_path):
     assert weights == pytest.approx(2 * sum(counts.values()) + 2 * counts["vae"], rel=0.01)  # the VAE in float32
     broken = Path(shutil.copytree(models["sdxl_euler"], tmp_path / "model"))
     (broken / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"cut")
-    with pytest.raises(Refused, match="can't be read as safetensors; get it anew"):
+    with pytest.raises(Refused, match="can't be read as safetensors; download it again"):
         memory_estimate.needed("sdxl", str(broken), "cuda")
 
 
@@ -144,7 +144,7 @@ def test_a_model_folder_that_a_node_lacks(node, tmp_path):
     asked = run(model_path=str(tmp_path), device="cpu")
     lacking = dataclasses.replace(node, name="w1", answer=node_probe.probe_node(str(tmp_path / "none"), None))
     assert found(doctor.check_model(asked, [lacking], 1.0)) == [
-        f"node w1: has no {tmp_path}; copy it there, or give --model_path a hub id"
+        f"node w1: has no {tmp_path}; copy it there, or pass a hub id as --model_path"
     ]
 
 

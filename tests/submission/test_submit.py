@@ -132,7 +132,7 @@ def test_a_detached_job_is_not_followed(board, capsys):
         (JobStatus.SUCCEEDED, None, None, 0, ""),
         (JobStatus.FAILED, 3, "exit code 3", 3, ""),
         (JobStatus.FAILED, -9, "killed", 137, ""),
-        (JobStatus.STOPPED, None, None, 130, "proxyqueue: j: was stopped; the same command goes on from here\n"),
+        (JobStatus.STOPPED, None, None, 130, "proxyqueue: j: was stopped; rerun the same command to resume\n"),
         (JobStatus.FAILED, None, f"no node for\n{SECRET}", 1, "proxyqueue: j: was lost: no node for ***\n"),
     ],
 )
@@ -162,7 +162,7 @@ def test_a_job_is_stopped(board, capsys):
 
 def test_a_job_that_the_cluster_does_not_know(board, capsys):
     assert main(["submit", "--attach", "nobody"]) == 2
-    unknown = f"--address {board.address}: no job nobody there; proxyqueue submit --list names them"
+    unknown = f"--address {board.address}: no such job: nobody; proxyqueue submit --list names them"
     assert capsys.readouterr() == ("", f"proxyqueue: {unknown}\n")
 
 
@@ -177,8 +177,8 @@ def test_what_a_cluster_says_of_its_failures_is_shown_without_secrets(board, mon
     monkeypatch.setattr(job_server, "LOST_SECONDS", -1.0)
     assert main(["submit", "--attach", "j"]) == 2
     assert capsys.readouterr().err == (
-        f"proxyqueue: {board.address}: the connection is lost, the job may go on (Request failed with status code 500:"
-        " *** is wrong.)\n"
+        f"proxyqueue: {board.address}: the connection is lost, the job may still be running"
+        " (Request failed with status code 500: *** is wrong.)\n"
     )
 
 
@@ -206,12 +206,12 @@ def test_a_job_is_checked_shipped_and_followed_and_its_exit_code_is_the_commands
     unknown = submit(jobs, here, "--attach", "nobody")
     assert (unknown.returncode, unknown.stdout) == (2, "")
     assert unknown.stderr == (
-        f"proxyqueue: --address {jobs.dashboard}: no job nobody there; proxyqueue submit --list names them\n"
+        f"proxyqueue: --address {jobs.dashboard}: no such job: nobody; proxyqueue submit --list names them\n"
     )
 
 
 @pytest.mark.slow
-def test_ctrl_c_detaches_stop_stops_and_the_same_command_goes_on(jobs, here, tmp_path):
+def test_ctrl_c_detaches_stop_stops_and_the_same_command_resumes(jobs, here, tmp_path):
     """The variables reach driver and workers; the index is true after the stop."""
     output = tmp_path / "out"
     asked = generate(output, "--img_per_prompt", "16")
@@ -230,7 +230,7 @@ def test_ctrl_c_detaches_stop_stops_and_the_same_command_goes_on(jobs, here, tmp
     assert following.returncode == 130, err
     assert "Traceback" not in out + err
     job = re.search(r"^job +(\S+)$", out, re.M)[1]  # type: ignore[index]
-    assert f"detached; {job} goes on" in err
+    assert f"detached; {job} keeps running" in err
     assert f"--attach {job}" in err
     assert f"--stop {job}" in err
     assert re.search(rf"^{job} +RUNNING", submit(jobs, here, "--list").stdout, re.M)
@@ -297,21 +297,21 @@ def test_a_cluster_that_wants_a_token(here, tmp_path):
         without = submit(locked, here, "--list")
         assert (without.returncode, without.stdout) == (2, "")
         assert without.stderr.startswith(
-            f"proxyqueue: --address {locked.dashboard}: wants a token; set RAY_AUTH_MODE=token"
+            f"proxyqueue: --address {locked.dashboard}: requires a token; set RAY_AUTH_MODE=token"
         )
         wrong = submit(locked, here, "--list", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="f" * 32)
         assert wrong.returncode == 2
-        assert wrong.stderr.startswith(f"proxyqueue: --address {locked.dashboard}: refuses this machine's token; set")
+        assert wrong.stderr.startswith(f"proxyqueue: --address {locked.dashboard}: rejects this machine's token; set")
         done = submit(locked, here, *generate(tmp_path / "out", "--limit", "1", "--num_workers", "1"), **auth(True))
         assert done.returncode == 0, done.stdout + done.stderr
         assert check_all_images_exist(tmp_path / "out") == 10
 
 
 REFUSED = {
-    "submit": "no job is named; write it behind --: proxyqueue submit -- generate …flags",
-    "submit --detach": "no job is named; write it behind --: proxyqueue submit -- generate …flags",
-    "submit --list --stop x": "--stop --list: take one of them",
-    "submit --list -- generate": "--list -- …: take one of them",
+    "submit": "no job is named; write it after --: proxyqueue submit -- generate …flags",
+    "submit --detach": "no job is named; write it after --: proxyqueue submit -- generate …flags",
+    "submit --list --stop x": "--stop --list: give one of them",
+    "submit --list -- generate": "--list -- …: give one of them",
     "submit -- verify": "verify: can't be submitted; only generate can: proxyqueue submit -- generate …flags",
     "submit --working_dir none -- generate": "--working_dir none: no such folder",
     "submit -- generate --idx x": "--idx x: takes INT (see proxyqueue generate --help)",
@@ -327,7 +327,7 @@ REFUSED = {
     "submit --address ray://head:10001 --list": "--address ray://head:10001: not the address of a dashboard,"
     " http://HEAD:8265",
     "submit --address http://127.0.0.1:1 --list": "--address http://127.0.0.1:1: no dashboard answers there: [Errno"
-    " 111] Connection refused; for a cluster of cluster.yaml run `ray dashboard cluster.yaml` beside",
+    " 111] Connection refused; for a cluster of cluster.yaml run `ray dashboard cluster.yaml` in another terminal",
 }
 
 

@@ -16,7 +16,7 @@ TOKEN = "0123456789abcdef0123456789abcdef"
 
 
 class Cluster:
-    """A head node with a dashboard, and more nodes as asked for; each a process that can be killed.
+    """A head node with a dashboard, and more nodes as requested; each a process that can be killed.
 
     Args:
         folder: of `short_folder`, which kills the nodes at its end.

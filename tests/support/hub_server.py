@@ -25,7 +25,7 @@ class Hub:
         main: the commit that each repository's branch main is at.
         gated: repositories that want the token "good".
         ill: status that requests for weights are answered with, and how many of them; -1 for all.
-        api_ill: status of all requests that ask for names and commits.
+        api_ill: status of all requests for names and commits.
         page: whether a captive portal answers everything, with a page of its own.
         cut: break off the first download of each file of weights after so many bytes.
         bytes_per_second: of each download of weights.

@@ -214,7 +214,7 @@ def kill_and_repeat(
 
 
 def running(files: Writer, pid: int) -> Path:
-    """The record of a run that goes on in this process; its path."""
+    """The record of a run that is active in this process; its path."""
     runs.Record(files).beat()
     path = files.output.root / f"runs/{files.run_id}.json"
     give_process(path, pid)
@@ -230,5 +230,5 @@ def give_process(record: Path, pid: int, **changes: object) -> None:
 
 
 def age(record: Path, seconds: float = 10**6) -> None:
-    """Let a record not have changed for so long."""
+    """Make a record look unchanged for this many seconds."""
     os.utime(record, (time.time() - seconds,) * 2)

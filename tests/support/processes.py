@@ -99,8 +99,8 @@ def mark_descendants() -> None:
     os.environ[MARK] = secrets.token_hex(8)
 
 
-def end_descendants(patience: float) -> list[str]:
-    """Wait so many seconds for the marked processes to end by themselves, then kill the rest.
+def end_descendants(seconds: float) -> list[str]:
+    """Wait this many seconds for the marked processes to end by themselves, then kill the rest.
 
     Returns:
         A line per process that was killed: the test that started it, its id and its command.
@@ -112,7 +112,7 @@ def end_descendants(patience: float) -> list[str]:
         spared = {os.getpid(), *trackers}
         return {pid: variables for pid, variables in environments() if mark in variables and pid not in spared}
 
-    comes_true(lambda: not left(), patience)
+    comes_true(lambda: not left(), seconds)
     lines = []
     for pid, variables in left().items():
         lines.append(f"{_test_of(variables)}: process {pid}: {commands().get(pid, '').strip()[:200]}: {_doing(pid)}")

@@ -31,7 +31,7 @@ SECONDS_A_PROMPT = float(os.environ.get("SECONDS_A_PROMPT", "0.15"))
 """Which a paced worker takes without using a core: a run of hundreds of images is long enough to be disturbed."""
 
 DRAWN_LOG = os.environ.get("DRAWN_LOG")
-"""A file where paced workers note how many prompts each batch has that they draw."""
+"""A file where paced workers record the number of prompts of each batch."""
 
 Row = dict[str, Any]
 
@@ -43,7 +43,7 @@ class SyntheticGenerator:
         self.recipe, self.captures = recipe, list(captures)
         self.batch_size = recipe.batch_size
 
-    def draw(self, batch: dict[str, Sequence[Any]]) -> list[list[Row]]:
+    def generate(self, batch: dict[str, Sequence[Any]]) -> list[list[Row]]:
         """Rows of each prompt, in the order of its captures."""
         if any(FAULT in prompt for prompt in batch["prompt"]):
             raise ZeroDivisionError("a fault of the program")
@@ -121,12 +121,12 @@ class TalkingWorker(SyntheticWorker):
 
 
 class PacedGenerator(SyntheticGenerator):
-    def draw(self, batch: dict[str, Sequence[Any]]) -> list[list[Row]]:
+    def generate(self, batch: dict[str, Sequence[Any]]) -> list[list[Row]]:
         if DRAWN_LOG:
             with open(DRAWN_LOG, "a") as log:
                 log.write(f"{len(batch['prompt'])}\n")
         time.sleep(SECONDS_A_PROMPT * len(batch["prompt"]))
-        return super().draw(batch)
+        return super().generate(batch)
 
 
 class PacedWorker(ImageWorker):

@@ -1,4 +1,4 @@
-"""The ledger's rules: what counts as a death, who is blamed for it, what is in flight, and how long batches take."""
+"""The in-flight tracker's rules: what counts as a death, who is blamed, what is in flight, how long batches take."""
 
 from types import SimpleNamespace
 
@@ -16,7 +16,7 @@ NODES = {"node-1", "node-2"}
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """The ledger's clock; `now` is set by the test."""
+    """The tracker's clock; `now` is set by the test."""
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(in_flight, "time", SimpleNamespace(monotonic=lambda: clock.now))
     return clock
@@ -24,7 +24,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 @pytest.fixture
 def book(clock: SimpleNamespace) -> InFlightTracker:
-    """A ledger that knows worker w1 on node-1, process 11, and w2 on node-2, process 22; both have loaded."""
+    """A tracker that knows worker w1 on node-1, process 11, and w2 on node-2, process 22; both have loaded."""
     book = InFlightTracker(TERMS)
     for worker, node, pid in (("w1", "node-1", 11), ("w2", "node-2", 22)):
         book.loading(worker, node, pid)
@@ -91,7 +91,7 @@ def test_a_prompt_that_kills_two_workers_alone_is_given_up(book):
 
 
 def test_a_prompt_that_comes_out_is_tried_afresh(book):
-    """Another prompt of its batch kills, so it is drawn alone again and again."""
+    """Another prompt of its batch kills, so it runs alone again and again."""
     for _ in range(5):
         assert book.begin_alone("b1", "harmless", "w1") is None
         book.end_alone("harmless")
@@ -171,7 +171,7 @@ def test_three_nodes_that_die_with_a_prompt_are_not_held_against_it(book):
     assert book.begin_alone("b1", "p", "w1") == DIED
 
 
-def test_a_batch_that_went_with_its_node_is_drawn_whole_again(book):
+def test_a_batch_that_was_lost_with_its_node_runs_whole_again(book):
     """Three times: it may be what takes all of a node's memory."""
     assert book.begin("b1", "w1")
     for _ in range(3):

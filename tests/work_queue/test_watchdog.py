@@ -18,7 +18,7 @@ TERMS = Terms("prompt", "DenoiseTimeout", "--denoise_timeout")
 
 
 def status(seconds: float = 0.0, median: float | None = None, loads: int = 1, deaths: int = 0) -> Status:
-    """What the ledger answers while one batch has been in flight for so long."""
+    """What the tracker answers while one batch has been in flight for this many seconds."""
     return Status(
         started=1,
         loads=loads,

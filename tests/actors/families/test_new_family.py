@@ -58,7 +58,7 @@ def options(output: Path, model: Path, **flags: Any) -> Generate:
 
 @pytest.fixture(scope="module")
 def made(ray_local: None, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three queries' images of the family, beside each other as xt and x0."""
+    """Three queries' images of the family, side by side as xt and x0."""
     output = tmp_path_factory.mktemp("own") / "out"
     assert generate(options(output, model), own_family.OwnWorker) == OK
     return output
