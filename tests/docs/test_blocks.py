@@ -17,7 +17,7 @@ import yaml
 
 from ray_app.annotations import circo
 from ray_app.arguments import parse
-from ray_app.cli import VERBS, main
+from ray_app.cli import COMMANDS, main
 from ray_app.generation.generate import generate
 from ray_app.generation.metrics import METRICS
 from ray_app.generation.options import Generate
@@ -64,14 +64,14 @@ def test_a_block_that_nothing_runs_is_found():
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_commands_are_ones_that_the_program_accepts(page):
     for _, verb, *arguments in shown_commands(page, "proxyqueue"):
-        options = parse(f"proxyqueue {verb}", VERBS[verb][0], arguments) if arguments else None
-        assert verb in VERBS
+        options = parse(f"proxyqueue {verb}", COMMANDS[verb][0], arguments) if arguments else None
+        assert verb in COMMANDS
         if command := getattr(options, "command", ()):
-            parse(f"proxyqueue {command[0]}", VERBS[command[0]][0], list(command[1:]))
+            parse(f"proxyqueue {command[0]}", COMMANDS[command[0]][0], list(command[1:]))
 
 
 def test_commands_are_found():
-    assert {verb for page in MANUAL for _, verb, *_ in shown_commands(page, "proxyqueue")} == set(VERBS)
+    assert {verb for page in MANUAL for _, verb, *_ in shown_commands(page, "proxyqueue")} == set(COMMANDS)
 
 
 @pytest.fixture(scope="module")
