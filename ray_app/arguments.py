@@ -94,9 +94,13 @@ class Fraction(Bound):
         return f"{value}: must be a fraction of one {self.of}, or whole {self.of}s"
 
 
+@dataclasses.dataclass(frozen=True)
 class Options:
     """The flags of a command. Groups of flags that several commands take are its subclasses, and their base classes;
     `--help` lists the flags of a base class before those of the classes that stand to its left."""
+
+    quiet: bool = False
+    """Print errors and requested results only: no warnings, no progress, no summary."""
 
     def check_flags(self) -> None:
         """Raise Refused for the first flag whose value makes no sense, whatever files and models there are."""

@@ -14,12 +14,12 @@ from ray_app.gallery.options import Gallery
 from ray_app.generation.options import Demo, Generate, Preview
 from ray_app.interrupts import Interrupts
 from ray_app.maintenance.options import Clean, Compact, Verify
-from ray_app.messages import LOG
+from ray_app.messages import LOG, reporting
 from ray_app.query.options import Query, Status
 from ray_app.submission.options import Doctor, Submit
 from ray_app.suggestions import suggest
 
-FIRST_STEPS = """proxyqueue: text-to-image proxies for composed image retrieval, all requested denoising steps in one pass
+FIRST_STEPS = """proxyqueue: text-to-image proxies for composed image retrieval, all requested steps in one pass
 
   proxyqueue demo                                                   all of it on this machine, offline, tiny models
   proxyqueue generate --json_file test.json --output_base_path out  generate and index the images of the annotations
@@ -205,7 +205,7 @@ def _one_line_errors(run: Callable[[], int], resumes: bool) -> int:
     except BrokenPipeError:
         raise
     except OSError as error:
-        LOG.warning(f"{error.filename or 'system'}: {error.strerror or error}")
+        LOG.error(f"{error.filename or 'system'}: {error.strerror or error}")
         return REFUSED
 
 
@@ -228,5 +228,5 @@ def _run(command: str, arguments: list[str]) -> int:
 def _call(program: str, options_class: type, call: Callable[[Any], int], arguments: list[str]) -> int:
     options = parse(program, options_class, arguments)
     options.check_flags()
-    with Interrupts():
+    with reporting(options.quiet, to_stderr=getattr(options, "format", None) == "json"), Interrupts():
         return call(options)

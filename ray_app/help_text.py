@@ -21,7 +21,7 @@ GROUPS = {
     ),
     "output": (
         "format", "output", "output_dir", "image_format", "image_quality", "gallery_path", "thumbnails",
-        "contact_sheet", "export_path", "shard_images",
+        "contact_sheet", "export_path", "shard_images", "quiet",
     ),
     "cluster": ("address", "shared_filesystem", "num_workers", "gpus_per_actor"),
     "rarely needed": (

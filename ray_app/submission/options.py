@@ -7,7 +7,15 @@ import tyro
 
 from ray_app.arguments import Options
 from ray_app.errors import InputRefused
-from ray_app.flags import DEFAULT_MODEL_TYPE, ClusterFlags, FamilyFlags, ModelFlags, ModelType, OutputFlags
+from ray_app.flags import (
+    DEFAULT_MODEL_TYPE,
+    ClusterFlags,
+    FamilyFlags,
+    ModelFlags,
+    ModelType,
+    OutputFlags,
+    ReportFlags,
+)
 from ray_app.generation.options import PoolFlags
 
 
@@ -51,7 +59,7 @@ class Submit(Options):
 
 
 @dataclasses.dataclass(frozen=True)
-class Doctor(ClusterFlags, PoolFlags, ModelFlags, OutputFlags, FamilyFlags):
+class Doctor(ReportFlags, ClusterFlags, PoolFlags, ModelFlags, OutputFlags, FamilyFlags):
     """Say what a cluster offers, and what would keep a run on it from starting, ending or using all of it.
 
     Give it the flags of the run that you mean to start. It draws nothing and loads no model.
