@@ -171,12 +171,14 @@ def _explain(text: str, options_class: type, arguments: list[str]) -> str:
         return _explain_unknown(text, options_class, arguments)
     if missing := re.match(r"Missing from .*?: (--\w+) (\S+)", text):
         return f"{missing[1]}: is missing; it takes {missing[2]}"
+    if missing := re.match(r"Missing from .*?: \{(\S+)\}", text):
+        return f"a value is missing; take one of {missing[1].replace(',', ', ')}"
     if empty := re.match(r"Missing value for argument '(--\w+)'", text):
         return f"{empty[1]}: has no value"
-    if choice := re.match(r"invalid choice '(.*?)' for argument '--(\w+)'", text):
-        wrong, flag = choice.groups()
-        annotation = typing.get_type_hints(options_class, include_extras=True)[flag]
-        return f"--{flag} {wrong}: no such value{suggest(wrong, _find_choices(annotation))}"
+    if choice := re.match(r"invalid choice '(.*?)' for argument '((?:--)?)(\w+)'", text):
+        wrong, dashes, name = choice.groups()
+        annotation = typing.get_type_hints(options_class, include_extras=True)[name]
+        return f"{dashes}{name} {wrong}: no such value{suggest(wrong, _find_choices(annotation))}"
     if unread := re.match(r"Error parsing (--\w+): (.*) Argument helptext: --\w+ (\[.*?\]\]|\S+)", text):
         flag, reason, kind = unread.groups()
         values = ", ".join(re.findall(r"'([^']*)'", reason.rsplit(": ", 1)[-1]))

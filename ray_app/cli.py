@@ -5,8 +5,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ray_app import __version__, streams
+from ray_app import machine, streams
 from ray_app.arguments import parse
+from ray_app.completion import Completion, completion
 from ray_app.errors import INTERRUPTED, OK, REFUSED, InputRefused, Refused
 from ray_app.evaluation.options import Convergence
 from ray_app.export.options import Export
@@ -52,6 +53,9 @@ maintain an output
 clusters
   doctor       check what a cluster offers, and what would keep a run from working there
   submit       run generate as a job of a Ray cluster
+
+this program
+  completion   print a script with which a shell completes commands and flags
 
 proxyqueue COMMAND --help lists a command's flags; proxyqueue --version says what is installed."""
 
@@ -134,6 +138,10 @@ def _convergence(options: Convergence) -> int:
     return convergence(options)
 
 
+def _completion(options: Completion) -> int:
+    return completion(options, {name: options_class for name, (options_class, _) in COMMANDS.items()})
+
+
 COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "generate": (Generate, _generate),
     "preview": (Preview, _preview),
@@ -148,8 +156,12 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "gallery": (Gallery, _gallery),
     "export": (Export, _export),
     "convergence": (Convergence, _convergence),
+    "completion": (Completion, _completion),
 }
 
+
+VERSIONS = ("proxyqueue", "python", "torch", "CUDA", "ray", "diffusers")
+"""What --version shows, in its order."""
 
 ONLY_PRINT = ("query", "status", "doctor")
 """Commands that may end when nobody reads what they print; the others have work to do."""
@@ -217,12 +229,17 @@ def _run(command: str, arguments: list[str]) -> int:
         print(USAGE)
         return OK
     if command == "--version":
-        print(f"proxyqueue {__version__}")
+        print(_describe_versions())
         return OK
     if command not in COMMANDS:
         raise InputRefused(f"{command}: no such command{suggest(command, COMMANDS)}")
     options_class, call = COMMANDS[command]
     return _call(f"proxyqueue {command}", options_class, call, arguments)
+
+
+def _describe_versions() -> str:
+    installed = machine.versions() | {"CUDA": machine.cuda_version()}
+    return "\n".join(f"{name:<10} {installed[name]}" for name in VERSIONS)
 
 
 def _call(program: str, options_class: type, call: Callable[[Any], int], arguments: list[str]) -> int:

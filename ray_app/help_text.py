@@ -46,7 +46,6 @@ def print_help(program: str, options_class: type) -> None:
         tyro.cli(
             grouped(options_class),
             prog=program,
-            description=inspect.getdoc(options_class),
             args=["--help"],
             use_underscores=True,
             config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
@@ -58,7 +57,7 @@ def print_help(program: str, options_class: type) -> None:
 
 
 def grouped(options_class: type) -> type:
-    """A class like a command's options, whose flags are in an inner class for each group, for `--help` alone."""
+    """A class like a command's options, whose flags are in an inner class for each group, for `--help` and shells."""
     sentences = _read_sentences(options_class)
     annotations = typing.get_type_hints(options_class, include_extras=True)
     fields_of_group: dict[str, list[Any]] = {"": [], **{group: [] for group in GROUPS}}
@@ -77,7 +76,9 @@ def grouped(options_class: type) -> type:
             inner = dataclasses.make_dataclass(f"Group{number}", fields)
             inner.__doc__ = ""
             outer.append((f"group{number}", Annotated[inner, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name=group)]))
-    return dataclasses.make_dataclass(options_class.__name__, outer)
+    shown_class = dataclasses.make_dataclass(options_class.__name__, outer)
+    shown_class.__doc__ = inspect.getdoc(options_class)
+    return shown_class
 
 
 def _read_sentences(options_class: type) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """The command as a user runs it: a process of its own, the scripts' flags, exit codes, interruption."""
 
+import importlib.metadata
 import re
 import signal
 import subprocess
@@ -7,10 +8,11 @@ import sys
 
 import pytest
 
-from ray_app import cli
+import ray_app
+from ray_app import cli, machine
 from ray_app.cli import COMMANDS, main
 from ray_app.generation.options import Demo
-from tests.conftest import PACED, ROOT, SAMPLE, check_index_is_true, read_tree, run_cli, start_cli
+from tests.conftest import PACED, ROOT, SAMPLE, check_index_is_true, read_tree, run_cli, run_python, start_cli
 from tests.support.processes import wait_for
 
 
@@ -121,3 +123,27 @@ def test_only_a_command_that_resumes_says_so_when_it_is_interrupted(command, mon
     assert main([command]) == 130
     hint = {"generate": "; rerun the same command to resume", "query": ""}
     assert capsys.readouterr().err == f"proxyqueue: interrupted{hint[command]}\n"
+
+
+def test_version_says_what_is_installed_without_importing_it():
+    code = (
+        "import sys; from ray_app.cli import main; main(['--version'])\n"
+        "assert not {'torch', 'ray', 'diffusers', 'pyarrow'} & sys.modules.keys()"
+    )
+    lines = run_python(code).splitlines()
+    installed = {"torch": importlib.metadata.version("torch"), "ray": importlib.metadata.version("ray")}
+    versions = dict(line.split() for line in lines)
+    assert lines[0].split() == ["proxyqueue", ray_app.__version__]
+    assert list(versions) == ["proxyqueue", "python", "torch", "CUDA", "ray", "diffusers"]
+    assert {name: versions[name] for name in installed} == installed
+
+
+@pytest.mark.parametrize(("cuda", "shown"), [("None", "none"), ("'13.0'", "13.0")])
+def test_cuda_is_that_which_torch_was_built_for(cuda, shown, tmp_path, monkeypatch):
+    package = tmp_path / "torch"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise AssertionError('imported')")
+    (package / "version.py").write_text(f"__version__ = '2.13.0'\ncuda: Optional[str] = {cuda}\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    assert machine.cuda_version() == shown

@@ -111,6 +111,11 @@ ARGUMENTS = [
         ["generate", "--model_type", "sd"],
         f"--model_type sd: no such value; did you mean sdxl? {HELP}",
     ),
+    argument(
+        ["completion", "tcsh"],
+        "shell tcsh: no such value; did you mean zsh? (see proxyqueue completion --help)",
+    ),
+    argument(["completion"], "a value is missing; take one of bash, zsh, fish (see proxyqueue completion --help)"),
     argument(["generate", "--idx", "x"], f"--idx x: takes INT {HELP}"),
     argument(["generate", "--guidance_scale", "much"], f"--guidance_scale much: takes FLOAT {HELP}"),
     argument(["generate", "--limit", "1.5"], f"--limit 1.5: takes INT {HELP}"),

@@ -2,28 +2,21 @@
 
 import functools
 import json
+import re
 
 import pytest
 
 from ray_app import cli
 from ray_app.generation.generate import generate
 from ray_app.generation.options import Generate
-from tests.conftest import SAMPLE
+from tests.conftest import ROOT, SAMPLE
 from tests.support.outputs import write_images
 from tests.support.synthetic import SyntheticWorker
 
+PAGE = ROOT / "docs" / "getting-started.md"
 FLAGS = [
-    "--model_path",
-    "tiny",
-    "--max_inference_steps",
-    "4",
-    "--save_steps",
-    "1",
-    "4",
-    "--num_prompts",
-    "2",
-    "--num_workers",
-    "1",
+    *("--model_path", "tiny", "--max_inference_steps", "4", "--save_steps", "1", "4"),
+    *("--num_prompts", "2", "--num_workers", "1"),
 ]
 PLAN = {
     "queries", "queries_skipped", "slots", "unique_slots", "images_requested", "images_existing", "images_to_generate",
@@ -97,3 +90,18 @@ def test_quiet_leaves_what_was_requested(command, prints, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert err == ""
     assert bool(out) == prints
+
+
+@pytest.mark.parametrize(
+    ("command", "keys"),
+    [
+        ("verify", {"output", "models", "parts", "rows", "files", "bytes", "counts", "problems"}),
+        ("status", {"output", "images", "runs", "going_on"}),
+    ],
+)
+def test_reports_of_an_output_have_the_keys_that_are_documented(command, keys, tmp_path, capsys):
+    write_images(tmp_path / "out", "run-1", range(2))
+    assert cli.main([command, "--output_base_path", str(tmp_path / "out"), "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out).keys() == keys
+    (row,) = re.findall(rf"^\| `{command}` \| (.*`output`.*) \|$", PAGE.read_text(), flags=re.MULTILINE)
+    assert {key for key in keys if f"`{key}`" in row} == keys
