@@ -21,7 +21,7 @@ UNKNOWN = "Unrecognized options: "
 
 
 class Bound:
-    """What a flag's value must be. It is annotated beside the flag: `limit: Annotated[int | None, AtLeast(1)]`."""
+    """What a flag's value must be. It is part of the flag's annotation: `limit: Annotated[int | None, AtLeast(1)]`."""
 
     def find_fault(self, value: Any) -> str | None:
         """What is wrong with a value, the end of a line that begins with the flag; None if nothing is."""
@@ -97,7 +97,7 @@ class Fraction(Bound):
 @dataclasses.dataclass(frozen=True)
 class Options:
     """The flags of a command. Groups of flags that several commands take are its subclasses, and their base classes;
-    `--help` lists the flags of a base class before those of the classes that stand to its left."""
+    `--help` lists the flags of the last base class first, within the groups of `help_text`."""
 
     quiet: bool = False
     """Print errors and requested results only: no warnings, no progress, no summary."""
@@ -120,7 +120,7 @@ def _each(value: Any) -> tuple[Any, ...]:
 
 
 def _bounds(options_class: type) -> Iterator[tuple[str, Bound]]:
-    """Each bound with the flag that it is annotated beside."""
+    """Each bound with the flag whose annotation has it."""
     for name, annotation in typing.get_type_hints(options_class, include_extras=True).items():
         for extra in getattr(annotation, "__metadata__", ()):
             if isinstance(extra, Bound):
