@@ -14,7 +14,7 @@ CLASSES = [*(options_class for options_class, _ in COMMANDS.values()), Scale, Sp
 
 
 def flags_of(options_class: type) -> list[str]:
-    return [field.name for field in dataclasses.fields(options_class) if field.name not in ("sql", "command")]
+    return [field.name for field in dataclasses.fields(options_class) if field.name not in ("sql", "shell", "command")]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -113,7 +113,7 @@ ARGUMENTS = [
     ),
     argument(
         ["completion", "tcsh"],
-        "shell tcsh: no such value; did you mean zsh? (see proxyqueue completion --help)",
+        "shell tcsh: no such value; take one of bash, zsh, fish (see proxyqueue completion --help)",
     ),
     argument(["completion"], "a value is missing; take one of bash, zsh, fish (see proxyqueue completion --help)"),
     argument(["generate", "--idx", "x"], f"--idx x: takes INT {HELP}"),
