@@ -8,15 +8,20 @@ import math
 import re
 import typing
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
-from ray_app.errors import InputRefused
+from ray_app.errors import OK, InputRefused
+from ray_app.help_text import print_help
+from ray_app.suggestions import suggest, suggest_nearest
+
+UNKNOWN = "Unrecognized options: "
+"""How tyro's line about arguments begins that belong to no flag."""
 
 
 class Bound:
-    """What a flag's value must be. It is annotated beside the flag: `limit: Annotated[int | None, AtLeast(1)]`."""
+    """What a flag's value must be. It is part of the flag's annotation: `limit: Annotated[int | None, AtLeast(1)]`."""
 
     def find_fault(self, value: Any) -> str | None:
         """What is wrong with a value, the end of a line that begins with the flag; None if nothing is."""
@@ -89,9 +94,13 @@ class Fraction(Bound):
         return f"{value}: must be a fraction of one {self.of}, or whole {self.of}s"
 
 
+@dataclasses.dataclass(frozen=True)
 class Options:
     """The flags of a command. Groups of flags that several commands take are its subclasses, and their base classes;
-    `--help` lists the flags of a base class before those of the classes that stand to its left."""
+    `--help` lists the flags of the last base class first, within the groups of `help_text`."""
+
+    quiet: bool = False
+    """Print errors and requested results only: no warnings, no progress, no summary."""
 
     def check_flags(self) -> None:
         """Raise Refused for the first flag whose value makes no sense, whatever files and models there are."""
@@ -111,7 +120,7 @@ def _each(value: Any) -> tuple[Any, ...]:
 
 
 def _bounds(options_class: type) -> Iterator[tuple[str, Bound]]:
-    """Each bound with the flag that it is annotated beside."""
+    """Each bound with the flag whose annotation has it."""
     for name, annotation in typing.get_type_hints(options_class, include_extras=True).items():
         for extra in getattr(annotation, "__metadata__", ()):
             if isinstance(extra, Bound):
@@ -131,11 +140,15 @@ def parse(program: str, options_class: type, arguments: list[str]) -> Any:
 
     Raises:
         Refused: an argument that the command does not take, or a value that can't be read.
+        SystemExit: --help, which is answered here.
     """
     if "--" in arguments and hasattr(options_class, "command"):
         split = arguments.index("--")
         options = parse(program, options_class, arguments[:split])
         return dataclasses.replace(options, command=tuple(arguments[split + 1 :]))
+    if not {"-h", "--help"}.isdisjoint(arguments):
+        print_help(program, options_class)
+        raise SystemExit(OK)
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
@@ -146,22 +159,46 @@ def parse(program: str, options_class: type, arguments: list[str]) -> Any:
                 use_underscores=True,
                 config=(tyro.conf.FlagCreatePairsOff,),
             )
-    except SystemExit as end:
-        if not end.code:
-            raise
+    except SystemExit:
         lines = (line.strip("│╭╮╰╯─ ") for line in box.getvalue().splitlines()[1:])
         text = " ".join(line for line in lines if line.strip("-"))  # dashes: the box where the terminal has ASCII only
-        raise InputRefused(f"{_shorten(text)} (see {program} --help)") from None
+        raise InputRefused(f"{_explain(text, options_class, arguments)} (see {program} --help)") from None
 
 
-def _shorten(text: str) -> str:
-    """What tyro's box says, without the help text it repeats; a value that can't be read as flag, value and type."""
-    text = text.split(" For full helptext")[0].rstrip(". ")
+def _explain(text: str, options_class: type, arguments: list[str]) -> str:
+    """What is wrong with the arguments, by what tyro's box says: one line that names the flag and its value."""
+    if text.startswith(UNKNOWN):
+        return _explain_unknown(text, options_class, arguments)
     if missing := re.match(r"Missing from .*?: (--\w+) (\S+)", text):
         return f"{missing[1]}: is missing; it takes {missing[2]}"
-    unread = re.match(r"Error parsing (--\w+): (.*) Argument helptext: --\w+ (\[.*?\]\]|\S+)", text)
-    if unread is None:
-        return text
-    flag, reason, kind = unread.groups()
-    values = ", ".join(re.findall(r"'([^']*)'", reason.rsplit(": ", 1)[-1]))
-    return f"{flag} {values[:80]}: takes {kind.removeprefix('{None}|')}"
+    if missing := re.match(r"Missing from .*?: \{(\S+)\}", text):
+        return f"a value is missing; take one of {missing[1].replace(',', ', ')}"
+    if empty := re.match(r"Missing value for argument '(--\w+)'", text):
+        return f"{empty[1]}: has no value"
+    if choice := re.match(r"invalid choice '(.*?)' for argument '((?:--)?)(\w+)'", text):
+        wrong, dashes, name = choice.groups()
+        annotation = typing.get_type_hints(options_class, include_extras=True)[name]
+        return f"{dashes}{name} {wrong}: no such value{suggest(wrong, _find_choices(annotation))}"
+    if unread := re.match(r"Error parsing (--\w+): (.*) Argument helptext: --\w+ (\[.*?\]\]|\S+)", text):
+        flag, reason, kind = unread.groups()
+        values = ", ".join(re.findall(r"'([^']*)'", reason.rsplit(": ", 1)[-1]))
+        return f"{flag} {values[:80]}: takes {kind.removeprefix('{None}|')}"
+    return text.split(" For full helptext")[0].rstrip(". ")
+
+
+def _explain_unknown(text: str, options_class: type, arguments: list[str]) -> str:
+    """The first flag that the command does not have, or else the first value that no flag takes."""
+    flags = [field.name for field in dataclasses.fields(options_class)]  # type: ignore[arg-type]
+    for argument in arguments:
+        name = argument.partition("=")[0].lstrip("-")
+        if argument.startswith("--") and name.replace("-", "_") not in flags:
+            return f"--{name}: no such flag{suggest_nearest(f'--{name}', [f'--{flag}' for flag in flags])}"
+    value = text.removeprefix(UNKNOWN).split(" Perhaps you meant")[0].split(" For full helptext")[0]
+    return f"{value}: no flag takes this"
+
+
+def _find_choices(annotation: Any) -> list[str]:
+    """The values that a flag's type lists, in their order."""
+    if typing.get_origin(annotation) is Literal:
+        return [str(value) for value in typing.get_args(annotation)]
+    return [choice for inner in typing.get_args(annotation) for choice in _find_choices(inner)]

@@ -1,12 +1,13 @@
-"""The command line: one verb a module, errors on one line, exit codes.
-Imports a verb's module only when it is called: `--help` answers before torch or Ray could be loaded."""
+"""The command line: one module per command, errors on one line, exit codes.
+Imports a command's module only when it is called: `--help` answers before torch or Ray could be loaded."""
 
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ray_app import __version__, streams
+from ray_app import machine, streams
 from ray_app.arguments import parse
+from ray_app.completion import Completion, completion
 from ray_app.errors import INTERRUPTED, OK, REFUSED, InputRefused, Refused
 from ray_app.evaluation.options import Convergence
 from ray_app.export.options import Export
@@ -14,27 +15,49 @@ from ray_app.gallery.options import Gallery
 from ray_app.generation.options import Demo, Generate, Preview
 from ray_app.interrupts import Interrupts
 from ray_app.maintenance.options import Clean, Compact, Verify
-from ray_app.messages import LOG
+from ray_app.messages import LOG, reporting
 from ray_app.query.options import Query, Status
 from ray_app.submission.options import Doctor, Submit
+from ray_app.suggestions import suggest
 
-USAGE = """proxyqueue: draw text-to-image proxies for composed image retrieval, every denoising step asked for at once.
+FIRST_STEPS = """proxyqueue: text-to-image proxies for composed image retrieval, all requested steps in one pass
 
-  proxyqueue generate --json_file test.json --output_base_path out   draw and index all images of the annotations
-  proxyqueue preview --prompt "a dog on a beach"                     one prompt, its steps as png files
-  proxyqueue demo                                                    the whole thing here, offline, with tiny models
-  proxyqueue verify --output_base_path out                           do index and files say the same? --repair
-  proxyqueue clean --output_base_path out --model_type sdxl          remove images with their rows and caches
-  proxyqueue compact --output_base_path out                          many small parts of the index into few
-  proxyqueue submit --address http://HEAD:8265 -- generate …flags    generate as a job of a Ray cluster
-  proxyqueue doctor --address auto                                   what a cluster offers, and what is wrong with it
-  proxyqueue query --preset steps --output_base_path out             ask the index with SQL
-  proxyqueue status --output_base_path out --watch                   what is there of what was asked, time left
-  proxyqueue gallery --output_base_path out                          a page to look at: a row a slot, a column a step
-  proxyqueue export --format imagefolder --output_base_path out      for datasets, webdataset, retrieval scripts
-  proxyqueue convergence --output_base_path out                      how near is each step to the last: table and plot
+  proxyqueue demo                                                   all of it on this machine, offline, tiny models
+  proxyqueue generate --json_file test.json --output_base_path out  generate and index the images of the annotations
+  proxyqueue status --output_base_path out                          images done, failed and missing; time left
+  proxyqueue gallery --output_base_path out                         a page that shows the images
+  proxyqueue query --preset steps --output_base_path out            query the index with SQL
+  proxyqueue verify --output_base_path out                          check that index and files match
 
-Each verb has its own --help."""
+proxyqueue --help lists all commands; proxyqueue COMMAND --help lists the flags of one."""
+
+USAGE = """usage: proxyqueue COMMAND [FLAGS]
+
+generate images
+  generate     generate and index the images of all annotations
+  preview      generate one prompt, its steps as png files
+  demo         all of it on this machine, offline, with tiny models
+
+look at an output
+  status       images done, failed and missing; the runs; time left
+  query        query the index with SQL
+  gallery      write a page that shows the images: one row per slot, one column per step
+  convergence  measure how close each step is to the last: table and plot
+  export       export images to formats that other tools read
+
+maintain an output
+  verify       check that index and files match; --repair fixes what needs no GPU
+  clean        remove images with their rows and caches
+  compact      merge the index's many small Parquet files into few
+
+clusters
+  doctor       check what a cluster offers, and what would keep a run from working there
+  submit       run generate as a job of a Ray cluster
+
+this program
+  completion   print a script with which a shell completes commands and flags
+
+proxyqueue COMMAND --help lists a command's flags; proxyqueue --version says what is installed."""
 
 
 def _generate(options: Generate) -> int:
@@ -115,7 +138,11 @@ def _convergence(options: Convergence) -> int:
     return convergence(options)
 
 
-VERBS: dict[str, tuple[type, Callable[[Any], int]]] = {
+def _completion(options: Completion) -> int:
+    return completion(options, {name: options_class for name, (options_class, _) in COMMANDS.items()})
+
+
+COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "generate": (Generate, _generate),
     "preview": (Preview, _preview),
     "demo": (Demo, _demo),
@@ -129,18 +156,27 @@ VERBS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "gallery": (Gallery, _gallery),
     "export": (Export, _export),
     "convergence": (Convergence, _convergence),
+    "completion": (Completion, _completion),
 }
 
 
+VERSIONS = ("proxyqueue", "python", "torch", "CUDA", "ray", "diffusers")
+"""What --version shows, in its order."""
+
 ONLY_PRINT = ("query", "status", "doctor")
-"""Verbs that may end when nobody reads what they print; the others have work to do."""
+"""Commands that may end when nobody reads what they print; the others have work to do."""
+
+RESUME = ("generate", "demo", "clean")
+"""Commands that continue where they were interrupted when they are run again; the others start again."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `proxyqueue VERB …`; the exit code: 0, 1 problems found, 2 refused, 3 some failed, 130 interrupted."""
+    """Run `proxyqueue COMMAND …`; the exit code: 0, 1 problems found, 2 refused, 3 some failed, 130 interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    verb = arguments[0] if arguments else "--help"
-    return _exit_code(lambda: _run(verb, arguments[1:]), resumes=True, only_prints=verb in ONLY_PRINT)
+    command = arguments[0] if arguments else ""
+    return _exit_code(
+        lambda: _run(command, arguments[1:]), resumes=command in RESUME, only_prints=command in ONLY_PRINT
+    )
 
 
 def run_module(
@@ -150,11 +186,11 @@ def run_module(
     arguments: Sequence[str] | None = None,
     resumes: bool = False,
 ) -> int:
-    """Run `python -m MODULE …`, a command that is not part of `proxyqueue`, as `main` runs a verb; the exit code.
+    """Run `python -m MODULE …`, a command that is not part of `proxyqueue`, as `main` runs a command; the exit code.
 
     Args:
         options_class: its flags; a dataclass with `check_flags`.
-        resumes: after a signal, say that the same command continues where this one stopped.
+        resumes: after a signal, say that rerunning the same command resumes.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     return _exit_code(lambda: _call(f"python -m {module}", options_class, call, arguments), resumes, only_prints=False)
@@ -176,30 +212,38 @@ def _one_line_errors(run: Callable[[], int], resumes: bool) -> int:
         LOG.error(str(refused))
         return REFUSED
     except KeyboardInterrupt:
-        LOG.warning("interrupted; the same command goes on from here" if resumes else "interrupted")
+        LOG.warning("interrupted; rerun the same command to resume" if resumes else "interrupted")
         return INTERRUPTED
     except BrokenPipeError:
         raise
     except OSError as error:
-        LOG.warning(f"{error.filename or 'system'}: {error.strerror or error}")
+        LOG.error(f"{error.filename or 'system'}: {error.strerror or error}")
         return REFUSED
 
 
-def _run(verb: str, arguments: list[str]) -> int:
-    if verb in ("--help", "-h", "help"):
+def _run(command: str, arguments: list[str]) -> int:
+    if not command:
+        print(FIRST_STEPS)
+        return OK
+    if command in ("--help", "-h", "help"):
         print(USAGE)
         return OK
-    if verb == "--version":
-        print(f"proxyqueue {__version__}")
+    if command == "--version":
+        print(_describe_versions())
         return OK
-    if verb not in VERBS:
-        raise InputRefused(f"{verb}: no such verb; there are {', '.join(VERBS)}")
-    options_class, call = VERBS[verb]
-    return _call(f"proxyqueue {verb}", options_class, call, arguments)
+    if command not in COMMANDS:
+        raise InputRefused(f"{command}: no such command{suggest(command, COMMANDS)}")
+    options_class, call = COMMANDS[command]
+    return _call(f"proxyqueue {command}", options_class, call, arguments)
+
+
+def _describe_versions() -> str:
+    installed = machine.versions() | {"CUDA": machine.cuda_version()}
+    return "\n".join(f"{name:<10} {installed[name]}" for name in VERSIONS)
 
 
 def _call(program: str, options_class: type, call: Callable[[Any], int], arguments: list[str]) -> int:
     options = parse(program, options_class, arguments)
     options.check_flags()
-    with Interrupts():
+    with reporting(options.quiet, to_stderr=getattr(options, "format", None) == "json"), Interrupts():
         return call(options)

@@ -10,6 +10,7 @@ from ray_app.gallery.options import Gallery
 from ray_app.gallery.pages import gallery
 from ray_app.generation.generate import generate
 from ray_app.generation.options import Demo, Generate
+from ray_app.messages import summarize
 from ray_app.output import layout
 from ray_app.query.options import Query
 from ray_app.query.query import query
@@ -36,7 +37,7 @@ def demo(options: Demo) -> int:
     codes = []
     with connection.connected("local"):
         for model_type in tiny.model_types():
-            print(f"\n# proxyqueue generate --model_type {model_type} --model_path tiny", flush=True)
+            summarize(f"\n# proxyqueue generate --model_type {model_type} --model_path tiny")
             generate_options = Generate(
                 model_type=model_type,
                 json_file=str(SAMPLE),
@@ -44,12 +45,12 @@ def demo(options: Demo) -> int:
                 model_path=tiny.NAME,
             )
             codes.append(generate(generate_options))
-    print("\n# The tree")
-    print("\n".join(_tree(Path(options.output_base_path))))
+    summarize("\n# The tree")
+    summarize("\n".join(_tree(Path(options.output_base_path))))
     for question, sql in QUERIES.items():
-        print(f"\n# {question}{sql}", flush=True)
+        summarize(f"\n# {question}{sql}")
         query(Query(sql=sql, output_base_path=options.output_base_path))
-    print("\n# A gallery of all images", flush=True)
+    summarize("\n# A gallery of all images")
     gallery(Gallery(output_base_path=options.output_base_path, json_file=str(SAMPLE)))
     return max(codes, default=OK)
 

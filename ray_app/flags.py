@@ -84,7 +84,7 @@ class ModelFlags(Options):
     flux_path: str = FAMILIES["flux"].default_path
     """Flux model, likewise."""
     model_path: str | None = None
-    """Overrides both; "tiny" is the built-in model for machines without a GPU."""
+    """A hub id or a local folder, instead of the family's path; "tiny" is the built-in model, for CPUs."""
     variant: str | None = None
     """Variant of the weights, as named in their files: "fp16", "bf16". Default: fp16 if all are, on a GPU."""
     device: Literal["cuda", "cpu"] | None = None

@@ -1,10 +1,13 @@
 """What this machine is: versions of what runs here, and its GPUs as nvidia-smi lists them.
 Knows the standard library only: `node_probe` runs these functions on nodes without the project."""
 
+import ast
 import importlib.metadata
+import importlib.util
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 PACKAGES = ("ray", "torch", "diffusers", "transformers", "pillow", "numpy", "pyarrow")
 MISSING = "none"
@@ -22,6 +25,18 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             versions_found[package] = MISSING
     return versions_found
+
+
+def cuda_version() -> str:
+    """The CUDA that the installed torch was built for; MISSING for a build without it. Does not import torch."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return MISSING
+    for statement in ast.parse(Path(spec.origin).with_name("version.py").read_text()).body:
+        match statement:
+            case ast.AnnAssign(target=ast.Name(id="cuda"), value=ast.Constant(value=str(version))):
+                return version
+    return MISSING
 
 
 def query_gpus(*fields: str) -> list[list[str]]:

@@ -1,14 +1,22 @@
-"""Progress of a run, or of checking one: a bar on a terminal, otherwise a line every ten seconds.
+"""Progress of what can take more than two seconds: a bar on a terminal, otherwise a line every ten seconds.
 Counts on the driver; knows nothing of Ray."""
 
 import collections
+import contextlib
 import dataclasses
+import os
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+
+from ray_app.messages import is_quiet
 
 LINE_SECONDS = 10.0
 BAR_SECONDS = 0.5
 RATE_SECONDS = 60.0
+SHORT_SECONDS = 2.0
+"""What takes less than this needs no bar."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +43,7 @@ class Progress:
         self.total, self.done, self.failed = total, done, 0
         self._generated = 0
         self._arrivals: collections.deque[tuple[float, int]] = collections.deque()
-        self._next_line = time.monotonic() + LINE_SECONDS
-        self._bar = _Bar(total, done) if sys.stderr.isatty() else None
+        self._display = _Display(total)
 
     def add(self, ok: int, failed: int) -> None:
         """Count images that a worker has finished."""
@@ -47,17 +54,11 @@ class Progress:
 
     def is_due(self) -> bool:
         """Whether the next line is to be shown; call it often."""
-        return time.monotonic() >= self._next_line
+        return self._display.is_due()
 
     def show(self, pool: PoolState) -> None:
         """Show a line now."""
-        line = self.describe(pool)
-        if self._bar:
-            self._next_line = time.monotonic() + BAR_SECONDS
-            self._bar.show(self.done, line)
-        else:
-            self._next_line = time.monotonic() + LINE_SECONDS
-            print(line, file=sys.stderr, flush=True)
+        self._display.show(self.done, self.describe(pool))
 
     def images_per_second(self) -> float:
         """Over the last minute, or since the first image arrived."""
@@ -86,8 +87,7 @@ class Progress:
 
     def close(self) -> None:
         """Remove the bar."""
-        if self._bar:
-            self._bar.close()
+        self._display.close()
 
 
 class Checked:
@@ -96,18 +96,13 @@ class Checked:
     def __init__(self, total: int, what: str = "checked"):
         self.total, self.what, self.done = total, what, 0
         self._started = time.monotonic()
-        self._next_line = self._started + LINE_SECONDS
-        self._bar = _Bar(total, 0) if sys.stderr.isatty() else None
+        self._display = _Display(total, after=SHORT_SECONDS)
 
     def add(self, images: int) -> None:
         """Count images, and show a line if it is due."""
         self.done += images
-        now = time.monotonic()
-        if self._bar:
-            self._bar.show(self.done, self.describe())
-        elif now >= self._next_line:
-            self._next_line = now + LINE_SECONDS
-            print(self.describe(), file=sys.stderr, flush=True)
+        if self._display.is_due():
+            self._display.show(self.done, self.describe())
 
     def describe(self) -> str:
         """One line."""
@@ -117,8 +112,7 @@ class Checked:
 
     def close(self) -> None:
         """Remove the bar."""
-        if self._bar:
-            self._bar.close()
+        self._display.close()
 
 
 class Bytes:
@@ -127,14 +121,12 @@ class Bytes:
     def __init__(self, what: str):
         self.what = what
         self._started = time.monotonic()
-        self._next_line = self._started + LINE_SECONDS
+        self._display = _Display(None, after=SHORT_SECONDS)
 
     def show(self, done: int, total: int) -> None:
-        """Show a line every ten seconds."""
-        now = time.monotonic()
-        if now >= self._next_line:
-            self._next_line = now + LINE_SECONDS
-            print(self.describe(done, total), file=sys.stderr, flush=True)
+        """Show where it is, if that is due."""
+        if self._display.is_due():
+            self._display.show(done, self.describe(done, total), total)
 
     def describe(self, done: int, total: int) -> str:
         """One line."""
@@ -143,19 +135,85 @@ class Bytes:
         unit, name = (1e9, "GB") if total >= 1e9 else (1e6, "MB")
         return f"{done / unit:,.1f} of {total / unit:,.1f} {name} {self.what}, {rate / 1e6:,.1f} MB/s, {eta} left"
 
+    def close(self) -> None:
+        """Remove the bar."""
+        self._display.close()
+
+
+@contextlib.contextmanager
+def working(what: str) -> Iterator[Callable[[], None]]:
+    """Inside, shows for how long something that can't be counted has been going on; yields what ends this early."""
+    started, ended = time.monotonic(), threading.Event()
+    display = _Display(None, after=SHORT_SECONDS)
+
+    def show_until_the_end() -> None:
+        while not ended.wait(BAR_SECONDS):
+            if display.is_due():
+                display.show(0, f"{what}, {duration(time.monotonic() - started)}")
+
+    thread = threading.Thread(target=show_until_the_end, daemon=True)
+
+    def end() -> None:
+        ended.set()
+        thread.join()
+        display.close()
+
+    thread.start()
+    try:
+        yield end
+    finally:
+        end()
+
+
+class _Display:
+    """Where progress is shown: a bar on a terminal, elsewhere a line every ten seconds, nothing with --quiet.
+
+    Args:
+        total: what `done` counts up to; None where that is not known.
+        after: seconds until the bar appears.
+    """
+
+    def __init__(self, total: int | None, after: float = 0.0):
+        self._total = total
+        self._has_bar = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._next = time.monotonic() + (after if self._has_bar else LINE_SECONDS)
+        self._bar: _Bar | None = None
+
+    def is_due(self) -> bool:
+        return not is_quiet() and time.monotonic() >= self._next
+
+    def show(self, done: int, line: str, total: int | None = None) -> None:
+        if is_quiet():
+            return
+        self._next = time.monotonic() + (BAR_SECONDS if self._has_bar else LINE_SECONDS)
+        if not self._has_bar:
+            print(line, file=sys.stderr, flush=True)
+            return
+        self._bar = self._bar or _Bar()
+        self._bar.show(done, self._total if total is None else total, line)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._bar:
+            self._bar.close()
+            self._bar = None
+
 
 class _Bar:
-    def __init__(self, total: int, done: int):
+    """Rich leaves out colours where NO_COLOR is set."""
+
+    def __init__(self) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
-        columns = (BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.description}"))
+        columns = (BarColumn(bar_width=24), TextColumn("{task.description}"))
         self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
-        self._task = self._progress.add_task("starting", total=total, completed=done)
+        self._task = self._progress.add_task("", total=None)
         self._progress.start()
 
-    def show(self, done: int, text: str) -> None:
-        self._progress.update(self._task, completed=done, description=text)
+    def show(self, done: int, total: int | None, text: str) -> None:
+        percentage = f"{100 * done / total:3.0f}% " if total else ""
+        self._progress.update(self._task, completed=done, total=total, description=f"{percentage}{text}")
 
     def close(self) -> None:
         self._progress.stop()

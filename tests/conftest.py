@@ -112,15 +112,15 @@ def read_helps() -> dict[str, Any]:
     """What --help prints: "" for the program, and each command; under "imported" the modules imported for it."""
     code = """
 import contextlib, io, json, os, sys
-from ray_app.cli import VERBS, main
+from ray_app.cli import COMMANDS, main
 os.environ |= {"COLUMNS": "110", "NO_COLOR": "1"}
 printed = {}
-for verb in ("", *VERBS):
+for command in ("", *COMMANDS):
     out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")  # as of a terminal that can show a box
     with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
-        assert not main([verb, "--help"] if verb else [])
+        assert not main([command, "--help"] if command else ["--help"])
     out.flush()
-    printed[verb] = out.buffer.getvalue().decode()
+    printed[command] = out.buffer.getvalue().decode()
 print(json.dumps({**printed, "imported": sorted(sys.modules)}))
 """
     return json.loads(run_python(code))

@@ -1,13 +1,18 @@
 """The command as a user runs it: a process of its own, the scripts' flags, exit codes, interruption."""
 
+import importlib.metadata
+import re
 import signal
 import subprocess
 import sys
 
 import pytest
 
-from ray_app.cli import VERBS
-from tests.conftest import PACED, ROOT, SAMPLE, read_tree, run_cli, start_cli
+import ray_app
+from ray_app import cli, machine
+from ray_app.cli import COMMANDS, main
+from ray_app.generation.options import Demo
+from tests.conftest import PACED, ROOT, SAMPLE, read_tree, run_cli, run_python, start_cli
 from tests.support.outputs import check_all_images_exist
 from tests.support.processes import comes_true
 
@@ -32,7 +37,7 @@ def test_the_scripts_own_spelling_works_from_a_folder_with_their_defaults(tmp_pa
 def test_help_imports_nothing_heavy(helps):
     heavy = {"torch", "ray", "diffusers", "transformers", "pyarrow", "numpy", "duckdb"}
     assert not heavy & {*helps["imported"]}
-    assert all("proxyqueue" in helps[verb] for verb in ("", *VERBS))
+    assert all("proxyqueue" in helps[command] for command in ("", *COMMANDS))
 
 
 def test_importing_the_application_imports_no_torch():
@@ -62,7 +67,7 @@ def test_an_interrupted_run_leaves_a_true_index_and_goes_on(tmp_path):
         assert committed_again, f"no part of the index in 240 s: {process.communicate(timeout=60)}"
         out, err = process.communicate(timeout=60)
         assert process.returncode == 130, err
-        assert err.splitlines()[-1] == "proxyqueue: interrupted; the same command goes on from here"
+        assert err.splitlines()[-1] == "proxyqueue: interrupted; rerun the same command to resume"
         assert "Traceback" not in out + err
         rows = check_all_images_exist(tmp_path / "out")
         assert committed < rows < 600
@@ -97,3 +102,49 @@ def test_a_submitted_jobs_entry_point_is_generate():
         2,
         "proxyqueue: /none: no such file; name the annotations with --json_file\n",
     )
+
+
+def test_no_arguments_show_where_to_begin_and_help_every_command(capsys, helps):
+    assert main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 10
+    shown = [line.split()[1] for line in lines if line.startswith("  proxyqueue ")]
+    assert len(shown) == 6
+    assert set(shown) < set(COMMANDS)
+    assert set(re.findall(r"^  (\w+)  ", helps[""], flags=re.MULTILINE)) == set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", ["generate", "query"])
+def test_only_a_command_that_resumes_says_so_when_it_is_interrupted(command, monkeypatch, capsys):
+    def interrupted(options: object) -> int:
+        signal.raise_signal(signal.SIGINT)
+        return 0
+
+    monkeypatch.setitem(cli.COMMANDS, command, (Demo, interrupted))
+    assert main([command]) == 130
+    hint = {"generate": "; rerun the same command to resume", "query": ""}
+    assert capsys.readouterr().err == f"proxyqueue: interrupted{hint[command]}\n"
+
+
+def test_version_says_what_is_installed_without_importing_it():
+    code = (
+        "import sys; from ray_app.cli import main; main(['--version'])\n"
+        "assert not {'torch', 'ray', 'diffusers', 'pyarrow'} & sys.modules.keys()"
+    )
+    lines = run_python(code).splitlines()
+    installed = {"torch": importlib.metadata.version("torch"), "ray": importlib.metadata.version("ray")}
+    versions = dict(line.split() for line in lines)
+    assert lines[0].split() == ["proxyqueue", ray_app.__version__]
+    assert list(versions) == ["proxyqueue", "python", "torch", "CUDA", "ray", "diffusers"]
+    assert {name: versions[name] for name in installed} == installed
+
+
+@pytest.mark.parametrize(("cuda", "shown"), [("None", "none"), ("'13.0'", "13.0")])
+def test_cuda_is_that_which_torch_was_built_for(cuda, shown, tmp_path, monkeypatch):
+    package = tmp_path / "torch"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise AssertionError('imported')")
+    (package / "version.py").write_text(f"__version__ = '2.13.0'\ncuda: Optional[str] = {cuda}\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    assert machine.cuda_version() == shown

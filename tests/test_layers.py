@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import ray_app
-from ray_app.cli import VERBS
+from ray_app import cli
 from tests.conftest import ROOT
 
 LINES = [line for line in str(ray_app.__doc__).splitlines() if re.match(r"\d  ", line)]
@@ -158,7 +158,7 @@ def test_modules_import_each_other_in_no_circle():
         visit(module, ())
 
 
-@pytest.mark.parametrize("arguments", [["--help"], *([verb, "--help"] for verb in VERBS)], ids=" ".join)
+@pytest.mark.parametrize("arguments", [["--help"], *([command, "--help"] for command in cli.COMMANDS)], ids=" ".join)
 def test_help_imports_neither_torch_nor_ray(arguments):
     code = (
         "import sys; from ray_app.cli import main\n"

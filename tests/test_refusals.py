@@ -2,9 +2,10 @@
 
 import pytest
 
-from ray_app.cli import VERBS, main
+from ray_app.cli import COMMANDS, main
 from tests.support.refusals import (
     FIELD,
+    Row,
     a_file_called,
     annotations,
     argument,
@@ -22,6 +23,13 @@ from tests.support.refusals import (
 
 HELP = "(see proxyqueue generate --help)"
 TINY = ["--model_path", "tiny"]
+
+
+def other_field(field: str, message: str) -> Row:
+    """A --prompt_field that no query has, of annotations with two fields that hold lists."""
+    told = f"--prompt_field {field}: no query of test.json has this field; {message}"
+    return lambda here, models: write(here, [entry(tags=["x"])]), asked(f"--prompt_field {field}"), told
+
 
 ANNOTATIONS = [
     annotations(b"", "not JSON: line 1 column 1: Expecting value"),
@@ -60,6 +68,8 @@ ANNOTATIONS = [
     unusable(entry(prompts=["a", 5]), f"query 0: '{FIELD}'[1] is a number, not a string"),
     unusable(entry(prompts=["\ud800"]), f"query 0: '{FIELD}'[0] is not valid Unicode (half a surrogate pair)"),
     unusable({"id": 1, "reference_img_id": 7}, f"query 1: no '{FIELD}'; name the prompts' field with --prompt_field"),
+    other_field("multi_gpt", f"did you mean {FIELD}? (fields with lists: {FIELD}, tags)"),
+    other_field("captions", f"take one of {FIELD}, tags"),
     unusable({"id": 3, FIELD: ["a"]}, "query 3: no 'reference_img_id'"),
     unusable(entry(0, 1.5), "query 0: 'reference_img_id' is a number, not a whole number or string"),
     unusable({FIELD: ["a"], "reference_img_id": 1}, "entry 1: no 'id'"),
@@ -69,7 +79,23 @@ ANNOTATIONS = [
 ]
 
 ARGUMENTS = [
-    argument(["frobnicate"], f"frobnicate: no such verb; there are {', '.join(VERBS)}"),
+    argument(["frobnicate"], f"frobnicate: no such command; take one of {', '.join(COMMANDS)}"),
+    argument(["genrate"], "genrate: no such command; did you mean generate?"),
+    argument(["generate", "--json_fil", "x"], f"--json_fil: no such flag; did you mean --json_file? {HELP}"),
+    argument(["generate", "--json-fil=x"], f"--json-fil: no such flag; did you mean --json_file? {HELP}"),
+    argument(["generate", "--dry_run", "x"], f"x: no flag takes this {HELP}"),
+    argument(
+        ["query", "--preset", "step"], "--preset step: no such value; did you mean steps? (see proxyqueue query --help)"
+    ),
+    argument(
+        ["query", "--preset", "x"],
+        "--preset x: no such value; take one of steps, failures, timing, duplicates, shared_references"
+        " (see proxyqueue query --help)",
+    ),
+    argument(
+        ["export", "--format", "webdatset"],
+        "--format webdatset: no such value; did you mean webdataset? (see proxyqueue export --help)",
+    ),
     argument(["generate", *TINY], "./test1.json: no such file; name the annotations with --json_file"),
     argument(["generate", "--json_file", ""], "--json_file '': not the name of a file"),
     argument(["generate", "--json_file", "."], ".: can't be read: Is a directory"),
@@ -79,12 +105,17 @@ ARGUMENTS = [
     ),
     argument(["generate", "--json_file", "a\nb"], "a b: no such file; name the annotations with --json_file"),
     argument(["generate", "--json_file", "\udcff"], "--json_file '\\udcff': has a NUL, or bytes that are not UTF-8"),
-    argument(["generate", "--bogus", "3"], f"Unrecognized options: --bogus, 3 {HELP}"),
-    argument(["generate", "--seed"], f"Missing value for argument '--seed'. Expected 1 values {HELP}"),
+    argument(["generate", "--bogus", "3"], f"--bogus: no such flag {HELP}"),
+    argument(["generate", "--seed"], f"--seed: has no value {HELP}"),
     argument(
         ["generate", "--model_type", "sd"],
-        f"invalid choice 'sd' for argument '--model_type'. Expected one of ('sdxl', 'flux') {HELP}",
+        f"--model_type sd: no such value; did you mean sdxl? {HELP}",
     ),
+    argument(
+        ["completion", "tcsh"],
+        "shell tcsh: no such value; take one of bash, zsh, fish (see proxyqueue completion --help)",
+    ),
+    argument(["completion"], "a value is missing; take one of bash, zsh, fish (see proxyqueue completion --help)"),
     argument(["generate", "--idx", "x"], f"--idx x: takes INT {HELP}"),
     argument(["generate", "--guidance_scale", "much"], f"--guidance_scale much: takes FLOAT {HELP}"),
     argument(["generate", "--limit", "1.5"], f"--limit 1.5: takes INT {HELP}"),
@@ -133,7 +164,7 @@ ARGUMENTS = [
         ["preview", "--prompt", "a", *TINY, "--output_dir", "file"],
         "--output_dir file/sdxl_multistep: can't be written: Not a directory",
     ),
-    argument(["demo", "--bogus"], "Unrecognized options: --bogus (see proxyqueue demo --help)"),
+    argument(["demo", "--bogus"], "--bogus: no such flag (see proxyqueue demo --help)"),
 ]
 
 INDEX, STEPS = "model_index.json", "scheduler/scheduler_config.json"

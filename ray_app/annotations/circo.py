@@ -13,6 +13,7 @@ import pyarrow as pa
 from actors.recipe import MAX_SEED, SeedMode, denoise_id, image_seed
 from ray_app.errors import InputRefused
 from ray_app.output import layout, remote
+from ray_app.suggestions import list_names, suggest, suggest_nearest
 
 INT64_MAX = 2**63 - 1
 
@@ -79,7 +80,9 @@ def load(path: str, prompt_field: str, num_prompts: int, strict: bool = False) -
     warnings: list[str] = []
     ids: set[int] = set()
     references: set[str] = set()
-    for position, entry in enumerate(_read_entries(path)):
+    entries = _read_entries(path)
+    _check_field_exists(path, entries, prompt_field)
+    for position, entry in enumerate(entries):
         try:
             query = _query(path, position, entry, prompt_field, num_prompts, ids, references)
         except _Unusable as problem:
@@ -182,6 +185,21 @@ def _read_entries(path: str) -> list[dict[str, Any]]:
         if not isinstance(entry, dict):
             raise InputRefused(f"{path}: entry {position} is {_json_type(entry)}, not an object", path=path)
     return entries
+
+
+def _check_field_exists(path: str, entries: list[dict[str, Any]], prompt_field: str) -> None:
+    """Raise Refused if no query has the prompts' field, with the fields that hold lists."""
+    if any(entry.get(prompt_field) is not None for entry in entries):
+        return
+    with_lists = list(dict.fromkeys(name for entry in entries for name in entry if isinstance(entry[name], list)))
+    near = suggest_nearest(prompt_field, with_lists)
+    listed = f" (fields with lists: {list_names(with_lists)})" if near and len(with_lists) > 1 else ""
+    raise InputRefused(
+        f"--prompt_field {prompt_field}: no query of {path} has this field{suggest(prompt_field, with_lists)}{listed}",
+        path=path,
+        field=prompt_field,
+        flag="prompt_field",
+    )
 
 
 def _query(

@@ -20,6 +20,7 @@ from ray_app.index import writer as index_writer
 from ray_app.index.schema import SLOT_KEY
 from ray_app.index.trajectories import OK as IS_OK
 from ray_app.index.trajectories import Trajectories
+from ray_app.messages import summarize
 from ray_app.output import layout
 from ray_app.output.open import open_output
 from ray_app.output.output import Output
@@ -67,8 +68,8 @@ def convergence(options: Convergence) -> int:
         writer.write(layout.CONVERGENCE_TABLE, index_writer.to_parquet(table))
         writer.write(layout.CONVERGENCE_PLOT, convergence_plot.png(lines))
     print("\n".join(_format_table(lines)))
-    print(f"table            {output.display_path(layout.CONVERGENCE_TABLE)}")
-    print(f"plot             {output.display_path(layout.CONVERGENCE_PLOT)}")
+    summarize(f"table            {output.display_path(layout.CONVERGENCE_TABLE)}")
+    summarize(f"plot             {output.display_path(layout.CONVERGENCE_PLOT)}")
     return _tell_problems(table)
 
 

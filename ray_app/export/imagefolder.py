@@ -9,8 +9,10 @@ from ray_app.index import existing, runs
 from ray_app.index import writer as index_writer
 from ray_app.index.rows import find_newest, is_of_capture, read_rows
 from ray_app.index.schema import SCHEMA
+from ray_app.messages import summarize
 from ray_app.output import layout
 from ray_app.output.output import Output
+from ray_app.progress import working
 
 LEFT_OUT = ("path", "status", "error_type", "error_message")
 
@@ -21,7 +23,7 @@ def export(output: Output, options: Export) -> int:
     """Write the metadata file of every step's folder; the exit code."""
     output.check_writable()
     written = 0
-    with output.writing(runs.new_id()) as writer:
+    with working("writing the metadata"), output.writing(runs.new_id()) as writer:
         for model_type in layout.model_types(options.model_type):
             rows = read_rows(output, model_type, SCHEMA.names)
             rows = rows.take(pa.array(find_newest(rows)))
@@ -35,7 +37,7 @@ def export(output: Output, options: Export) -> int:
                 if of_folder.num_rows:
                     name = f"{folder.name}/{layout.METADATA}"
                     writer.write(name, index_writer.to_parquet(_metadata(of_folder, folder)))
-                    print(f"{output.display_path(name)}: {of_folder.num_rows:,} images")
+                    summarize(f"{output.display_path(name)}: {of_folder.num_rows:,} images")
                     written += 1
     if not written:
         raise OutputRefused(f"{output.display_path(layout.INDEX)}: has no such image; set --output_base_path")

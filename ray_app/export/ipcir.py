@@ -16,8 +16,10 @@ from ray_app.export.options import Export
 from ray_app.index.rows import is_of_capture
 from ray_app.index.trajectories import OK as IS_OK
 from ray_app.index.trajectories import Trajectories
+from ray_app.messages import summarize
 from ray_app.output import layout, remote
 from ray_app.output.output import Output
+from ray_app.progress import working
 
 MOST_NAMED = 20
 
@@ -42,7 +44,7 @@ def export(output: Output, options: Export) -> int:
     for line in text_table.first(lines, MOST_NAMED, " such queries"):
         print(line)
     if reference_of_second and not options.by_query:
-        print("for a tree with their images: --by_query --export_path FOLDER")
+        summarize("for a tree with their images: --by_query --export_path FOLDER")
     if options.by_query:
         _write_trees(output, shown, options)
     return PROBLEMS if problems else OK
@@ -102,7 +104,7 @@ def _problems(names: list[str], rows: list[dict[str, Any]]) -> Iterator[str]:
 
 def _write_trees(output: Output, shown: Trajectories, options: Export) -> None:
     """Write EXPORT/query2, a complete tree in which shared references have their second query's images; query3, …"""
-    with options.new_folder() as folder:
+    with working("writing the trees"), options.new_folder() as folder:
         written = 0
         for model_type in shown.models:
             for snapshot, step in shown.captures:
@@ -115,7 +117,7 @@ def _write_trees(output: Output, shown: Trajectories, options: Export) -> None:
                         _link_or_copy(output, row["path"], combined / row["path"].rsplit("/", 1)[1])
                         written += 1
     reason = "" if written else ", since no two queries share a reference"
-    print(f"{options.export_path}: {written:,} images{reason}")
+    summarize(f"{options.export_path}: {written:,} images{reason}")
 
 
 def _trees(rows: list[dict[str, Any]]) -> Iterator[tuple[int, list[dict[str, Any]]]]:

@@ -15,8 +15,10 @@ from ray_app.errors import OK
 from ray_app.export.options import Export
 from ray_app.index.trajectories import OK as IS_OK
 from ray_app.index.trajectories import Capture, Trajectories, Trajectory
+from ray_app.messages import summarize
 from ray_app.output import layout
 from ray_app.output.output import Output
+from ray_app.progress import working
 
 SLOTS_A_GROUP = 50
 """Slots that are written together; a few tens of megabytes."""
@@ -43,13 +45,13 @@ def export(output: Output, options: Export) -> int:
     schema = _schema(shown.captures)
     slots = shown.of(shown.query_ids)
     rows = files = 0
-    with options.new_folder() as folder, ThreadPoolExecutor(THREADS) as pool:
+    with working("writing the slots"), options.new_folder() as folder, ThreadPoolExecutor(THREADS) as pool:
         while first := list(itertools.islice(slots, 1)):
             shard = itertools.chain(first, itertools.islice(slots, options.shard_images - 1))
             groups = _groups(output, shown.captures, shard, pool)
             rows += _write_shard(folder / f"trajectories-{files:05d}.parquet", schema, groups)
             files += 1
-    print(f"{options.export_path}: {rows:,} slots, {len(shown.captures)} images each, in {files:,} files")
+    summarize(f"{options.export_path}: {rows:,} slots, {len(shown.captures)} images each, in {files:,} files")
     return OK
 
 

@@ -12,8 +12,10 @@ from ray_app.errors import OK
 from ray_app.export.options import Export
 from ray_app.index.trajectories import OK as IS_OK
 from ray_app.index.trajectories import Trajectories
+from ray_app.messages import summarize
 from ray_app.output import layout
 from ray_app.output.output import Output
+from ray_app.progress import working
 
 IN_JSON = ("query_id", "reference_img_id", "prompt_index", "image_index", "k", "prompt", "seed", "denoise_id",
            "snapshot", "step", "width", "height", "path")  # fmt: skip
@@ -32,9 +34,9 @@ def export(output: Output, options: Export) -> int:
     samples = pa.Table.from_pylist(rows)
     starts = range(0, samples.num_rows, options.shard_images)
     shards = [samples.slice(start, options.shard_images) for start in starts]
-    with options.new_folder() as folder, connection.connected(options.address):
+    with working("writing the shards"), options.new_folder() as folder, connection.connected(options.address):
         _write_shards(output, shards, str(folder), options.shared_filesystem)
-    print(f"{options.export_path}: {samples.num_rows:,} images in {len(shards):,} shards")
+    summarize(f"{options.export_path}: {samples.num_rows:,} images in {len(shards):,} shards")
     return OK
 
 

@@ -21,7 +21,7 @@ from ray_app.gallery import contact_sheet, thumbnails
 from ray_app.gallery.options import Gallery
 from ray_app.index import runs
 from ray_app.index.trajectories import FAILED, MISSING, OK, Trajectories, Trajectory
-from ray_app.messages import LOG
+from ray_app.messages import LOG, summarize
 from ray_app.output import layout, remote
 from ray_app.output.open import open_output
 from ray_app.output.output import Output
@@ -45,7 +45,7 @@ def gallery(options: Gallery) -> int:
     query_ids = _chosen(shown.query_ids, options)
     if options.contact_sheet is not None:
         contact_sheet.write(options.contact_sheet, output, shown, query_ids, options.thumbnails or 256)
-        print(f"contact sheet    {options.contact_sheet}")
+        summarize(f"contact sheet    {options.contact_sheet}")
         return EXIT_OK
     pages = _Pages(output, options, shown, query_ids)
     try:
@@ -116,10 +116,10 @@ class _Pages:
         self._replace("queries.js", f"window.QUERIES = {json.dumps(search_entries, ensure_ascii=True)};\n")
         self._remove_other_pages()
         slots = sum(1 for _ in self.shown.of(self.query_ids))
-        print(f"gallery          {len(self.query_ids):,} queries, {slots:,} slots, {len(self.chunks):,} pages")
+        summarize(f"gallery          {len(self.query_ids):,} queries, {slots:,} slots, {len(self.chunks):,} pages")
         if self.options.thumbnails:
-            print(f"thumbnails       {new_thumbnails:,} new")
-        print(f"open             {self.folder / layout.gallery_page(1)}")
+            summarize(f"thumbnails       {new_thumbnails:,} new")
+        summarize(f"open             {self.folder / layout.gallery_page(1)}")
 
     def _constants(self) -> dict[str, Any]:
         snapshots = list(dict.fromkeys(snapshot for snapshot, _ in self.shown.captures))

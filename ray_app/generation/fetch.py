@@ -64,20 +64,20 @@ def everywhere(recipe: Recipe, takes_gpus: bool, meanwhile: Callable[[], None]) 
     places = {node["NodeID"]: node["NodeManagerAddress"] for node in nodes}
     on = {node: fetcher.options(label_selector={"ray.io/node-id": node}, **ALONGSIDE).remote(recipe) for node in places}
     under_way = {actor.fetch.remote(): node for node, actor in on.items()}
-    shown = Bytes(f"of {recipe.model_path} fetched")
-    while under_way:
-        ready, _ = ray.wait(list(under_way), timeout=POLL_SECONDS)
-        meanwhile()
-        answers: list[tuple[int, int, list[str]]] = []
-        with contextlib.suppress(RayError):  # a node that goes away is not waited for
-            answers += ray.get([actor.progress.remote() for actor in on.values()])
-        lines = itertools.chain.from_iterable(new_lines for _, _, new_lines in answers)
-        for line in dict.fromkeys(lines):  # each once, whichever nodes say it
-            LOG.warning(line)
-        shown.show(sum(came for came, _, _ in answers), sum(missing for _, missing, _ in answers))
-        for reference in ready:
-            node = under_way.pop(reference)
-            with contextlib.suppress(RayError):
-                if why := ray.get(reference):
-                    where = f"node {places[node]}: " if len(places) > 1 else ""
-                    raise ModelRefused(f"{where}{why}")
+    with contextlib.closing(Bytes(f"of {recipe.model_path} fetched")) as shown:
+        while under_way:
+            ready, _ = ray.wait(list(under_way), timeout=POLL_SECONDS)
+            meanwhile()
+            answers: list[tuple[int, int, list[str]]] = []
+            with contextlib.suppress(RayError):  # a node that goes away is not waited for
+                answers += ray.get([actor.progress.remote() for actor in on.values()])
+            lines = itertools.chain.from_iterable(new_lines for _, _, new_lines in answers)
+            for line in dict.fromkeys(lines):  # each once, whichever nodes say it
+                LOG.warning(line)
+            shown.show(sum(came for came, _, _ in answers), sum(missing for _, missing, _ in answers))
+            for reference in ready:
+                node = under_way.pop(reference)
+                with contextlib.suppress(RayError):
+                    if why := ray.get(reference):
+                        where = f"node {places[node]}: " if len(places) > 1 else ""
+                        raise ModelRefused(f"{where}{why}")

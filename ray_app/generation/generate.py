@@ -4,6 +4,7 @@ Knows the order of these stages; each is implemented elsewhere."""
 import collections
 import contextlib
 import dataclasses
+import json
 import time
 from typing import Any
 
@@ -20,10 +21,15 @@ from ray_app.generation.worker import ImageWorker
 from ray_app.index import existing, requested, runs
 from ray_app.index.rows import quarantine_damaged
 from ray_app.interrupts import Interrupts
-from ray_app.messages import LOG
+from ray_app.messages import LOG, summarize
 from ray_app.output import layout
 from ray_app.output.open import open_output
 from ray_app.output.output import Output, Writer
+
+COMPLETE, SOME_IMAGES_FAILED = "complete", "some failed"
+"""How a run's record says that it ended, where it ran to its end."""
+OF_PRINTING = ("quiet", "format")
+"""Flags that a run's record leaves out: they change nothing of what is generated."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,16 +54,18 @@ def generate(options: Generate, worker: type[ImageWorker] = ImageWorker) -> int:
     """
     with Interrupts() as interrupts:
         job = prepare(options)
-        print(describe(job), flush=True)
+        (print if options.dry_run and options.format == "text" else summarize)(describe(job))
         if options.dry_run:
+            _print_report(job, "planned")
             return OK
         quarantine_damaged(job.output, options.model_type)
         if not job.plan.images_to_generate:
             given_up = job.plan.images_given_up
-            print(_nothing_to_generate(job.plan))
+            summarize(_nothing_to_generate(job.plan))
             # the last of them may have been killed after its last row; the output may be read-only by now
             with contextlib.suppress(OSError), job.output.writing(runs.new_id()) as writer:
                 runs.mark_dead_runs(writer)
+            _print_report(job, SOME_IMAGES_FAILED if given_up else COMPLETE)
             return SOME_FAILED if given_up else OK
         with job.output.writing(runs.new_id(), others_write=True) as writer:
             return _generate(job, writer, interrupts, worker)
@@ -110,6 +118,41 @@ def describe(job: Job) -> str:
     )
 
 
+def _print_report(job: Job, state: str, writer: Writer | None = None, summary: dict[str, Any] | None = None) -> None:
+    """With --format json, print what was planned and done as one object.
+
+    Args:
+        state: "planned" with --dry_run, else how the run ended; "complete" too where nothing was to be generated.
+        writer, summary: of a run that began; its record has the same summary.
+    """
+    if job.options.format != "json":
+        return
+    todo = job.plan
+    plan_counts = {
+        "queries": job.queries,
+        "queries_skipped": job.queries_skipped,
+        "slots": todo.slots,
+        "unique_slots": todo.unique_denoises,
+        "images_requested": todo.images_requested,
+        "images_existing": todo.images_existing,
+        "images_to_generate": todo.images_to_generate,
+        "images_given_up": todo.images_given_up,
+        "denoises": todo.denoises.num_rows,
+        "duplicates_saved": todo.duplicates_saved,
+        "steps_to_run": todo.steps_to_run(job.recipe.mode == "separate"),
+    }
+    report = {
+        "output": job.output.url,
+        "model": job.recipe.model_type,
+        "state": state,
+        "plan": plan_counts,
+        "run_id": writer.run_id if writer else None,
+        "record": writer.output.display_path(layout.run_file(writer.run_id)) if writer else None,
+        "summary": summary,
+    }
+    print(json.dumps(report, ensure_ascii=False, indent=1), flush=True)
+
+
 def _generate(job: Job, writer: Writer, interrupts: Interrupts, worker: type[ImageWorker]) -> int:
     """Run the plan on Ray; whatever happens, the index is consistent and the run's record says how it ended."""
     started = time.monotonic()
@@ -121,7 +164,7 @@ def _generate(job: Job, writer: Writer, interrupts: Interrupts, worker: type[Ima
         _remove_caches(job)
         with connection.connected(job.options.address):
             run.run()
-        outcome = {"state": "some failed" if run.counts["failed"] else "complete"}
+        outcome = {"state": SOME_IMAGES_FAILED if run.counts["failed"] else COMPLETE}
     except KeyboardInterrupt:
         outcome = {"state": "interrupted"}
         raise
@@ -135,10 +178,11 @@ def _generate(job: Job, writer: Writer, interrupts: Interrupts, worker: type[Ima
             record.end(**outcome, summary=summary)
             runs.mark_dead_runs(writer)
             if run.counts["denoises"]:
-                print(_summary_text(summary, writer), flush=True)
+                summarize(_summary_text(summary, writer))
         except OSError:
-            if outcome["state"] in ("complete", "some failed"):
+            if outcome["state"] in (COMPLETE, SOME_IMAGES_FAILED):
                 raise  # else the error that is already being raised is the one to report
+    _print_report(job, outcome["state"], writer, summary)
     return SOME_FAILED if run.counts["failed"] or job.plan.images_given_up else OK
 
 
@@ -148,7 +192,8 @@ def _begin(job: Job, writer: Writer) -> runs.Record:
         (c.snapshot, c.step) for number, c in enumerate(job.plan.captures) if job.plan.has_missing_images(number)
     ]
     work = runs.claimed_images(job.recipe.model_type, job.plan.query_ids(), captures)
-    flags, recipe = dataclasses.asdict(job.options), dataclasses.asdict(job.recipe)
+    flags = {name: value for name, value in dataclasses.asdict(job.options).items() if name not in OF_PRINTING}
+    recipe = dataclasses.asdict(job.recipe)
     facts = {"recipe": recipe, "options": flags, "work": work, "asked": job.requested}
     record = runs.Record(writer, model_type=job.recipe.model_type, **facts)
     record.begin()

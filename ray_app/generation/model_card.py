@@ -1,6 +1,7 @@
 """What a model's config files say, read before anything is loaded: family, scheduler, default size.
 Knows folders and the hub; imports neither torch nor diffusers."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -50,7 +51,8 @@ class ModelCard:
         if self.commit:
             return self.commit
         try:
-            return checksums.of_folder(self.folder, self.files, Bytes(f"of {self.path} read").show)
+            with contextlib.closing(Bytes(f"of {self.path} read")) as shown:
+                return checksums.of_folder(self.folder, self.files, shown.show)
         except OSError as error:
             raise ModelRefused(f"{error.filename or self.path}: can't be read: {error.strerror}") from None
 

@@ -25,6 +25,7 @@ from ray_app.flags import (
     ModelType,
     OutputFlags,
     QueryFlags,
+    ReportFlags,
 )
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class NoiseFlags(Options):
 
 @dataclasses.dataclass(frozen=True)
 class Generate(
+    ReportFlags,
     ClusterFlags,
     ForceFlags,
     PoolFlags,

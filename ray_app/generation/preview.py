@@ -10,7 +10,7 @@ from ray_app.errors import OK, SOME_FAILED, InputRefused, one_line
 from ray_app.files import whole_file
 from ray_app.generation import recipes
 from ray_app.generation.options import Generate, Preview, parse_steps
-from ray_app.messages import LOG
+from ray_app.messages import LOG, summarize
 
 
 def preview(options: Preview) -> int:
@@ -59,5 +59,5 @@ def _preview(options: Preview, model: str) -> int:
             f"--output_dir {folder}: can't be written: {error.strerror or one_line(error)}", flag="output_dir"
         ) from error
     if saved:
-        print(f"{folder}: {', '.join(saved)}")
+        summarize(f"{folder}: {', '.join(saved)}")
     return OK if len(saved) == len(steps) + 1 else SOME_FAILED

@@ -15,9 +15,11 @@ from ray_app.index import runs
 from ray_app.index.partition import Partition, retry_if_compacted
 from ray_app.maintenance.options import Clean
 from ray_app.maintenance.rewrite import COLUMNS, rewrite
+from ray_app.messages import summarize
 from ray_app.output import layout
 from ray_app.output.open import open_output
 from ray_app.output.output import Output
+from ray_app.progress import working
 
 # its functions are made when it is imported: type checkers don't see them
 pc: Any = pyarrow.compute
@@ -68,12 +70,15 @@ def clean(options: Clean) -> int:
         raise OutputRefused(f"{record}: run still active; wait for its end, stop it, or pass --force")
     folders = [_scan_folder(output, folder, options) for folder in _folders(output, options)]
     rows_by_model = _count_rows(output, options)
-    print(_describe(folders, rows_by_model, _unknown_entries(output, options, folders)))
+    show = summarize if options.yes and not options.dry_run else print  # what is requested, or is to be confirmed
+    show(_describe(folders, rows_by_model, _unknown_entries(output, options, folders)))
     if options.dry_run:
         return OK
     if rows_by_model or any(folder.files for folder in folders):
         _confirm(options, output)
-    _remove(output, options, folders)
+    with working("removing"):
+        _remove(output, options, folders)
+    summarize("removed")
     return OK
 
 
@@ -215,4 +220,3 @@ def _remove(output: Output, options: Clean, folders: list[FolderContents]) -> No
         for names in contents.files.values():
             output.remove_all(names)
         output.remove_empty(contents.folder)
-    print("removed")

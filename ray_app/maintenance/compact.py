@@ -5,9 +5,10 @@ from ray_app.errors import OK, OutputRefused
 from ray_app.index import runs
 from ray_app.maintenance.options import Compact
 from ray_app.maintenance.rewrite import rewrite
-from ray_app.messages import LOG
+from ray_app.messages import LOG, summarize
 from ray_app.output import layout
 from ray_app.output.open import open_output
+from ray_app.progress import working
 
 
 def compact(options: Compact) -> int:
@@ -24,12 +25,12 @@ def compact(options: Compact) -> int:
     output.check_writable()
     with output.writing(runs.new_id()) as writer:
         for model_type in model_types:
-            rewritten = rewrite(writer, model_type)
+            with working("compacting the index"):
+                rewritten = rewrite(writer, model_type)
             for name, reason in rewritten.damaged.items():
                 LOG.warning(f"{output.display_path(name)}: not compacted, can't be read: {reason}")
-            print(
+            summarize(
                 f"{model_type:<16} {rewritten.rows_before:,} rows in {rewritten.parts_before:,} parts are now"
-                f" {rewritten.rows:,} in {rewritten.parts:,}",
-                flush=True,
+                f" {rewritten.rows:,} in {rewritten.parts:,}"
             )
     return OK

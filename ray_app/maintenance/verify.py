@@ -25,7 +25,7 @@ from ray_app.messages import LOG
 from ray_app.output import layout
 from ray_app.output.open import open_output
 from ray_app.output.output import Output
-from ray_app.progress import Checked
+from ray_app.progress import Checked, working
 
 MOST_NAMED = 20
 """How many problems of a kind the text report names; json names all."""
@@ -58,7 +58,7 @@ def verify(options: Verify) -> int:
     problems.sort(key=lambda problem: order.index(problem.kind))
     report = _build_report(output, models, problems)
     if options.repair and problems:
-        with output.writing(runs.new_id()) as writer:
+        with working("repairing"), output.writing(runs.new_id()) as writer:
             report["repaired"] = repair(writer, models, problems)
         report["to_redraw"] = to_redraw(problems)
     text = json.dumps(report, ensure_ascii=False, indent=1) if options.format == "json" else _format_report(report)

@@ -1,6 +1,7 @@
 """The command `query`: SQL or a preset on an output's views, as a table or file; an error is one line with a position.
 Knows how queries run and how answers are written; the views are in `views`."""
 
+import itertools
 import json
 import sys
 import time
@@ -19,6 +20,7 @@ from ray_app.index.partition import MAX_READ_ATTEMPTS
 from ray_app.index.schema import COLUMNS
 from ray_app.output.open import open_output
 from ray_app.output.output import Output
+from ray_app.progress import working
 from ray_app.query import row_formats, views
 from ray_app.query.options import Query
 
@@ -76,8 +78,8 @@ def answer(output: Output, sql: str, write: Write) -> None:
     """Run one SELECT and write its rows batch by batch, without those of parts that turn out to be damaged."""
     for _ in range(MAX_READ_ATTEMPTS):
         try:
-            with views.connected(output) as connection:
-                _interruptible(connection, lambda connection=connection: _run(connection, sql, write))
+            with working("querying the index") as end, views.connected(output) as connection:
+                _interruptible(connection, lambda connection=connection, end=end: _run(connection, sql, write, end))
                 return
         except FileNotFoundError:
             continue  # compaction: the part's rows are in another part by now
@@ -118,7 +120,8 @@ def _interruptible(connection: duckdb.DuckDBPyConnection, run: Callable[[], obje
         running.result()
 
 
-def _run(connection: duckdb.DuckDBPyConnection, sql: str, write: Write) -> None:
+def _run(connection: duckdb.DuckDBPyConnection, sql: str, write: Write, begin: Callable[[], object]) -> None:
+    """Write the rows of one SELECT, and call `begin` before the first of them."""
     statements = connection.extract_statements(sql)
     allowed = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN, duckdb.StatementType.MULTI)
     if len(statements) != 1:
@@ -134,7 +137,10 @@ def _run(connection: duckdb.DuckDBPyConnection, sql: str, write: Write) -> None:
     if relation is None:
         raise InputRefused("SQL: returns no rows; give one SELECT")
     reader = relation.to_arrow_reader(ROWS_A_BATCH)
-    write(reader.schema, iter(reader))
+    batches = iter(reader)
+    first = list(itertools.islice(batches, 1))
+    begin()
+    write(reader.schema, itertools.chain(first, batches))
 
 
 def _writer(options: Query) -> Write:

@@ -24,7 +24,7 @@ from ray_app.index.schema import KEY
 from ray_app.output import layout
 from ray_app.output.open import open_output
 from ray_app.output.output import Output
-from ray_app.progress import duration
+from ray_app.progress import duration, working
 from ray_app.query.options import Status
 
 # its functions are made when it is imported: type checkers don't see them
@@ -66,7 +66,9 @@ def status(options: Status) -> int:
     slots = _slots(options)
     try:
         while True:
-            _show(collect_status(output, options, slots), options)
+            with working("counting images"):
+                report = collect_status(output, options, slots)
+            _show(report, options)
             if not options.watch:
                 return OK
             time.sleep(options.seconds)

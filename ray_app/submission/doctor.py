@@ -3,10 +3,12 @@ Knows what a run needs; `node_probe` probes nodes, `memory_estimate` sizes model
 
 import contextlib
 import dataclasses
+import json
 import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ray_app import machine, text_table
 from ray_app.cluster import autoscaling, connection, node_probe
@@ -48,9 +50,39 @@ def doctor(options: Doctor) -> int:
         *check_output(options, nodes),
         *(finding.text for finding in capacity.check(Request(run.gpus(), run.worker_bounds()))),
     ]
-    print("\n".join([*_table(nodes), "", *_summary(run, capacity, weights, needs, counted), ""]))
-    print("\n".join(f"problem          {problem}" for problem in problems) or "no problems", flush=True)
+    if options.format == "json":
+        report = _build_report(run, nodes, capacity, weights, needs, problems)
+        print(json.dumps(report, ensure_ascii=False, indent=1), flush=True)
+    else:
+        print("\n".join([*_table(nodes), "", *_summary(run, capacity, weights, needs, counted), ""]))
+        print("\n".join(f"problem          {problem}" for problem in problems) or "no problems", flush=True)
     return PROBLEMS if problems else OK
+
+
+def _build_report(
+    run: Generate, nodes: list[Node], capacity: Capacity, weights: float, needs: float, problems: list[str]
+) -> dict[str, Any]:
+    """Everything that `doctor` shows, in the form of its JSON; sizes are bytes."""
+    return {
+        "nodes": [
+            {
+                "name": node.name,
+                "is_driver": node.is_driver,
+                "cpus": node.cpus,
+                "gpus": node.gpus,
+                "memory": node.memory,
+                "gpu_memory": node.gpu_memory(),
+                "versions": (node.answer or {}).get("versions"),
+            }
+            for node in nodes
+        ],
+        "autoscaler_max_nodes": capacity.autoscaler.max_nodes if capacity.autoscaler else None,
+        "model": {"path": run.model(), "weights": round(weights), "needed_per_actor": round(needs)},
+        "output": run.output_base_path,
+        "device": run.target_device(),
+        "max_actors": capacity.actors_ever(run.gpus()),
+        "problems": problems,
+    }
 
 
 def _generate_options(options: Doctor) -> Generate:

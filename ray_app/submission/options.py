@@ -7,7 +7,15 @@ import tyro
 
 from ray_app.arguments import Options
 from ray_app.errors import InputRefused
-from ray_app.flags import DEFAULT_MODEL_TYPE, ClusterFlags, FamilyFlags, ModelFlags, ModelType, OutputFlags
+from ray_app.flags import (
+    DEFAULT_MODEL_TYPE,
+    ClusterFlags,
+    FamilyFlags,
+    ModelFlags,
+    ModelType,
+    OutputFlags,
+    ReportFlags,
+)
 from ray_app.generation.options import PoolFlags
 
 
@@ -51,7 +59,7 @@ class Submit(Options):
 
 
 @dataclasses.dataclass(frozen=True)
-class Doctor(ClusterFlags, PoolFlags, ModelFlags, OutputFlags, FamilyFlags):
+class Doctor(ReportFlags, ClusterFlags, PoolFlags, ModelFlags, OutputFlags, FamilyFlags):
     """Show what a cluster offers, and what would prevent a run from starting, finishing or using all of it.
 
     Takes the flags of the planned run. It generates nothing and loads no model.

@@ -16,6 +16,7 @@ from ray_app.arguments import parse
 from ray_app.errors import INTERRUPTED, OK, InputRefused
 from ray_app.generation.options import Generate
 from ray_app.index import runs
+from ray_app.messages import summarize
 from ray_app.submission import job_package
 from ray_app.submission.job_server import STOP_SECONDS, JobServer
 from ray_app.submission.options import Submit
@@ -74,9 +75,9 @@ def _submit(options: Submit, environment: dict[str, str], secrets: frozenset[str
             shutil.copyfile(annotations, Path(folder) / name)
             shipped += f", and {name}"
         server = JobServer(options.address, secrets)
-        print(f"job              {job}")
-        print(f"ships            {shipped}")
-        print(f"passes on        {', '.join(environment) or 'no variables'}", flush=True)
+        summarize(f"job              {job}")
+        summarize(f"ships            {shipped}")
+        summarize(f"passes on        {', '.join(environment) or 'no variables'}")
         variables = {**environment, "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
         runtime_env = {**job_package.runtime_env(packages, Path(folder)), "env_vars": variables}
         server.submit(job, shlex.join(["python", "-m", "jobs.generate", *arguments]), runtime_env)

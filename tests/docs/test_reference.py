@@ -6,7 +6,7 @@
 import re
 from typing import Any
 
-from ray_app.cli import VERBS
+from ray_app.cli import COMMANDS
 from ray_app.index.schema import COLUMNS
 from tests.conftest import read_helps
 from tests.support.pages import ROOT
@@ -36,8 +36,8 @@ def put(text: str, name: str, part: str) -> str:
 def generated(helps: dict[str, Any]) -> dict[Any, str]:
     """Each page that has generated parts, with these as the program makes them."""
     reference = COMMANDS_PAGE.read_text()
-    for verb in VERBS:
-        reference = put(reference, f"help: {verb}", help_text(helps[verb]))
+    for command in COMMANDS:
+        reference = put(reference, f"help: {command}", help_text(helps[command]))
     return {COMMANDS_PAGE: reference, COLUMNS_PAGE: put(COLUMNS_PAGE.read_text(), "columns", columns())}
 
 
@@ -50,7 +50,7 @@ def test_every_command_has_a_section_and_no_other_has():
     assert re.findall(r"^## (.+)$", COMMANDS_PAGE.read_text(), flags=re.MULTILINE) == list(
         re.findall(r"^<!-- help: (\w+) -->$", COMMANDS_PAGE.read_text(), flags=re.MULTILINE)
     )
-    assert set(re.findall(r"^<!-- help: (\w+) -->$", COMMANDS_PAGE.read_text(), flags=re.MULTILINE)) == set(VERBS)
+    assert set(re.findall(r"^<!-- help: (\w+) -->$", COMMANDS_PAGE.read_text(), flags=re.MULTILINE)) == set(COMMANDS)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from actors.recipe import Recipe
 from ray_app import process
+from ray_app.cli import RESUME
 from ray_app.generation.options import Generate
 from ray_app.generation.recipes import resolve
 from ray_app.index import runs
@@ -32,7 +33,7 @@ KILLS = """
 import json, os, shutil, signal, sys
 from ray_app.maintenance import clean, compact, verify
 from ray_app.arguments import parse
-from ray_app.cli import VERBS, main
+from ray_app.cli import COMMANDS, main
 
 def run(output, moment):
     arguments = [output if word == "OUTPUT" else word for word in words]
@@ -63,7 +64,7 @@ def call(arguments, moment, report):
     os._exit(code)
 
 made, folder, sent, *words = sys.argv[1:]
-parse(f"proxyqueue {words[0]}", VERBS[words[0]][0], words[1:])  # what this imports is imported once
+parse(f"proxyqueue {words[0]}", COMMANDS[words[0]][0], words[1:])  # what this imports is imported once
 code, changes = run(shutil.copytree(made, f"{folder}/undisturbed"), None)
 codes = []
 for moment in range(int(changes)):
@@ -75,6 +76,10 @@ print(json.dumps([code, codes]))
 """
 """Runs a command on a copy of an output, then on further copies: on each killed before one of its changes to the tree,
 and once more to its end. Each run is a process of its own; what a kill left is kept."""
+
+
+INTERRUPTED = "proxyqueue: interrupted"
+INTERRUPTED_RESUMES = f"{INTERRUPTED}; rerun the same command to resume"
 
 
 def image_row(
@@ -205,7 +210,7 @@ def kill_and_repeat(
         else:
             said = (folder / f"said{moment}").read_text()
             assert killed == 130, said
-            assert said.splitlines()[-1] == "proxyqueue: interrupted; the same command goes on from here"
+            assert said.splitlines()[-1] == (INTERRUPTED_RESUMES if arguments[0] in RESUME else INTERRUPTED)
             assert "Traceback" not in said
             assert not list((folder / f"killed{moment}").glob(".staging/*"))
         check(folder / f"killed{moment}")

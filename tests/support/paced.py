@@ -9,5 +9,5 @@ from ray_app.generation.options import Generate
 from tests.support.synthetic import PacedWorker
 
 if __name__ == "__main__":
-    cli.VERBS["generate"] = (Generate, functools.partial(generate, worker=PacedWorker))
+    cli.COMMANDS["generate"] = (Generate, functools.partial(generate, worker=PacedWorker))
     sys.exit(cli.main())
