@@ -7,6 +7,8 @@ import subprocess
 import sys
 
 PACKAGES = ("ray", "torch", "diffusers", "transformers", "pillow", "numpy", "pyarrow")
+PIXEL_PACKAGES = ("torch", "diffusers", "transformers", "pillow")
+"""Those of which another version may change an image's bytes: pillow encodes what the others compute."""
 MISSING = "none"
 """Stands for the version of a package that is not installed."""
 NVIDIA_SMI_SECONDS = 30.0
@@ -22,6 +24,12 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             versions_found[package] = MISSING
     return versions_found
+
+
+def pixel_versions() -> dict[str, str]:
+    """Versions of `PIXEL_PACKAGES`."""
+    found = versions()
+    return {package: found[package] for package in PIXEL_PACKAGES}
 
 
 def query_gpus(*fields: str) -> list[list[str]]:
