@@ -106,7 +106,8 @@ def check_recipe(output: Output, recipe: Recipe) -> list[str]:
                 f" take another --output_base_path{_revision_advice(recipe, fields_of_output)}"
             )
         warnings += [f"{output.url}: {text}: images may differ in their low bits" for text in low_bits]
-    if difference := versions.describe_difference(output, recipe.model_type, rows["run_id"].unique().to_pylist()):
+    of_output = versions.read_versions(output, recipe.model_type, rows["run_id"].unique().to_pylist())
+    if difference := versions.describe_difference(of_output):
         warnings.append(f"{output.url}: {difference}: the bytes of the images that this run generates may differ")
     return warnings
 

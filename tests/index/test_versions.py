@@ -4,32 +4,24 @@ import json
 import shutil
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from ray_app.cli import main
 from ray_app.demo import SAMPLE
+from ray_app.errors import OK
+from ray_app.generation.generate import generate
+from ray_app.generation.options import Generate
 from ray_app.index import versions
 from ray_app.index.partition import Partition
-from ray_app.index.schema import VERSIONS_KEY
 from ray_app.machine import PIXEL_PACKAGES, pixel_versions
 from ray_app.output.open import open_output
 from tests.conftest import ROOT
-from tests.support.outputs import write_images
+from tests.support.outputs import parts, set_versions, write_images
+from tests.support.synthetic import SyntheticWorker
 
 RUNS = ("run-1", "run-2")
 OLDER = {"torch": "2.12.1", "diffusers": "0.41.0"}
 HERE = pixel_versions()
-
-
-def parts(output: Path) -> list[Path]:
-    return sorted(output.rglob("*.parquet"))
-
-
-def set_versions(part: Path, recorded: list[dict[str, str]]) -> None:
-    table = pq.read_table(part, partitioning=None)
-    metadata = {**table.schema.metadata, VERSIONS_KEY: json.dumps(recorded)}
-    pq.write_table(table.replace_schema_metadata(metadata), part, compression="zstd", write_page_checksum=True)
 
 
 @pytest.fixture
@@ -41,7 +33,7 @@ def output(tmp_path) -> Path:
 
 
 def difference(output: Path) -> str | None:
-    return versions.describe_difference(open_output(str(output)), "sdxl", RUNS)
+    return versions.describe_difference(versions.read_versions(open_output(str(output)), "sdxl", RUNS))
 
 
 def test_a_part_has_the_versions_that_it_was_generated_by(output):
@@ -76,16 +68,14 @@ def test_a_part_of_0_1_0_has_the_versions_of_its_runs_record(tmp_path, capsys):
     output = Path(shutil.copytree(ROOT / "tests/data/output_0.1.0", tmp_path / "out"))
     (record,) = output.glob("runs/*.json")
     record.write_text(json.dumps(json.loads(record.read_text()) | {"versions": HERE | OLDER}))
-    flags = ("--model_path", "tiny", "--max_inference_steps", "2", "--save_steps", "1", "2", "--limit", "2")
-    generate = ["generate", "--output_base_path", str(output), "--json_file", str(SAMPLE), *flags, "--num_workers", "1"]
-    assert main([*generate, "--num_prompts", "2"]) == 0
+    places = {"json_file": str(SAMPLE), "output_base_path": str(output), "model_path": "tiny", "num_workers": "1"}
+    amount = {"limit": 2, "num_prompts": 2, "max_inference_steps": 2, "save_steps": ("1", "2")}
+    assert generate(Generate(**places, **amount), SyntheticWorker) == OK
     said = capsys.readouterr()
-    (warning,) = said.err.splitlines()[:1]
-    assert said.err.count("this output has images of") == 1
-    assert warning == (
+    assert "4 existing, 4 to generate" in said.out
+    assert [line for line in said.err.splitlines() if line.startswith("proxyqueue: ")] == [
         f"proxyqueue: {output}: this output has images of torch 2.12.1, diffusers 0.41.0, this run has torch"
         f" {HERE['torch']}, diffusers {HERE['diffusers']}: the bytes of the images that this run generates may differ"
-    )
-    assert "4 existing, 4 to generate" in said.out
+    ]
     newest = max(output.glob("runs/*.json"))
     assert json.loads(newest.read_text())["versions"].items() >= HERE.items()
