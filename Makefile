@@ -1,8 +1,10 @@
 # One command per chore; `make` lists them. Another interpreter: make test PYTHON=python3.12
 PYTHON ?= .venv/bin/python
 VERSION ?= Unreleased
+LOWEST_TESTS = tests/actors tests/generation/test_generate.py tests/work_queue tests/index tests/query tests/export \
+	tests/cluster/test_connection.py tests/evaluation tests/gallery
 
-.PHONY: help install test slow lint docs reference wheel release-notes ci
+.PHONY: help install test slow lowest lint docs reference wheel release-notes ci
 
 help: ## list the commands
 	@grep -E '^[a-z-]+: ## ' $(MAKEFILE_LIST) | sed 's/: ## /\t/' | expand -t 16
@@ -16,6 +18,11 @@ test: ## the default tests, about five minutes on two cores
 
 slow: ## the slow tests: kills, full disks, clusters, submitted jobs
 	$(PYTHON) -m pytest -m slow --dist worksteal
+
+lowest: ## the main tests with the lowest versions that are allowed, in .venv-lowest
+	python3 -m venv .venv-lowest
+	.venv-lowest/bin/pip install -q -c .ci/constraints-lowest.txt -e '.[test]'
+	.venv-lowest/bin/python -m pytest $(LOWEST_TESTS)
 
 lint: ## ruff and pyright
 	$(PYTHON) -m ruff check .

@@ -57,6 +57,14 @@ def pipeline_class(family: Family) -> Any:
     return getattr(diffusers, family.pipeline)
 
 
+def dtype_argument(dtypes: Any) -> dict[str, Any]:
+    """`dtype` of the pipeline's `from_pretrained`; diffusers before 0.40 ignores that, and takes `torch_dtype`."""
+    import diffusers
+
+    major, minor = diffusers.__version__.split(".")[:2]
+    return {"dtype" if (int(major), int(minor)) >= (0, 40) else "torch_dtype": dtypes}
+
+
 def load(recipe: Recipe) -> Model:
     """Load the recipe's pipeline onto its device, ready to generate.
 
@@ -91,7 +99,12 @@ def _from_pretrained(family: Family, recipe: Recipe, dtypes: dict[str, torch.dty
             variant = _variant(names, part, recipe.variant)
             encoders[part] = _encoder(folder, part, class_name, dtypes["default"], variant)
     pipe = pipeline_class(family).from_pretrained(
-        folder, dtype=dtypes, variant=recipe.variant, use_safetensors=True, **encoders, **family.load_arguments
+        folder,
+        variant=recipe.variant,
+        use_safetensors=True,
+        **dtype_argument(dtypes),
+        **encoders,
+        **family.load_arguments,
     )
     for part, module in pipe.components.items():
         if isinstance(module, torch.nn.Module):

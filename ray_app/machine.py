@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 PACKAGES = ("ray", "torch", "diffusers", "transformers", "pillow", "numpy", "pyarrow")
+PIXEL_PACKAGES = ("torch", "diffusers", "transformers", "pillow")
+"""Those of which another version may change an image's bytes: pillow encodes what the others compute."""
 MISSING = "none"
 """Stands for the version of a package that is not installed."""
 NVIDIA_SMI_SECONDS = 30.0
@@ -37,6 +39,12 @@ def cuda_version() -> str:
             case ast.AnnAssign(target=ast.Name(id="cuda"), value=ast.Constant(value=str(version))):
                 return version
     return MISSING
+
+
+def pixel_versions() -> dict[str, str]:
+    """Versions of `PIXEL_PACKAGES`."""
+    found = versions()
+    return {package: found[package] for package in PIXEL_PACKAGES}
 
 
 def query_gpus(*fields: str) -> list[list[str]]:

@@ -149,11 +149,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
     from actors import tiny
     from actors.families import FAMILIES
-    from actors.pipelines import pipeline_class
+    from actors.pipelines import dtype_argument, pipeline_class
 
     root = tmp_path_factory.mktemp("models")
     flux, ancestral, euler, poison = (
-        pipeline_class(FAMILIES[kind]).from_pretrained(tiny.folder(kind), dtype=torch.float32)
+        pipeline_class(FAMILIES[kind]).from_pretrained(tiny.folder(kind), **dtype_argument(torch.float32))
         for kind in ("flux", "sdxl", "sdxl", "sdxl")
     )
     scheduler = {name: value for name, value in euler.scheduler.config.items() if name != "timestep_spacing"}

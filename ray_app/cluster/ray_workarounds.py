@@ -1,8 +1,13 @@
 """What Ray does not let a program choose, or does not report: one function per workaround, with when it can go.
-Written for Ray 2.60. Private names of Ray are imported only here; each function restores what it changes."""
+Private names of Ray are imported only here; each function restores what it changes.
+
+Tests have passed with Ray 2.58.0 and 2.60.0; 2.59 is untried. Not with 2.57: Ray Data had no
+`max_consecutive_actor_init_deaths` and `execution_no_progress_timeout_s` then, which `work_queue.queue` sets.
+"""
 
 import contextlib
 import glob
+import inspect
 import logging
 import os
 import sys
@@ -117,6 +122,22 @@ def make_dataset(tables: list[pa.Table]) -> Any:
     from ray.data.read_api import from_blocks
 
     return from_blocks(tables)
+
+
+def pool_options(calls: int, **arguments: Any) -> dict[str, Any]:
+    """What `map_batches` takes for a pool of actors, each of which runs this number of calls at a time.
+
+    The pool has an argument for that since Ray 2.59, and before it is an option of the actors, which 2.60 deprecates.
+    Can go with support for 2.58.
+
+    Args:
+        arguments: others of `ActorPoolStrategy`.
+    """
+    from ray.data import ActorPoolStrategy
+
+    if "max_concurrent_calls_per_actor" in inspect.signature(ActorPoolStrategy).parameters:
+        return {"compute": ActorPoolStrategy(max_concurrent_calls_per_actor=calls, **arguments)}
+    return {"compute": ActorPoolStrategy(**arguments), "max_concurrency": calls}
 
 
 def import_data() -> Any:

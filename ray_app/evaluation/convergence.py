@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.compute
 
 from actors import families
-from ray_app import text_table
+from ray_app import extras, text_table
 from ray_app.cluster import connection, ray_workarounds
-from ray_app.errors import OK, PROBLEMS, OutputRefused
+from ray_app.errors import OK, PROBLEMS, ClusterRefused, OutputRefused
 from ray_app.evaluation import convergence_plot, image_similarity
 from ray_app.evaluation.convergence_plot import Line, Spread
 from ray_app.evaluation.options import Convergence
@@ -31,6 +31,8 @@ pc: Any = pyarrow.compute
 
 PAIRS_A_TASK = 64
 MOST_NAMED = 10
+NO_SCIKIT_IMAGE = "No module named 'skimage"
+"""In the text of Ray's error of a task that could not import it."""
 
 COLUMNS = {
     "model": (pa.string(), families.listed()),
@@ -51,8 +53,9 @@ def convergence(options: Convergence) -> int:
     """Measure, write and print; the exit code.
 
     Raises:
-        Refused: nothing to compare, or a place that can't be written.
+        Refused: nothing to compare, a place that can't be written, or a package of the extra `plot` that is missing.
     """
+    extras.PLOT.check()
     output = open_output(options.output_base_path)
     output.check_writable()
     shown = Trajectories(output, layout.model_types(options.model_type), options.steps, options.snapshot)
@@ -114,8 +117,13 @@ def _spread(values: pa.ChunkedArray) -> Spread:
 
 
 def _measure_all(output: Output, compared: pa.Table, shared: bool) -> pa.Table:
-    """The table of all pairs, measured by tasks of `PAIRS_A_TASK` pairs each; image bytes stay in the tasks."""
+    """The table of all pairs, measured by tasks of `PAIRS_A_TASK` pairs each; image bytes stay in the tasks.
+
+    Raises:
+        Refused: a node on which the tasks run lacks scikit-image.
+    """
     import ray.data
+    from ray.exceptions import RayTaskError
 
     ray_workarounds.quiet_data()
     starts = range(0, compared.num_rows, PAIRS_A_TASK)
@@ -132,6 +140,10 @@ def _measure_all(output: Output, compared: pa.Table, shared: bool) -> pa.Table:
         for block in blocks:
             measured_blocks.append(block)
             progress.add(block.num_rows)
+    except RayTaskError as error:
+        if NO_SCIKIT_IMAGE not in str(error):
+            raise
+        raise ClusterRefused(f"a node lacks scikit-image; on every node: {extras.PLOT.install}") from None
     finally:
         progress.close()
     order = [(name, "ascending") for name in ("model", *SLOT_KEY, "snapshot", "step")]

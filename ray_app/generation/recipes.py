@@ -11,6 +11,7 @@ from actors.recipe import FAMILY_FIELDS, FLOW_MATCH, RETURNS_X0, Recipe
 from ray_app.errors import ModelRefused, OutputRefused
 from ray_app.generation.model_card import ModelCard, read_card
 from ray_app.generation.options import Generate
+from ray_app.index import versions
 from ray_app.index.rows import read_recipes, read_rows
 from ray_app.output.output import Output
 
@@ -86,12 +87,14 @@ def default_batch_size(model_type: str, device: str, height: int, width: int) ->
 
 
 def check_recipe(output: Output, recipe: Recipe) -> list[str]:
-    """Compare with the recipes of this output's images; a warning for each difference that changes low bits only.
+    """Compare with what generated this output's images; a warning for each difference that changes low bits only.
+
+    Another version of torch, diffusers, transformers or pillow is one such difference: one warning names them all.
 
     Raises:
         Refused: another recipe, naming each field that differs and both values.
     """
-    rows = read_rows(output, recipe.model_type, ["recipe"], only=pc.field("status") == "ok")
+    rows = read_rows(output, recipe.model_type, ["recipe", "run_id"], only=pc.field("status") == "ok")
     warnings = []
     known_recipes = read_recipes(output, recipe.model_type)
     for fingerprint in rows["recipe"].unique().to_pylist():
@@ -103,6 +106,9 @@ def check_recipe(output: Output, recipe: Recipe) -> list[str]:
                 f" take another --output_base_path{_revision_advice(recipe, fields_of_output)}"
             )
         warnings += [f"{output.url}: {text}: images may differ in their low bits" for text in low_bits]
+    of_output = versions.read_versions(output, recipe.model_type, rows["run_id"].unique().to_pylist())
+    if difference := versions.describe_difference(of_output):
+        warnings.append(f"{output.url}: {difference}: the bytes of the images that this run generates may differ")
     return warnings
 
 

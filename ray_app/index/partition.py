@@ -15,7 +15,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from ray_app.errors import OutputRefused, Refused, one_line
-from ray_app.index.schema import RECIPES_KEY, REQUIRED, SCHEMA, VERSION, VERSION_KEY
+from ray_app.index.schema import RECIPES_KEY, REQUIRED, SCHEMA, VERSION, VERSION_KEY, VERSIONS_KEY
 from ray_app.messages import LOG
 from ray_app.output import layout
 from ray_app.output.output import Output
@@ -46,11 +46,17 @@ class Vanished(FileNotFoundError):
 
 @dataclasses.dataclass(frozen=True)
 class Footer:
-    """What a part says of itself: its number of rows, its columns, and its recipes in full, by fingerprint."""
+    """What a part says of itself.
+
+    Attributes:
+        recipes: in full, by fingerprint.
+        versions: sets of versions of the packages that generated its images; {} where an older version recorded none.
+    """
 
     rows: int
     schema: pa.Schema
     recipes: dict[str, dict[str, Any]]
+    versions: list[dict[str, str]]
 
 
 _footers: dict[Identity, Footer | str] = {}
@@ -107,6 +113,12 @@ class Partition:
         for footer in self.footers.values():
             recipes |= footer.recipes
         return recipes
+
+    @property
+    def versions(self) -> list[dict[str, str]]:
+        """The sets of versions of all parts, each once."""
+        every = itertools.chain.from_iterable(footer.versions for footer in self.footers.values())
+        return [dict(versions) for versions in dict.fromkeys(tuple(sorted(one.items())) for one in every)]
 
     @property
     def schema(self) -> pa.Schema:
@@ -260,7 +272,14 @@ def _read_footer(output: Output, name: str) -> Footer:
     recipes = json.loads(metadata.get(RECIPES_KEY, b"{}"))
     if not isinstance(recipes, dict) or not all(isinstance(recipe, dict) for recipe in recipes.values()):
         raise ValueError("its recipes are not recipes")
-    return Footer(rows, schema.remove_metadata(), recipes)
+    versions = json.loads(metadata.get(VERSIONS_KEY, b"[{}]"))
+    if not isinstance(versions, list) or not all(_maps_texts(one) for one in versions):
+        raise ValueError("its versions are not versions")
+    return Footer(rows, schema.remove_metadata(), recipes, versions)
+
+
+def _maps_texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
 
 
 def _identities(output: Output, names: list[str]) -> dict[str, Identity]:

@@ -10,13 +10,14 @@ import pyarrow as pa
 
 from actors.errors import ModelError
 from actors.recipe import Capture, Recipe
-from ray_app.index import schema
+from ray_app.index import schema, versions
 from ray_app.index.partition import Partition
 from ray_app.maintenance.checks import Problem
 
 SCHEMA = pa.schema(
     [schema.SCHEMA.field(name) for name in ("prompt", "seed", "snapshot", "step", "path", "sha256", "recipe")]
 )
+DIFFERENT = "redrawn differently"
 
 
 def redraw(model_type: str, partition: Partition, numbers: np.ndarray) -> Iterator[Problem]:
@@ -24,6 +25,7 @@ def redraw(model_type: str, partition: Partition, numbers: np.ndarray) -> Iterat
 
     On CPUs with one thread, as runs on CPUs do. Images of a GPU are generated on a GPU again.
     """
+    other_versions = versions.describe_difference(partition.versions)
     rows_by_recipe: dict[str, list[dict[str, Any]]] = {}
     numbers_by_recipe: dict[str, list[int]] = {}
     for number, row in zip(numbers.tolist(), partition.take(numbers, SCHEMA).to_pylist(), strict=True):
@@ -34,6 +36,8 @@ def redraw(model_type: str, partition: Partition, numbers: np.ndarray) -> Iterat
         for number, row, difference in zip(numbers_by_recipe[fingerprint], rows, differences, strict=True):
             if difference is not None:
                 kind, detail = difference
+                if kind == DIFFERENT and other_versions:
+                    detail += f" ({other_versions})"
                 yield Problem(kind, row["path"], detail, model_type, number)
 
 
@@ -90,4 +94,4 @@ def _difference(row: dict[str, Any], image: dict[str, Any]) -> tuple[str, str] |
     digest = hashlib.sha256(image["image"]).hexdigest()
     if digest == row["sha256"]:
         return None
-    return "redrawn differently", f"sha256 {digest[:12]}… now, {str(row['sha256'])[:12]}… in the index"
+    return DIFFERENT, f"sha256 {digest[:12]}… now, {str(row['sha256'])[:12]}… in the index"

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from ray_app.index.partition import Partition, retry_if_compacted
 from ray_app.index.rows import find_newest
-from ray_app.index.schema import KEY, with_recipes
+from ray_app.index.schema import KEY, with_sources
 from ray_app.output import layout
 from ray_app.output.output import Output, Sink, Writer
 
@@ -92,7 +92,7 @@ def _is_compact(parts: int, newest: np.ndarray, rows: int) -> bool:
 
 def _replace(writer: Writer, model_type: str, old: Partition, kept: np.ndarray, sequence: Iterator[int]) -> int:
     """Write the rows of these numbers as new parts, then remove the old ones; how many new parts there are."""
-    output, schema = writer.output, with_recipes(old.recipes, old.schema)
+    output, schema = writer.output, with_sources(old.recipes, old.versions, old.schema)
     new: list[str] = []
     try:
         for start in range(0, len(kept), ROWS_A_PART):

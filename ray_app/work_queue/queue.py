@@ -169,7 +169,7 @@ class Queue:
         """One block per batch: a task that a killed actor leaves is replayed whole and gives the same rows again."""
         ray_workarounds.import_data()
         _configure()
-        from ray.data import ActorPoolStrategy, TaskPoolStrategy
+        from ray.data import TaskPoolStrategy
 
         work, overlapped = self.work, self.pool.overlapped
         gpus = self.pool.request.gpus_per_actor
@@ -182,10 +182,10 @@ class Queue:
             batch_format="pyarrow",
             # of one size: Ray Data gives up actors that wait for a node, and takes its time to request them again. At
             # the tail it lets each go that has nothing left to do
-            compute=ActorPoolStrategy(
+            **ray_workarounds.pool_options(
+                calls=1 + overlapped,
                 size=self._actors,
                 max_tasks_in_flight_per_actor=TASKS_IN_FLIGHT + overlapped,
-                max_concurrent_calls_per_actor=1 + overlapped,
                 enable_true_multi_threading=overlapped,
             ),
             **resources,

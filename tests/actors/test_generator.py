@@ -16,7 +16,7 @@ from actors.capture import StepCapture
 from actors.errors import ModelError
 from actors.families import FAMILIES
 from actors.generator import ImageGenerator, encode
-from actors.pipelines import load, pipeline_class
+from actors.pipelines import dtype_argument, load, pipeline_class
 from actors.recipe import Capture
 from actors.timing import Timing, timed
 
@@ -41,7 +41,7 @@ def draw(generator, prompts, seeds, captures=None) -> list[dict]:
 
 def own_image(models, kind, prompt, seed, **call) -> np.ndarray:
     """What the pipeline itself generates, decoded and converted by itself."""
-    pipe = pipeline_class(FAMILIES[kind.split("_")[0]]).from_pretrained(models[kind], dtype=torch.float32)
+    pipe = pipeline_class(FAMILIES[kind.split("_")[0]]).from_pretrained(models[kind], **dtype_argument(torch.float32))
     pipe.set_progress_bar_config(disable=True)
     generator = [torch.Generator("cpu").manual_seed(seed)]
     call |= {"max_sequence_length": pipe.tokenizer_2.model_max_length} if kind == "flux" else {}
@@ -64,7 +64,7 @@ def test_last_step_is_the_pipelines_own_image(recipe_for, models, height, width)
 
 def test_flux_guidance_is_the_pipelines_own(recipe_for, tmp_path):
     """The transformer of FLUX dev takes the guidance as an input; those of schnell and of the tiny Flux have none."""
-    pipe = pipeline_class(FAMILIES["flux"]).from_pretrained(tiny.folder("flux"), dtype=torch.float32)
+    pipe = pipeline_class(FAMILIES["flux"]).from_pretrained(tiny.folder("flux"), **dtype_argument(torch.float32))
     with torch.random.fork_rng():
         torch.manual_seed(0)  # of the weights that the guidance adds
         guided = type(pipe.transformer).from_config({**pipe.transformer.config, "guidance_embeds": True})

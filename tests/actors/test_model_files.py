@@ -16,7 +16,7 @@ from actors.capture import Capture
 from actors.errors import ModelError
 from actors.families import FAMILIES
 from actors.generator import ImageGenerator
-from actors.pipelines import pipeline_class
+from actors.pipelines import dtype_argument, pipeline_class
 
 FLAGS = {"height": 64, "width": 64, "max_inference_steps": 4, "batch_size": 1, "image_format": "png"}
 
@@ -220,7 +220,7 @@ def test_a_unet_without_a_size_generates_the_requested_size(folder, recipe_for):
     config = folder / "unet/config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "sample_size": None}))
     drawn = generator(folder, recipe_for).pixels(["a dog"], [0], [Capture(4)])[Capture(4)][0]
-    bare = pipeline_class(FAMILIES["sdxl"]).from_pretrained(folder, dtype=torch.float32)
+    bare = pipeline_class(FAMILIES["sdxl"]).from_pretrained(folder, **dtype_argument(torch.float32))
     bare.set_progress_bar_config(disable=True)
     noise = torch.Generator("cpu").manual_seed(0)
     image = bare("a dog", num_inference_steps=4, guidance_scale=0.0, height=64, width=64, generator=noise).images[0]

@@ -1,5 +1,6 @@
 """Joining a running cluster by --address and by RAY_ADDRESS; addresses where none is."""
 
+import importlib.metadata
 import os
 import signal
 import socket
@@ -101,12 +102,12 @@ def test_another_version_of_ray_is_told(ray_local, tmp_path):
     import ray
 
     flags = [*DRAW, "--address", ray.get_runtime_context().gcs_address]
-    code = f"import ray; ray.__version__ = '2.59.0'; from ray_app import cli; exit(cli.main({['generate', *flags]}))"
+    code = f"import ray; ray.__version__ = '2.1.0'; from ray_app import cli; exit(cli.main({['generate', *flags]}))"
     environment = {**os.environ, "RAY_AUTH_MODE": "token"}
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (result.returncode, len(result.stderr.splitlines())) == (2, 1), result.stderr
-    assert "Version mismatch: The cluster was started with: Ray: 2.60.0" in result.stderr
-    assert "Ray: 2.59.0" in result.stderr
+    assert f"Version mismatch: The cluster was started with: Ray: {ray.__version__}" in result.stderr
+    assert "Ray: 2.1.0" in result.stderr
     assert "no Ray cluster answers" not in result.stderr
 
 
@@ -253,7 +254,7 @@ def test_a_node_without_the_project_is_named(tmp_path):
         doctor = ["doctor", *flags]
         processes.wait_for(
             "doctor sees both nodes",
-            lambda: run_cli(*doctor, **clusters.auth(False)).stdout.count("2.60.0") == 2,
+            lambda: run_cli(*doctor, **clusters.auth(False)).stdout.count(importlib.metadata.version("ray")) == 2,
             90,
         )
         found = run_cli(*doctor, **clusters.auth(False))

@@ -1,5 +1,6 @@
 """What a node says of itself: GPUs as nvidia-smi lists them, and time enough to answer."""
 
+import importlib.metadata
 import os
 import platform
 import time
@@ -43,7 +44,7 @@ def test_a_package_that_is_not_installed_has_no_version(monkeypatch):
     assert machine.versions() == {
         "proxyqueue": ray_app.__version__,
         "python": platform.python_version(),
-        "ray": "2.60.0",
+        "ray": importlib.metadata.version("ray"),
         "no-such-package": "none",
     }
 

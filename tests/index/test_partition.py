@@ -130,7 +130,8 @@ def test_an_output_of_0_1_0_is_verified_resumed_queried_and_compacted(tmp_path, 
     draw = ("generate", "--output_base_path", str(output), "--json_file", str(SAMPLE), *flags, "--num_workers", "1")
     assert main([*draw, "--num_prompts", "2"]) == 0
     said = capsys.readouterr()
-    assert "proxyqueue: " not in said.err
+    warnings = [line for line in said.err.splitlines() if line.startswith("proxyqueue: ")]
+    assert not [line for line in warnings if "this output has images of" not in line]  # of other versions than these
     assert "images           8 requested, 4 existing, 4 to generate" in said.out
     assert read_tree(output).items() > before.items()
     assert main(["compact", "--output_base_path", str(output)]) == 0

@@ -73,7 +73,7 @@ def test_training_from_nothing_to_pipelines_that_load(tmp_path):
     assert "step 4 of 4" not in result.stdout
     for kind in FAMILIES:
         pipe = pipelines.pipeline_class(families.FAMILIES[kind]).from_pretrained(
-            tmp_path / f"tiny_{kind}", dtype=torch.float32
+            tmp_path / f"tiny_{kind}", **pipelines.dtype_argument(torch.float32)
         )
         pipe.set_progress_bar_config(disable=True)
         assert np.array(pipe("a dog", num_inference_steps=2, height=64, width=64).images[0]).shape == (64, 64, 3)

@@ -20,6 +20,7 @@ from ray_app.generation.generate import generate, prepare
 from ray_app.generation.options import Generate
 from ray_app.index import runs
 from ray_app.index.rows import read_recipes
+from ray_app.machine import pixel_versions
 from ray_app.maintenance.rewrite import rewrite
 from ray_app.output.open import open_output
 from tests.conftest import SAMPLE, read_tree
@@ -31,6 +32,7 @@ from tests.support.outputs import (
     newest_rows,
     parts,
     running,
+    set_versions,
     write_images,
 )
 from tests.support.synthetic import SyntheticWorker
@@ -307,7 +309,11 @@ def test_images_that_differ_when_regenerated_are_named(output_by_model, capsys):
     sha256 = [hashlib.sha256(data).hexdigest()[:12] for data in ((output / IMAGE).read_bytes(), other)]
     replace_image(output, IMAGE, other)
     assert problems(output, capsys, "--deep") == []
-    detail = f"sha256 {sha256[0]}… now, {sha256[1]}… in the index"
+    here = pixel_versions()
+    for part in parts(output):
+        set_versions(part, [here | {"torch": "2.12.1"}])
+    versions = f"(this output has images of torch 2.12.1, this run has torch {here['torch']})"
+    detail = f"sha256 {sha256[0]}… now, {sha256[1]}… in the index {versions}"
     assert problems(output, capsys, "--redraw", "100") == [("redrawn differently", IMAGE, detail)]
 
 

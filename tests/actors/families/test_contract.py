@@ -16,7 +16,7 @@ from actors import pipelines, random_weights, weights
 from actors.capture import StepCapture
 from actors.families import FAMILIES
 from actors.generator import ImageGenerator
-from actors.pipelines import Model, pipeline_class
+from actors.pipelines import Model, dtype_argument, pipeline_class
 from actors.recipe import FAMILY_FIELDS, FLOW_MATCH, RETURNS_X0, Capture, Recipe
 from ray_app.generation import memory_estimate
 from tests.conftest import run_python
@@ -71,7 +71,7 @@ class OwnRun:
 
 def load_bare(name: str, folder: Path, dtype: torch.dtype) -> Any:
     """Diffusers' own pipeline, without anything of this project."""
-    pipe = pipeline_class(FAMILIES[name]).from_pretrained(folder, dtype=dtype)
+    pipe = pipeline_class(FAMILIES[name]).from_pretrained(folder, **dtype_argument(dtype))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -12,6 +12,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from actors.families import FAMILIES
+from actors.pipelines import dtype_argument
 from ray_app.cli import main
 from ray_app.errors import OK, Refused
 from ray_app.generation import memory_estimate
@@ -67,7 +68,9 @@ def made(ray_local: None, model: Path, tmp_path_factory: pytest.TempPathFactory)
 def test_its_images_are_its_pipelines_own(made, model):
     assert check_all_images_exist(made, "own") == 3 * 2 * 2
     torch.set_num_threads(1)  # as the worker's
-    pipe = StableDiffusionPipeline.from_pretrained(model, dtype=torch.float32, **own_family.FAMILY.load_arguments)
+    pipe = StableDiffusionPipeline.from_pretrained(
+        model, **dtype_argument(torch.float32), **own_family.FAMILY.load_arguments
+    )
     pipe.set_progress_bar_config(disable=True)
     last = [row for row in newest_rows(made, "own") if (row["snapshot"], row["step"]) == ("xt", STEPS)]
     assert len({row["sha256"] for row in last}) == 3
