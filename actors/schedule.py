@@ -32,7 +32,7 @@ class Schedule:
 
 
 def read(scheduler: Any, steps: int) -> Schedule:
-    """The schedule of a run of so many steps.
+    """The schedule of a run of this number of steps.
 
     Args:
         scheduler: with the timesteps of the run set, one a call.

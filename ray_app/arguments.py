@@ -103,7 +103,7 @@ class Options:
     """Print errors and requested results only: no warnings, no progress, no summary."""
 
     def check_flags(self) -> None:
-        """Raise Refused for the first flag whose value makes no sense, whatever files and models there are."""
+        """Raise Refused for the first flag whose value is invalid, whatever files and models exist."""
         for name, value in vars(self).items():
             for text in _each(value):
                 if isinstance(text, str) and not _is_text(text):

@@ -64,7 +64,8 @@ class Family(Protocol):
         """Memory of a GPU that the published models' denoiser needs besides the weights, in its dtype there.
 
         Args:
-            images: denoised together, each of so many `pixels`.
+            images: the number denoised together.
+            pixels: of each image.
             is_guided: with classifier-free guidance.
         """
         ...

@@ -18,7 +18,8 @@ from jobs.benchmarks.options import Scale
 from ray_app.cluster import connection as cluster
 from ray_app.errors import InputRefused
 from ray_app.flags import DEFAULT_MODEL_TYPE
-from ray_app.generation.generate import generate, prepare
+from ray_app.generation.generate import generate
+from ray_app.generation.job import prepare
 from ray_app.index import existing, partition, runs
 from ray_app.index.rows import read_rows
 from ray_app.maintenance.rewrite import rewrite

@@ -28,7 +28,7 @@ from actors.errors import ModelError, ModelNeedsMemory
 from ray_app.cluster import connection
 from ray_app.errors import OK, SOME_FAILED, Refused
 from ray_app.generation import generate as command
-from ray_app.generation.generate import prepare
+from ray_app.generation.job import prepare
 from ray_app.generation.options import Generate
 from ray_app.generation.worker import ImageWorker
 from ray_app.index.rows import read_rows

@@ -4,8 +4,9 @@ import collections
 
 import pytest
 
-from ray_app.generation.generate import _summary, _summary_text, prepare
+from ray_app.generation.job import prepare
 from ray_app.generation.options import Generate
+from ray_app.generation.report import describe_run, summarize_run
 from tests.conftest import SAMPLE
 
 
@@ -18,7 +19,7 @@ def job(tmp_path):
 
 def test_a_summary_counts_and_tells_seconds_and_rate(job):
     counts = collections.Counter(ok=40, failed=8, truncated=6, denoises=23, steps=92, replayed=2)
-    summary = _summary(job, counts, seconds=90.06)
+    summary = summarize_run(job, counts, seconds=90.06)
     assert summary == {
         "queries": 6,
         "queries_skipped": 0,
@@ -35,7 +36,7 @@ def test_a_summary_counts_and_tells_seconds_and_rate(job):
         "wall_seconds": 90.1,
         "images_per_second": 0.44,
     }
-    assert _summary_text(summary, job.output.writer("run-1")).splitlines()[:3] == [
+    assert describe_run(summary, job.output.writer("run-1")).splitlines()[:3] == [
         "images           40 written, 0 skipped, 8 failed; 6 of truncated prompts",
         "denoises         23 in 92 steps (1 duplicates saved)",
         "wall time        90.1 s including starting Ray and loading models; 0.44 images/s",

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from ray_app.cli import main
-from ray_app.generation.generate import prepare
+from ray_app.generation.job import prepare
 from ray_app.generation.options import Generate
 from ray_app.index import runs
 from ray_app.output.open import open_output

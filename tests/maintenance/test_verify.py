@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from ray_app.cli import main
-from ray_app.generation.generate import generate, prepare
+from ray_app.generation.generate import generate
+from ray_app.generation.job import prepare
 from ray_app.generation.options import Generate
 from ray_app.index import runs
 from ray_app.index.rows import read_recipes

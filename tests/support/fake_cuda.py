@@ -27,13 +27,13 @@ DEVICE_TYPES, CUDA = 21, 1
 
 @dataclasses.dataclass(frozen=True)
 class Copy:
-    """Data that moved between host and device, and the line that asked for it."""
+    """Data that moved between host and device, and the line that requested it."""
 
     source: str
     target: str
     bytes: int
     waits: bool
-    """Whether the host stands still for it: it was not asked for as non-blocking, from or to pinned memory."""
+    """Whether the host stands still for it: the copy is blocking, or its memory on the host is not pinned."""
     line: str
 
 
@@ -102,7 +102,7 @@ class Device(TorchDispatchMode):
         self.copies.append(Copy(*devices, size, not non_blocking, _line()))
 
     def pin(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Let copies from and to this memory of the host count as asynchronous, where they are asked for so."""
+        """Let copies from and to this memory of the host count as asynchronous, if they are requested so."""
         storage = tensor.untyped_storage()
         self._pinned.add(storage._cdata)
         weakref.finalize(storage, self._pinned.discard, storage._cdata)
