@@ -27,7 +27,7 @@ TINY = ["--model_path", "tiny"]
 
 def other_field(field: str, message: str) -> Row:
     """A --prompt_field that no query has, of annotations with two fields that hold lists."""
-    told = f"--prompt_field {field}: no query of test.json has this field; {message}"
+    told = f"test.json: no query has the field {field!r} (--prompt_field); {message}"
     return lambda here, models: write(here, [entry(tags=["x"])]), asked(f"--prompt_field {field}"), told
 
 

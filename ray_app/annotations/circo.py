@@ -195,7 +195,7 @@ def _check_field_exists(path: str, entries: list[dict[str, Any]], prompt_field: 
     near = suggest_nearest(prompt_field, with_lists)
     listed = f" (fields with lists: {list_names(with_lists)})" if near and len(with_lists) > 1 else ""
     raise InputRefused(
-        f"--prompt_field {prompt_field}: no query of {path} has this field{suggest(prompt_field, with_lists)}{listed}",
+        f"{path}: no query has the field {prompt_field!r} (--prompt_field){suggest(prompt_field, with_lists)}{listed}",
         path=path,
         field=prompt_field,
         flag="prompt_field",

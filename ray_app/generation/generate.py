@@ -34,12 +34,13 @@ def generate(options: Generate, worker: type[ImageWorker] = ImageWorker) -> int:
     """
     with Interrupts() as interrupts:
         job = prepare(options)
-        if options.dry_run:
-            if options.format == "text":
-                print(report.describe(job), flush=True)  # the requested result, with --quiet too
-            report.print_json(job, "planned")
+        if options.dry_run and options.format == "text":
+            print(report.describe(job), flush=True)  # the requested result, with --quiet too
             return OK
         summarize(report.describe(job))
+        if options.dry_run:
+            report.print_json(job, "planned")
+            return OK
         quarantine_damaged(job.output, options.model_type)
         if not job.plan.images_to_generate:
             given_up = job.plan.images_given_up

@@ -17,7 +17,7 @@ from PIL import Image
 from ray_app.cli import main
 from ray_app.export import trajectories
 from tests.conftest import generate_sample, read_tree, start_cli
-from tests.gallery.test_pages import FLUX, draw
+from tests.gallery.test_pages import FLUX, write_output
 from tests.support.outputs import newest_rows, parts
 from tests.support.processes import comes_true, wait_for
 from tests.support.synthetic import SyntheticWorker
@@ -52,9 +52,9 @@ def datasets(tmp_path_factory):
 def mixed(tmp_path):
     """Four queries of sdxl, one of flux; one image of query 2 failed at step 4, one of query 3 is gone."""
     output = tmp_path / "out"
-    draw(output, range(4))
-    draw(output, [9], ["xt"], [4], recipe=FLUX, run_id="run-f")
-    draw(output, [2], ["xt"], [4], run_id="run-2", status="failed", error_type="OutOfMemory", bytes=None)
+    write_output(output, range(4))
+    write_output(output, [9], ["xt"], [4], recipe=FLUX, run_id="run-f")
+    write_output(output, [2], ["xt"], [4], run_id="run-2", status="failed", error_type="OutOfMemory", bytes=None)
     (output / "proxy_images_sdxl_step1/combined/combined_r#3_1.jpg").unlink()
     return output
 
@@ -190,7 +190,7 @@ def test_ipcir_completes_a_tree_with_the_second_querys_images(output, tmp_path, 
 def test_ipcir_names_what_scripts_would_read_wrong(mixed, capsys):
     combined = mixed / "proxy_images_sdxl_step1/combined"
     shutil.copy(combined / "combined_r#0_0.jpg", combined / "combined_r#0_7.jpg")
-    draw(mixed, [20], ["xt"], [1], run_id="run-u", reference_img_id="a_b")
+    write_output(mixed, [20], ["xt"], [1], run_id="run-u", reference_img_id="a_b")
     for k in (0, 1):
         (combined / f"combined_r#20_{k}.jpg").rename(combined / f"combined_a_b_{k}.jpg")
     assert exported(mixed, "ipcir", "--steps", 1, "--snapshot", "xt", "--model_type", "sdxl") == 1

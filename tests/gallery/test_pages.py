@@ -26,7 +26,7 @@ PADDED_BYTES = 4096
 FLUX = dataclasses.replace(RECIPE, model_type="flux")
 
 
-def add(
+def write_output(
     output: Path,
     queries,
     snapshots=("xt", "x0"),
@@ -59,10 +59,10 @@ def shown(output, *arguments):
 def sixty(tmp_path_factory) -> Path:
     """Sixty queries on two pages: query 7's prompts are HTML, one image of query 8 failed, one of query 9 is gone."""
     output = tmp_path_factory.mktemp("gallery") / "out"
-    add(output, range(60))
-    add(output, [7], run_id="run-2", prompt=EVIL)
+    write_output(output, range(60))
+    write_output(output, [7], run_id="run-2", prompt=EVIL)
     failed = {"bytes": None, "error_type": "OutOfMemory", "error_message": "too <b>large</b>"}
-    add(output, [8], ["xt"], [4], run_id="run-3", status="failed", **failed)
+    write_output(output, [8], ["xt"], [4], run_id="run-3", status="failed", **failed)
     (output / "proxy_images_sdxl_step1/combined/combined_r#9_0.jpg").unlink()
     entries = [
         {"id": n, "relative_caption": f"caption {n} {EVIL if n == 7 else ''}", "shared_concept": f"concept {n}"}
@@ -100,9 +100,9 @@ def write_hostile_gallery(folder: Path, text: str) -> Path:
     """A gallery whose output's name, ids, prompts, captions and errors all hold this text; its folder."""
     output = folder / f"out {text.replace('/', '')}"
     texts = {"prompt": f"prompt {text}", "reference_img_id": f"id {text}"}
-    add(output, [1], ["xt"], [1], **texts)
+    write_output(output, [1], ["xt"], [1], **texts)
     failed = {"status": "failed", "bytes": None, "error_type": f"type {text}", "error_message": f"message {text}"}
-    add(output, [1], ["xt"], [4], run_id="run-2", **texts, **failed)
+    write_output(output, [1], ["xt"], [4], run_id="run-2", **texts, **failed)
     entry = {"id": 1, "relative_caption": f"caption {text}", "shared_concept": f"concept {text}"}
     (folder / "test.json").write_text(json.dumps([entry]))
     pages = folder / "pages"
@@ -363,11 +363,11 @@ def test_copies_are_small_and_made_once(sixty, capsys):
 def test_an_image_that_was_generated_again_gets_a_new_copy(tmp_path, capsys, size):
     """Of the same number of bytes, and also where nothing but its colour is another."""
     output = tmp_path / "out"
-    add(output, range(2), ["xt"])
+    write_output(output, range(2), ["xt"])
     image = "proxy_images_sdxl_step4/combined/combined_r#{}_0.jpg"
     before = (output / image.format(1)).read_bytes()
     assert shown(output) == 0
-    add(output, [1], ["xt"], [4], run_id="run-2", size=size, blue=100)
+    write_output(output, [1], ["xt"], [4], run_id="run-2", size=size, blue=100)
     after = (output / image.format(1)).read_bytes()
     assert (after != before, len(after)) == (True, len(before))
     capsys.readouterr()
@@ -382,7 +382,7 @@ def test_an_image_that_was_generated_again_gets_a_new_copy(tmp_path, capsys, siz
 
 
 def test_copies_of_another_size_are_made_again(tmp_path, capsys):
-    add(tmp_path, range(2), ["xt"], [4])
+    write_output(tmp_path, range(2), ["xt"], [4])
     for longest, made in ((48, 2 * SLOTS), (48, 0), (80, 2 * SLOTS)):
         capsys.readouterr()
         assert shown(tmp_path, "--thumbnails", str(longest)) == 0
@@ -393,7 +393,7 @@ def test_copies_of_another_size_are_made_again(tmp_path, capsys):
 
 def test_a_smaller_gallery_leaves_no_pages_of_a_larger_one(tmp_path, capsys, monkeypatch):
     output = tmp_path / "out"
-    add(output, range(5), ["xt"], [1])
+    write_output(output, range(5), ["xt"], [1])
     monkeypatch.setattr(gallery, "QUERIES_A_PAGE", 2)
     assert shown(output, "--thumbnails", "0") == 0
     assert sorted(path.name for path in (output / "gallery").glob("*.html")) == [
@@ -411,7 +411,7 @@ def test_a_smaller_gallery_leaves_no_pages_of_a_larger_one(tmp_path, capsys, mon
 
 def test_clean_takes_the_gallery_with_all_else(tmp_path, capsys):
     output = tmp_path / "out"
-    add(output, range(2), ["xt"])
+    write_output(output, range(2), ["xt"])
     assert shown(output) == 0
     (output / "gallery/mine.txt").write_text("")
     assert main(["clean", "--output_base_path", str(output), "--all", "--yes"]) == 0
@@ -421,7 +421,7 @@ def test_clean_takes_the_gallery_with_all_else(tmp_path, capsys):
 
 def test_a_file_that_is_not_an_image_is_named_and_the_page_continues(tmp_path, capsys):
     output = tmp_path / "out"
-    add(output, [0], ["xt"], [1])
+    write_output(output, [0], ["xt"], [1])
     bad = output / "proxy_images_sdxl_step1/combined/combined_r#0_1.jpg"
     bad.write_bytes(b"x" * bad.stat().st_size)
     assert shown(output) == 0
@@ -431,8 +431,8 @@ def test_a_file_that_is_not_an_image_is_named_and_the_page_continues(tmp_path, c
 
 def test_both_models_stand_one_under_the_other(tmp_path):
     output = tmp_path / "out"
-    add(output, range(2), ["xt"])
-    add(output, [1], ["xt"], recipe=FLUX, run_id="run-f")
+    write_output(output, range(2), ["xt"])
+    write_output(output, [1], ["xt"], recipe=FLUX, run_id="run-f")
     assert shown(output, "--gallery_path", str(tmp_path / "pages")) == 0
     text = (tmp_path / "pages/index.html").read_text()
     assert re.findall(r"(sdxl|flux), image (\d)", text) == [
@@ -476,6 +476,6 @@ def test_invalid_flags_are_refused(sixty, capsys, arguments, message):
 
 def test_more_slots_than_one_image_can_hold_are_refused(sixty, tmp_path, capsys):
     assert shown(sixty, "--contact_sheet", str(tmp_path / "a.png"), "--thumbnails", "4096", "--limit", "2") == 0
-    add(tmp_path / "large", range(60), ["xt"], [1], size=(300, 300))
+    write_output(tmp_path / "large", range(60), ["xt"], [1], size=(300, 300))
     assert shown(tmp_path / "large", "--contact_sheet", str(tmp_path / "b.png")) == 2
     assert "more than 113 rows of 256 pixels; take fewer with --query_ids" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from ray_app.output import remote, retry
 from ray_app.output.object_store import ObjectStoreOutput
 from ray_app.output.open import open_output
 from tests.conftest import PACED, SAMPLE, read_tree, run_cli
-from tests.gallery.test_pages import draw
+from tests.gallery.test_pages import write_output
 from tests.support import object_store
 from tests.support.object_store import BUCKET, ObjectStore
 
@@ -274,7 +274,7 @@ def _images(output) -> dict[str, bytes]:
 def test_what_asks_and_shows_reads_a_store_as_it_reads_a_folder(output, tmp_path, capsys):
     """query, status, gallery and export of the same output, here and there."""
     here = tmp_path / "here"
-    draw(here, range(3))
+    write_output(here, range(3))
     for path in (path for path in here.rglob("*") if path.is_file()):
         output.writer("run-1").write(path.relative_to(here).as_posix(), path.read_bytes())
     output.remove("proxy_images_sdxl_step4/combined/combined_r#1_0.jpg")

@@ -102,7 +102,7 @@ def test_a_node_that_does_not_answer(node):
     [
         ({"model_type": "sdxl"}, 24, None),
         ({"model_type": "flux"}, 48, None),
-        ({"model_type": "flux"}, 24, "GPU 0 has 24 GB and black-forest-labs/FLUX.1-schnell needs about 39 GB; use"
+        ({"model_type": "flux"}, 24, "GPU 0 has 24 GB and black-forest-labs/FLUX.1-schnell needs about 37 GB; use"
          " larger GPUs, or --model_type sdxl"),
         ({"model_type": "sdxl", "gpus_per_actor": 0.5}, 24, "GPU 0 has 24 GB and stabilityai/sdxl-turbo needs about 15"
          " GB for each of 2 actors; raise --gpus_per_actor"),
