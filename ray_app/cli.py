@@ -8,7 +8,7 @@ from typing import Any
 from ray_app import __version__, streams
 from ray_app.arguments import parse
 from ray_app.errors import INTERRUPTED, OK, REFUSED, InputRefused, Refused
-from ray_app.evaluation.options import Convergence
+from ray_app.evaluation.options import Convergence, Evaluate
 from ray_app.export.options import Export
 from ray_app.gallery.options import Gallery
 from ray_app.generation.options import Demo, Generate, Preview
@@ -33,6 +33,7 @@ USAGE = """proxyqueue: draw text-to-image proxies for composed image retrieval, 
   proxyqueue gallery --output_base_path out                          a page to look at: a row a slot, a column a step
   proxyqueue export --format imagefolder --output_base_path out      for datasets, webdataset, retrieval scripts
   proxyqueue convergence --output_base_path out                      how near is each step to the last: table and plot
+  proxyqueue evaluate --output_base_path out --json_file val.json    how well each step's images retrieve, with controls
 
 Each verb has its own --help."""
 
@@ -115,6 +116,12 @@ def _convergence(options: Convergence) -> int:
     return convergence(options)
 
 
+def _evaluate(options: Evaluate) -> int:
+    from ray_app.evaluation.evaluate import evaluate
+
+    return evaluate(options)
+
+
 VERBS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "generate": (Generate, _generate),
     "preview": (Preview, _preview),
@@ -129,6 +136,7 @@ VERBS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "gallery": (Gallery, _gallery),
     "export": (Export, _export),
     "convergence": (Convergence, _convergence),
+    "evaluate": (Evaluate, _evaluate),
 }
 
 
