@@ -69,6 +69,8 @@ def evaluate(options: Evaluate) -> int:
     output = open_output(options.output_base_path)
     output.check_writable()
     asked = queries.load(options.json_file, options.prompt_field, options.caption_field)
+    if options.results and queries.have_ground_truth(asked):
+        raise InputRefused("--results: goes with annotations without ground truth", flag="results")
     photos = page.ImageFolder(options.images)
     features = feature_files.read(output, options.encoder)
     indexes = {name: proxies.read_index(output, name) for name in layout.model_types(options.model_type)}
@@ -168,8 +170,6 @@ def _write(
             print(f"submissions      {len(submitted):,} files in {output.display_path(layout.SUBMISSIONS)}")
             if options.results:
                 tables.append(_server_rows(options.results, submitted, features.encoder))
-        elif options.results:
-            raise InputRefused("--results: goes with annotations without ground truth", flag="results")
         found = {group.name: group.found for group in groups}
         plots = {"Score by step": (layout.EVALUATION_PLOTS["step"], evaluation_plot.by_step(found))}
         by_weight = evaluation_plot.by_weight(found)
