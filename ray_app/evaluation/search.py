@@ -13,15 +13,16 @@ from typing import Any
 
 import numpy as np
 
-IMAGES_A_BLOCK = 4096
+IMAGES_A_BLOCK = 8192
 QUERIES_A_CHUNK = 64
 
-Combine = Callable[[Any, Any, float], np.ndarray]
+Buffers = tuple[np.ndarray, np.ndarray]
+Combine = Callable[[Any, Any, float, Buffers], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Search:
-    """Rank the gallery by `combine(by_text, by_proxy, weight)`, see `methods.Method`.
+    """Rank the gallery by the scores of `combine`, see `methods.Method`.
 
     Matrices that are the same object are multiplied once.
     """
@@ -59,21 +60,23 @@ class _Best:
         self.scores = np.full((queries, count), -np.inf, np.float32)
         self.positions = np.zeros((queries, count), np.int32)
 
-    def add(self, first: int, scores: np.ndarray, start: int) -> None:
+    def add(self, first: int, scores: np.ndarray, start: int, is_candidate: np.ndarray) -> None:
         """Take in the scores of a later block of the gallery for queries from `first` on.
 
         Args:
             scores: float32 (queries of the chunk, images of the block).
             start: the position of the block's first image.
+            is_candidate: bool, of the same shape, to compute in.
         """
         queries, images = scores.shape
         kept_scores = self.scores[first : first + queries]
         kept_positions = self.positions[first : first + queries]
         count = kept_scores.shape[1]
         # a later image replaces only one with a lower score
-        is_candidate = scores > kept_scores[:, -1:]
+        np.greater(scores, kept_scores[:, -1:], out=is_candidate)
         if start == 0 and images > count:
-            is_candidate = scores >= np.partition(scores, images - count, axis=1)[:, images - count, None]
+            worst = np.partition(scores, images - count, axis=1)[:, images - count, None]
+            np.greater_equal(scores, worst, out=is_candidate)
         flat = np.flatnonzero(is_candidate)
         if not len(flat):
             return
@@ -106,7 +109,8 @@ def _by_matrices(
     groups: dict[int, list[tuple[Search, _Best]]] = {}
     for search, best in zip(searches, found, strict=True):
         groups.setdefault(id(search.proxy), []).append((search, best))
-    texts = {id(search.text): search.text @ block for search in searches if search.text is not None}
+    distinct_texts = {id(search.text): search.text for search in searches if search.text is not None}
+    texts = {text_id: text @ block for text_id, text in distinct_texts.items()}
     for group in groups.values():
         proxy = group[0][0].proxy
         by_proxy = None if proxy is None else proxy @ block
@@ -122,5 +126,7 @@ def _rank_chunk(start: int, members: list[tuple[Search, _Best]], by_text: Any, b
     chunk = slice(first, first + QUERIES_A_CHUNK)
     by_text = None if by_text is None else by_text[chunk]
     by_proxy = None if by_proxy is None else by_proxy[chunk]
+    shape = (by_text if by_proxy is None else by_proxy).shape
+    buffers, is_candidate = (np.empty(shape, np.float32), np.empty(shape, np.float32)), np.empty(shape, bool)
     for search, best in members:
-        best.add(first, search.combine(by_text, by_proxy, search.weight), start)
+        best.add(first, search.combine(by_text, by_proxy, search.weight, buffers), start, is_candidate)

@@ -332,7 +332,7 @@ BAD = {
         "val.json: query 0: its right image 100024 is not in the gallery of 5 images (19 such ids)",
         GALLERY,
     ),
-    "gallery without vectors": Bad(wrong_gallery, "ids.txt: 1 of 2 images have no vector of planted, 'nothing'", GALLERY),
+    "gallery without vectors": Bad(wrong_gallery, "ids.txt: 1 of 2 images have no vector of planted, 'not", GALLERY),
     "no gallery file": Bad(unchanged, "--gallery HERE/ids.txt: can't be read: No such file or directory", GALLERY),
     "some ground truth": Bad(some_truth, "val.json: query 4: no 'gt_img_ids', which other queries have"),
     "other queries": Bad(other_queries, "val.json: no query has vectors of its text and of sdxl xt images at each of"),

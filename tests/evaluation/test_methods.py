@@ -9,6 +9,8 @@ from ray_app.evaluation.inputs import Inputs
 from ray_app.evaluation.methods import METHODS, ipcir
 from ray_app.evaluation.options import MethodName
 
+BUFFERS = np.empty((1, 2), np.float32), np.empty((1, 2), np.float32)
+
 
 def inputs(**more) -> Inputs:
     text = np.array([[3, 4], [0, 2]], np.float32)
@@ -29,9 +31,9 @@ def test_text_plus_proxy_by_hand():
     """0.75 · 0.8 + 0.25 · 0.4 = 0.7; at the ends it is one of them, to the last bit."""
     by_text, by_proxy = np.float32([[0.8, 0.1]]), np.float32([[0.4, 0.3]])
     combine = METHODS["text+proxy"].combine
-    assert combine(by_text, by_proxy, 0.25)[0, 0] == pytest.approx(0.7)
-    assert combine(by_text, by_proxy, 0.0).tolist() == by_text.tolist()
-    assert combine(by_text, by_proxy, 1.0).tolist() == by_proxy.tolist()
+    assert combine(by_text, by_proxy, 0.25, BUFFERS)[0, 0] == pytest.approx(0.7)
+    assert combine(by_text, by_proxy, 0.0, BUFFERS).tolist() == by_text.tolist()
+    assert combine(by_text, by_proxy, 1.0, BUFFERS).tolist() == by_proxy.tolist()
 
 
 def test_ipcir_by_hand():
@@ -47,7 +49,9 @@ def test_ipcir_by_hand():
     left_out = inputs(reference=reference, direction=direction, proxy_term=np.zeros((2, 2), np.float32))
     assert ipcir.proxy_vectors(left_out).tolist() == [[2, 1], [0, -3.5]]
     assert ipcir.text_vectors(given) is given.text
-    assert ipcir.combine(np.float32([[0.8]]), np.float32([[2]]), 0.25)[0, 0] == pytest.approx(1.4)
+    assert ipcir.combine(np.float32([[0.8, 0]]), np.float32([[2, 0]]), 0.25, BUFFERS)[0].tolist() == pytest.approx(
+        [1.4, 0]
+    )
 
 
 def test_ipcir_says_what_it_lacks():

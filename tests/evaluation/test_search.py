@@ -51,9 +51,9 @@ def test_of_equal_scores_the_first_images_of_the_gallery_are_kept():
 
 
 def test_real_vectors_over_several_blocks():
-    chance = np.random.default_rng(3)
+    chance, size = np.random.default_rng(3), search.IMAGES_A_BLOCK
     gallery = chance.standard_normal((9_000, 16)).astype(np.float32)
     text = chance.standard_normal((130, 16)).astype(np.float32)
     (best,) = find_best(gallery, [Search(text, None, METHODS["text"].combine)], 50)
-    scores = np.concatenate([text @ gallery[start : start + 4096].T for start in range(0, 9_000, 4096)], axis=1)
+    scores = np.concatenate([text @ gallery[start : start + size].T for start in range(0, 9_000, size)], axis=1)
     assert best.tolist() == by_sorting(scores, 50)

@@ -6,12 +6,13 @@ step, and combines blocks of these similarities for each weight.
 """
 
 from types import ModuleType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from ray_app.evaluation.inputs import Inputs
 from ray_app.evaluation.methods import ipcir, proxy, text, text_proxy
+from ray_app.evaluation.search import Buffers
 
 
 class Method(Protocol):
@@ -38,11 +39,12 @@ class Method(Protocol):
         ...
 
     @staticmethod
-    def combine(by_text: np.ndarray, by_proxy: np.ndarray, weight: float) -> np.ndarray:
-        """The scores of a block of the gallery, float32 (queries, images).
+    def combine(by_text: Any, by_proxy: Any, weight: float, buffers: Buffers) -> np.ndarray:
+        """The scores of a block of the gallery, float32 (queries, images); one of the arrays that it was given.
 
         Args:
             by_text, by_proxy: similarities of those vectors to the block, None where it has no such vectors.
+            buffers: two arrays of the same shape to compute in; new ones would take most of the time.
         """
         ...
 

@@ -16,6 +16,7 @@ here it is their mean, that script's plain variant. There p is of a query's firs
 import numpy as np
 
 from ray_app.evaluation.inputs import Inputs
+from ray_app.evaluation.search import Buffers
 
 WEIGHT = "λ, share of the text alone"
 USES_PROXY = True
@@ -42,8 +43,7 @@ def proxy_vectors(inputs: Inputs) -> np.ndarray | None:
     return scaled_reference + scaled_direction + inputs.proxy_term
 
 
-def combine(by_text: np.ndarray, by_proxy: np.ndarray, weight: float) -> np.ndarray:
-    scores = by_proxy * np.float32(1 - weight)
+def combine(by_text: np.ndarray, by_proxy: np.ndarray, weight: float, buffers: Buffers) -> np.ndarray:
+    scores = np.multiply(by_proxy, np.float32(1 - weight), out=buffers[0])
     scores += np.float32(weight)
-    scores *= by_text
-    return scores
+    return np.multiply(scores, by_text, out=scores)

@@ -7,6 +7,7 @@ unit vector.
 import numpy as np
 
 from ray_app.evaluation.inputs import Inputs, unit
+from ray_app.evaluation.search import Buffers
 
 WEIGHT = None
 USES_PROXY = True
@@ -24,5 +25,5 @@ def proxy_vectors(inputs: Inputs) -> np.ndarray | None:
     return unit(inputs.proxy_term)
 
 
-def combine(by_text: np.ndarray, by_proxy: np.ndarray, weight: float) -> np.ndarray:
+def combine(by_text: np.ndarray, by_proxy: np.ndarray, weight: float, buffers: Buffers) -> np.ndarray:
     return by_proxy

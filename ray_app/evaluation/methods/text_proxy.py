@@ -6,6 +6,7 @@ score(g) = (1 - w) · (t · g) + w · (p · g), with t and p as in `text` and `p
 import numpy as np
 
 from ray_app.evaluation.inputs import Inputs, unit
+from ray_app.evaluation.search import Buffers
 
 WEIGHT = "share of the proxy"
 USES_PROXY = True
@@ -23,7 +24,8 @@ def proxy_vectors(inputs: Inputs) -> np.ndarray | None:
     return unit(inputs.proxy_term)
 
 
-def combine(by_text: np.ndarray, by_proxy: np.ndarray, weight: float) -> np.ndarray:
-    scores = by_text * np.float32(1 - weight)
-    scores += by_proxy * np.float32(weight)
-    return scores
+def combine(by_text: np.ndarray, by_proxy: np.ndarray, weight: float, buffers: Buffers) -> np.ndarray:
+    scores, weighted = buffers
+    np.multiply(by_text, np.float32(1 - weight), out=scores)
+    np.multiply(by_proxy, np.float32(weight), out=weighted)
+    return np.add(scores, weighted, out=scores)
