@@ -10,6 +10,7 @@ import numpy as np
 from ray_app.errors import InputRefused
 from ray_app.evaluation.features import Features, image_key
 from ray_app.evaluation.queries import ScoredQuery
+from ray_app.output import layout
 
 MOST = 50
 """Images of a ranking: what CIRCO's server takes."""
@@ -48,7 +49,10 @@ def build(features: Features, own_images: set[str], file: str | None) -> Gallery
         Refused: a file that can't be read, names without vectors, an empty gallery.
     """
     if file is None:
-        names = [name for name in features.of_name if features.sha256_of_name[name] not in own_images]
+        generated = {name for name, sha256 in features.sha256_of_name.items() if sha256 in own_images}
+        # an image that was generated again has left its old vector, under the name that generate gives images
+        generated |= {name for name in features.of_name if layout.is_image_file(f"{layout.COMBINED}/{name}.jpg")}
+        names = [name for name in features.of_name if name not in generated]
         names.sort(key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
         if not names:
             raise InputRefused(

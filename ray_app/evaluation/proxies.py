@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
+from actors.families import FAMILIES
 from ray_app.evaluation.features import Features
 from ray_app.index.rows import find_newest, read_rows
 from ray_app.index.schema import KEY
@@ -63,6 +64,12 @@ def read_index(output: Output, model_type: str) -> pa.Table:
     rows = read_rows(output, model_type, COLUMNS)
     rows = rows.take(pa.array(find_newest(rows)))
     return rows.filter(pa.array(np.asarray(rows["status"].to_numpy()) == "ok"))
+
+
+def own_images(output: Output) -> set[str]:
+    """sha256 of every image that the index has a row of, superseded ones too, of all families."""
+    tables = [read_rows(output, model_type, ["sha256"]) for model_type in FAMILIES]
+    return {sha256 for table in tables for sha256 in table["sha256"].to_pylist() if sha256}
 
 
 def group(

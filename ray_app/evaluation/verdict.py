@@ -113,7 +113,7 @@ def _of_steps(found: Found, method: str) -> list[str]:
             )
         elif (row := found.score(entry)) is not None:
             told.append(
-                f"{method}: step {step} has {row.value:.1f} % of step {last}'s top 50"
+                f"{method}: step {step} has {row.value:.1f} % of step {last}'s top {found.metric.split('@')[1]}"
                 f" (95 %: {_interval(row)}, n = {row.n})"
             )
     return told

@@ -155,6 +155,37 @@ def test_names_on_the_page_are_escaped(copy):
     assert "<script>" not in text
 
 
+def test_models_and_snapshots_are_groups_and_the_last_of_the_steps_named_is_compared_with(tmp_path):
+    plant(tmp_path, snapshots=("xt", "x0"))
+    rows = run(tmp_path, "--steps", "1", "4", "--methods", "proxy")
+    groups = {(row["model"], row["snapshot"]) for row in rows}
+    assert groups == {("sdxl", "xt"), ("sdxl", "x0")}
+    assert {row["step"] for row in rows} == {None, 1, 4}
+    assert {row["step"] for row in pick(rows, compared_with="last step")} == {1}
+    assert {row["snapshot"] for row in run(tmp_path, "--snapshot", "x0", "--methods", "proxy")} == {"x0"}
+
+
+def test_the_smallest_evaluation_has_no_shuffle_and_no_other_step(tmp_path, capsys):
+    plant(tmp_path, queries=1, gallery=20, steps={4: 1.0})
+    rows = run(tmp_path)
+    assert {row["control"] for row in rows} == {"none", "left_out"}
+    assert not pick(rows, compared_with="last step")
+    assert pick(rows, metric="overlap@20")
+
+
+def test_the_gallery_is_what_was_not_generated_or_what_is_listed(tmp_path):
+    """Images that have been generated again leave vectors behind; they are known by their names."""
+    output = plant(tmp_path, queries=2, gallery=30, truth=False)
+    write_features(output, [{"sha256": "old", "name": "combined_7_0", "vector": np.ones(WIDTH)}], part="b")
+    run(tmp_path, "--methods", "proxy")
+    file = output / "evaluation/submissions/sdxl_xt_step4_proxy.json"
+    everything = set(range(FIRST_ID, FIRST_ID + 30))
+    assert [set(ids) for ids in json.loads(file.read_text()).values()] == [everything, everything]
+    (tmp_path / "ids.txt").write_text(f"{FIRST_ID + 9}\n000{FIRST_ID}\n")
+    run(tmp_path, "--methods", "proxy", "--gallery", str(tmp_path / "ids.txt"))
+    assert json.loads(file.read_text())["0"] == [FIRST_ID, FIRST_ID + 9]
+
+
 @pytest.fixture
 def without_truth(tmp_path) -> Path:
     plant(tmp_path, truth=False)
@@ -340,6 +371,7 @@ BAD = {
     "no such model": Bad(unchanged, "HERE/out/index: no image of this selection in it", ("--model_type", "flux")),
     "weight above 1": Bad(unchanged, "--weights 2: a number from 0 to 1, or FIRST:LAST:STEP such", ("--weights", "2")),
     "weights without end": Bad(unchanged, "--weights 0:1:0: a number from 0 to 1", ("--weights", "0:1:0")),
+    "unknown query": Bad(unchanged, "--show_queries 77: no query with this id in the", ("--show_queries", "77")),
     "no photos": Bad(unchanged, "--images HERE/nowhere: can't be listed: No such file", ("--images", "HERE/nowhere")),
     "scores of known truth": Bad(unchanged, "--results: goes with annotations without ground", ("--results", "x.csv")),
 }  # fmt: skip

@@ -6,6 +6,7 @@ its step's share; all else is noise.
 
 import hashlib
 import io
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -67,6 +68,7 @@ def plant(
     image_indices: int = 1,
     truth: bool = True,
     text_share: float = 0.3,
+    snapshots: Sequence[str] = ("xt",),
     proxies: Callable[[int, np.ndarray], np.ndarray] = lambda query, target: target,
 ) -> Path:
     """Write `out` (images, index, features) and `val.json` into a folder; the output's path.
@@ -109,15 +111,16 @@ def plant(
         rows += [{"text": caption, "vector": near(vectors[query + queries], 0.5)} for caption in captions]
         for prompt_index in range(PROMPTS):
             for image_index in range(image_indices):
-                for step, share in steps.items():
+                for snapshot, (step, share) in itertools.product(snapshots, steps.items()):
                     k = prompt_index * image_indices + image_index
                     file = layout.image_file(layout.COMBINED, str(entry["reference_img_id"]), k, "png")
-                    path = f"{layout.step_folder('sdxl', 'xt', step)}/{file}"
-                    data = image_bytes(f"{query} {prompt_index} {image_index} {step}")
+                    path = f"{layout.step_folder('sdxl', snapshot, step)}/{file}"
+                    data = image_bytes(f"{query} {prompt_index} {image_index} {snapshot} {step}")
                     files.write(path, data)
                     sha256 = hashlib.sha256(data).hexdigest()
-                    rows.append({"sha256": sha256, "vector": near(proxies(query, target), share)})
-                    row = {"query_id": query, "reference_img_id": str(entry["reference_img_id"]), "snapshot": "xt"}
+                    name = file.rsplit("/", 1)[-1].removesuffix(".png")
+                    rows.append({"sha256": sha256, "name": name, "vector": near(proxies(query, target), share)})
+                    row = {"query_id": query, "reference_img_id": str(entry["reference_img_id"]), "snapshot": snapshot}
                     row |= {
                         "prompt_index": prompt_index,
                         "image_index": image_index,
