@@ -46,17 +46,21 @@ class Found:
 
 
 def find(rows: Sequence[Row], steps: list[int], metric: str, methods: Sequence[str], weights: Sequence[float]) -> Found:
-    """Index rows, and choose the weight to report: the best at the last step, without ground truth the middle one."""
+    """Index rows, and choose the weight to report: the best at the last step, without ground truth the middle one.
+
+    The weight at which the proxy has no share is reported only if no other was swept: all steps are equal there.
+    """
     by_key = {(row.entry, row.metric, row.compared_with): row for row in rows}
     chosen: dict[str, float | None] = {}
     for method in methods:
+        usable = [weight for weight in weights if weight != METHODS[method].WITHOUT_PROXY] or weights
         if METHODS[method].WEIGHT is None:
             chosen[method] = None
         elif metric.startswith(MEAN_AP):
-            values = [by_key[Entry(method, steps[-1], weight), metric, None].value for weight in weights]
-            chosen[method] = weights[values.index(max(values))]
+            values = [by_key[Entry(method, steps[-1], weight), metric, None].value for weight in usable]
+            chosen[method] = usable[values.index(max(values))]
         else:
-            chosen[method] = weights[len(weights) // 2]
+            chosen[method] = usable[len(usable) // 2]
     return Found(by_key, steps, metric, chosen)
 
 

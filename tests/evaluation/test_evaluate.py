@@ -134,6 +134,16 @@ def test_a_gain_of_the_shuffled_control_is_told(tmp_path, capsys):
     assert "the gain is also had by the shuffled control" in capsys.readouterr().out
 
 
+def test_where_text_is_best_steps_are_still_compared_with_some_proxy(tmp_path, capsys):
+    """At the weight of text alone no step could differ."""
+    plant(tmp_path, text_share=9.0, steps={1: 0.0, 4: 0.0})
+    run(tmp_path, "--weights", "0", "0.75", "1")
+    told = capsys.readouterr().out
+    assert "weights: text+proxy at 0.75, ipcir at " in told
+    assert "text+proxy: step 4 gains" in told
+    assert "no gain shown" in told
+
+
 def test_the_page_is_one_file_that_loads_nothing(planted):
     text = (planted / "out/evaluation/index.html").read_text()
     sources = re.findall(r'src="([^"]{,30})', text)

@@ -20,6 +20,8 @@ class Method(Protocol):
 
     WEIGHT: str | None
     """What the weight that is swept multiplies; None for a method without one."""
+    WITHOUT_PROXY: float | None
+    """The weight at which the proxy has no share, so that steps can't differ; None for a method without one."""
     USES_PROXY: bool
     """Whether its scores depend on the step."""
 

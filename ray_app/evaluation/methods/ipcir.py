@@ -19,6 +19,7 @@ from ray_app.evaluation.inputs import Inputs
 from ray_app.evaluation.search import Buffers
 
 WEIGHT = "λ, share of the text alone"
+WITHOUT_PROXY = 1.0
 USES_PROXY = True
 
 

@@ -10,6 +10,7 @@ from ray_app.evaluation.inputs import Inputs, unit
 from ray_app.evaluation.search import Buffers
 
 WEIGHT = None
+WITHOUT_PROXY = None
 USES_PROXY = True
 
 

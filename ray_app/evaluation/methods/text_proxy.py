@@ -9,6 +9,7 @@ from ray_app.evaluation.inputs import Inputs, unit
 from ray_app.evaluation.search import Buffers
 
 WEIGHT = "share of the proxy"
+WITHOUT_PROXY = 0.0
 USES_PROXY = True
 
 
