@@ -186,7 +186,9 @@ def test_the_smallest_evaluation_has_no_shuffle_and_no_other_step(tmp_path, caps
 def test_the_gallery_is_what_was_not_generated_or_what_is_listed(tmp_path):
     """Images that have been generated again leave vectors behind; they are known by their names."""
     output = plant(tmp_path, queries=2, gallery=30, truth=False)
-    write_features(output, [{"sha256": "old", "name": "combined_7_0", "vector": np.ones(WIDTH)}], part="b")
+    own = pq.read_table(output / "index")["sha256"][0].as_py()
+    named = {"combined_7_0": "old", "999999": own}
+    write_features(output, [{"name": n, "sha256": s, "vector": np.ones(WIDTH)} for n, s in named.items()], part="b")
     run(tmp_path, "--methods", "proxy")
     file = output / "evaluation/submissions/sdxl_xt_step4_proxy.json"
     everything = set(range(FIRST_ID, FIRST_ID + 30))
