@@ -9,7 +9,7 @@ from ray_app import machine, streams
 from ray_app.arguments import parse
 from ray_app.completion import Completion, completion
 from ray_app.errors import INTERRUPTED, OK, REFUSED, InputRefused, Refused
-from ray_app.evaluation.options import Convergence
+from ray_app.evaluation.options import Convergence, Evaluate
 from ray_app.export.options import Export
 from ray_app.gallery.options import Gallery
 from ray_app.generation.options import Demo, Generate, Preview
@@ -43,6 +43,7 @@ look at an output
   query        query the index with SQL
   gallery      write a page that shows the images: one row per slot, one column per step
   convergence  measure how close each step is to the last: table and plot
+  evaluate     score retrieval with each step's images, with intervals and controls
   export       export images to formats that other tools read
 
 maintain an output
@@ -138,6 +139,12 @@ def _convergence(options: Convergence) -> int:
     return convergence(options)
 
 
+def _evaluate(options: Evaluate) -> int:
+    from ray_app.evaluation.evaluate import evaluate
+
+    return evaluate(options)
+
+
 def _completion(options: Completion) -> int:
     return completion(options, {name: options_class for name, (options_class, _) in COMMANDS.items()})
 
@@ -156,6 +163,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "gallery": (Gallery, _gallery),
     "export": (Export, _export),
     "convergence": (Convergence, _convergence),
+    "evaluate": (Evaluate, _evaluate),
     "completion": (Completion, _completion),
 }
 

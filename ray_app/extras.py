@@ -1,5 +1,5 @@
-"""Packages that a single command needs, and that the base installation leaves out: they come with an extra.
-Knows which command needs which; imports none of them."""
+"""Packages that few commands need, and that the base installation leaves out: they come with an extra.
+Knows their names; imports none of them."""
 
 import importlib.util
 from typing import NamedTuple
@@ -11,12 +11,10 @@ class Extra(NamedTuple):
     """An optional part of the installation.
 
     Attributes:
-        command: what needs it.
         packages: as pip names them, by the name that is imported.
     """
 
     name: str
-    command: str
     packages: dict[str, str]
 
     @property
@@ -24,14 +22,14 @@ class Extra(NamedTuple):
         """The command that installs it."""
         return f"pip install 'proxyqueue[{self.name}]'"
 
-    def check(self) -> None:
-        """Raise Refused where one of its packages is not installed here, with the command that installs it."""
-        missing = [package for module, package in self.packages.items() if not _is_installed(module)]
+    def check(self, command: str, *modules: str) -> None:
+        """Raise Refused if a module that the command needs is not installed here, with the command that installs it."""
+        missing = [self.packages[module] for module in modules if not _is_installed(module)]
         if missing:
-            raise InputRefused(f"{self.command} needs {' and '.join(missing)}: {self.install}")
+            raise InputRefused(f"{command} needs {' and '.join(missing)}: {self.install}")
 
 
-PLOT = Extra("plot", "convergence", {"skimage": "scikit-image", "matplotlib": "matplotlib"})
+PLOT = Extra("plot", {"skimage": "scikit-image", "matplotlib": "matplotlib"})
 
 
 def _is_installed(module: str) -> bool:

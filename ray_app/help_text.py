@@ -21,12 +21,12 @@ GROUPS = {
     ),
     "output": (
         "format", "output", "output_dir", "image_format", "image_quality", "gallery_path", "thumbnails",
-        "contact_sheet", "export_path", "shard_images", "quiet",
+        "contact_sheet", "export_path", "shard_images", "show_queries", "quiet",
     ),
     "cluster": ("address", "shared_filesystem", "num_workers", "gpus_per_actor"),
     "rarely needed": (
         "idx", "gpu_num", "strict", "denoise_timeout", "skip_failed", "force", "redraw", "Verify.seed", "threads",
-        "index_only", "seconds", "by_query",
+        "index_only", "seconds", "by_query", "bootstrap", "Evaluate.seed", "results",
     ),
 }  # fmt: skip
 """The flags of each group after the first, of any command, or as `Class.flag` of one. Others are in the first group."""

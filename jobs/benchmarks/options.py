@@ -1,4 +1,4 @@
-"""The flags of the two benchmarks, speed and scale.
+"""The flags of the benchmarks: speed, scale, evaluate.
 Knows names and defaults; nothing of how anything is measured."""
 
 import dataclasses
@@ -154,6 +154,38 @@ class Scale(Options):
         if any(slots < 1 for slots in self.slots):
             raise InputRefused(f"--slots {min(self.slots)}: must be at least 1")
         self.steps()
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateScale(Options):
+    """Measure ranking a gallery by text and proxies: random vectors of CIRCO test's size, every step and weight.
+
+    Runs in a fresh process. Nothing is read, and only --output written.
+
+    Example: python -m jobs.benchmarks.evaluate --controls
+
+    Exit codes: 0 measured, 2 refused, 130 interrupted.
+    """
+
+    queries: int = 800
+    """Queries; CIRCO's test set has 800."""
+    images: int = 123_403
+    """Images of the gallery; COCO 2017 unlabeled has 123,403."""
+    width: int = 768
+    """Values of a vector; CLIP ViT-L/14 has 768."""
+    steps: int = 5
+    """Steps, each with its own proxies."""
+    weights: int = 11
+    """Weights of text and proxy."""
+    controls: bool = False
+    """Rank by shuffled proxies and noise too, three times as much."""
+    output: str = "evaluate.json"
+    """File for everything that was measured, as JSON; the figures are printed."""
+
+    def check_flags(self) -> None:
+        """Raise Refused for the first flag whose value makes no sense."""
+        super().check_flags()
+        _at_least(self, queries=2, images=50, width=1, steps=1, weights=1)
 
 
 def _at_least(options: Any, **least: int) -> None:

@@ -100,6 +100,15 @@ def load(path: str, prompt_field: str, num_prompts: int, strict: bool = False) -
     return Annotations(queries, skipped, warnings)
 
 
+def read_entries(path: str) -> list[dict[str, Any]]:
+    """The file's objects as they are, unchecked.
+
+    Raises:
+        Refused: a file that can't be read as a list of objects.
+    """
+    return _read_entries(path)
+
+
 def captions(path: str) -> dict[int, tuple[str, str]]:
     """Each query's relative caption and shared concept, "" where it has none; entries without an id are skipped.
 

@@ -55,7 +55,7 @@ def convergence(options: Convergence) -> int:
     Raises:
         Refused: nothing to compare, a place that can't be written, or a package of the extra `plot` that is missing.
     """
-    extras.PLOT.check()
+    extras.PLOT.check("convergence", "skimage", "matplotlib")
     output = open_output(options.output_base_path)
     output.check_writable()
     shown = Trajectories(output, layout.model_types(options.model_type), options.steps, options.snapshot)

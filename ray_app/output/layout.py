@@ -17,6 +17,12 @@ GALLERY = "gallery"
 CONVERGENCE = "convergence"
 CONVERGENCE_TABLE = f"{CONVERGENCE}/convergence.parquet"
 CONVERGENCE_PLOT = f"{CONVERGENCE}/convergence.png"
+FEATURES = "features"
+EVALUATION = "evaluation"
+EVALUATION_TABLE = f"{EVALUATION}/evaluation.parquet"
+EVALUATION_PAGE = f"{EVALUATION}/index.html"
+EVALUATION_PLOTS = {"step": f"{EVALUATION}/score_by_step.png", "weight": f"{EVALUATION}/score_by_weight.png"}
+SUBMISSIONS = f"{EVALUATION}/submissions"
 THUMBNAILS = "thumbnails"
 METADATA = "metadata.parquet"
 """What `export --format imagefolder` writes into a step's folder: each image's row, for the datasets library."""
@@ -117,6 +123,18 @@ def is_index_part(path: str) -> bool:
     """Whether a path under OUTPUT is one that `index_part` makes."""
     match = _PART.fullmatch(path)
     return match is not None and match[1] in FAMILIES
+
+
+def features_folder(encoder: str) -> str:
+    """The hive partition with an encoder's vectors."""
+    return f"{FEATURES}/encoder={encoder}"
+
+
+def submission_file(model_type: str, snapshot: str, step: int | None, method: str, weight: float | None) -> str:
+    """A ranking for an evaluation server: `evaluation/submissions/sdxl_xt_step4_text+proxy_w0.5.json`."""
+    step_part = "" if step is None else f"_step{step}"
+    weight_part = "" if weight is None else f"_w{weight:g}"
+    return f"{SUBMISSIONS}/{model_type}_{snapshot}{step_part}_{method}{weight_part}.json"
 
 
 def gallery_page(number: int) -> str:

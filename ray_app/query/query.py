@@ -98,6 +98,7 @@ def schema() -> str:
     lines += [_schema_line(name, str(column.type), column.meaning) for name, column in COLUMNS.items()]
     lines += ["", "runs: one row per run of generate"]
     lines += [_schema_line(name, str(kind), meaning) for name, (kind, meaning) in views.RUN_COLUMNS.items()]
+    lines += ["", "features, evaluation: what `features` and `evaluate` wrote, if they have; DESCRIBE features"]
     return "\n".join(lines)
 
 

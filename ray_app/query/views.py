@@ -1,4 +1,5 @@
-"""The views `images` and `runs` of an output in a DuckDB that can read nothing else and change nothing.
+"""The views of an output in a DuckDB that can read nothing else and change nothing: `images`, `runs`, and where there
+are such files, `features` and `evaluation`.
 Knows how DuckDB is locked and which parts count; nothing of the queries."""
 
 import contextlib
@@ -10,12 +11,14 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.dataset as ds
 
 from actors import families
-from ray_app.errors import OutputRefused
+from ray_app.errors import OutputRefused, one_line
 from ray_app.index import runs
 from ray_app.index.partition import Partition, part_names
 from ray_app.index.schema import KEY
+from ray_app.messages import LOG
 from ray_app.output import layout
 from ray_app.output.output import Output
 
@@ -79,11 +82,32 @@ def _define(
             f" (PARTITION BY {', '.join(KEY)} ORDER BY created_at DESC) = 1)"
         )
     connection.register("run_records", run_table(output))
+    for name, dataset in _other_tables(output).items():
+        connection.register(name, dataset)
     _lock(connection, scratch)
     connection.execute(f"CREATE VIEW images AS {' UNION ALL BY NAME '.join(selects)}")
     connection.execute("CREATE TABLE runs AS FROM run_records ORDER BY run_id")
     connection.unregister("run_records")
     connection.execute("SET lock_configuration = true")
+
+
+def _other_tables(output: Output) -> dict[str, ds.Dataset]:
+    """What `features` and `evaluate` have written, a table each; one that can't be read is told and left out."""
+    folders = [f"{layout.FEATURES}/{name}" for name in output.folders(layout.FEATURES)]
+    parts = [part for folder in folders for part in output.list_names(folder, "part-*.parquet")]
+    table = layout.EVALUATION_TABLE
+    files = {"features": parts, "evaluation": output.list_names(layout.EVALUATION, table.rsplit("/", 1)[-1])}
+    tables = {}
+    for name, paths in files.items():
+        try:
+            if paths:
+                opened = [
+                    ds.dataset(output.path(path), filesystem=output.filesystem, format="parquet") for path in paths
+                ]
+                tables[name] = ds.dataset(opened)
+        except (pa.ArrowException, OSError) as error:
+            LOG.warning(f"{output.display_path(name)}: can't be read: {one_line(error, 200)}; no view of it")
+    return tables
 
 
 def find_damaged(output: Output) -> bool:

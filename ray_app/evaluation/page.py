@@ -1,0 +1,110 @@
+"""The page of `evaluate`: one HTML file with the findings, the table, the plots and chosen queries' images inside.
+Knows what is shown; how it looks is in evaluation.html.jinja and evaluation.css."""
+
+import base64
+import dataclasses
+import hashlib
+import io
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from PIL import Image
+
+from ray_app.errors import InputRefused
+from ray_app.evaluation.features import image_key
+
+HERE = Path(__file__).parent
+PIXELS = 128
+"""Longer side of an image on the page."""
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+ReadImage = Callable[[], bytes]
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupShown:
+    """A model and kind of snapshot as the page shows it."""
+
+    name: str
+    queries: int
+    left_out: int
+    sentences: Sequence[str]
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def render(
+    facts: dict[str, Any], groups: Sequence[GroupShown], plots: dict[str, bytes], examples: Sequence[Any]
+) -> str:
+    """The page's text.
+
+    Args:
+        facts: title, encoder, revision, gallery (number of images), draws, seed, metric.
+        plots: PNGs by their titles.
+        examples: chosen queries, see `example`.
+    """
+    environment = jinja2.Environment(
+        autoescape=True,
+        loader=jinja2.FileSystemLoader(HERE),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style = (HERE / "evaluation.css").read_text()
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    shown_plots = [{"title": title, "source": _data_url(png, "png")} for title, png in plots.items()]
+    return environment.get_template("evaluation.html.jinja").render(
+        style=style,
+        style_hash=f"sha256-{digest}",
+        groups=groups,
+        plots=shown_plots,
+        examples=examples,
+        **facts,
+    )
+
+
+def thumbnail(read: ReadImage) -> str | None:
+    """An image, made small, as a data URL; None if it can't be read."""
+    try:
+        with Image.open(io.BytesIO(read())) as image:
+            image.draft("RGB", (PIXELS, PIXELS))
+            small = image.convert("RGB")
+    except OSError:
+        return None
+    small.thumbnail((PIXELS, PIXELS))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=80)
+    return _data_url(buffer.getvalue(), "jpeg")
+
+
+class ImageFolder:
+    """The photos of a folder by the ids of their names; without a folder, none.
+
+    Raises:
+        Refused: a folder that can't be listed.
+    """
+
+    def __init__(self, folder: str | None):
+        self._files: dict[str, str] = {}
+        if folder is None:
+            return
+        try:
+            with os.scandir(Path(folder).expanduser()) as entries:
+                for entry in entries:
+                    stem, suffix = os.path.splitext(entry.name)
+                    if suffix.lower() in SUFFIXES:
+                        self._files[image_key(stem)] = entry.path
+        except OSError as error:
+            raise InputRefused(f"--images {folder}: can't be listed: {error.strerror}", flag="images") from None
+
+    def thumbnail(self, name: str) -> str | None:
+        """A photo as a data URL; None if the folder does not have it."""
+        path = self._files.get(name)
+        return None if path is None else thumbnail(Path(path).read_bytes)
+
+
+def _data_url(data: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
