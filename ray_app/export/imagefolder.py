@@ -6,7 +6,7 @@ import pyarrow as pa
 from ray_app.errors import OK, OutputRefused
 from ray_app.export.options import Export
 from ray_app.index import existing, runs
-from ray_app.index import writer as index_writer
+from ray_app.index import part_writer
 from ray_app.index.rows import find_newest, is_of_capture, read_rows
 from ray_app.index.schema import SCHEMA
 from ray_app.output import layout
@@ -34,7 +34,7 @@ def export(output: Output, options: Export) -> int:
                 of_folder = rows.filter(pa.array(is_of_capture(rows, folder.snapshot, folder.step)))
                 if of_folder.num_rows:
                     name = f"{folder.name}/{layout.METADATA}"
-                    writer.write(name, index_writer.to_parquet(_metadata(of_folder, folder)))
+                    writer.write(name, part_writer.to_parquet(_metadata(of_folder, folder)))
                     print(f"{output.display_path(name)}: {of_folder.num_rows:,} images")
                     written += 1
     if not written:

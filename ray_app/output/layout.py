@@ -13,6 +13,7 @@ SET_ASIDE = ".set_aside"
 RUNS = "runs"
 INDEX = "index"
 COMBINED = "combined"
+FEATURES = "features"
 GALLERY = "gallery"
 CONVERGENCE = "convergence"
 CONVERGENCE_TABLE = f"{CONVERGENCE}/convergence.parquet"
@@ -28,6 +29,7 @@ MAX_NAME_BYTES = 200
 _STEP_FOLDER = re.compile(r"proxy_images_([a-z0-9]+)_(x0_)?step([1-9][0-9]*)")
 _IMAGE = re.compile(rf"{COMBINED}(_query[0-9]+)?/combined_.+_[0-9]+\.(jpg|png|webp)")
 _PART = re.compile(rf"{INDEX}/model=([a-z0-9]+)/part-[^/]+\.parquet")
+_FEATURES = re.compile(rf"{FEATURES}/encoder=[^/]+/part-[^/]+\.parquet")
 _GALLERY = re.compile(r"index\.html|page[0-9]+\.html|queries\.js|gallery\.(css|js)")
 _RUN = re.compile(rf"{RUNS}/[^/.][^/]*\.json")
 
@@ -117,6 +119,21 @@ def is_index_part(path: str) -> bool:
     """Whether a path under OUTPUT is one that `index_part` makes."""
     match = _PART.fullmatch(path)
     return match is not None and match[1] in FAMILIES
+
+
+def features_folder(encoder: str) -> str:
+    """The vectors of an encoder, by its safe name: a hive partition."""
+    return f"{FEATURES}/encoder={encoder}"
+
+
+def features_part(encoder: str, run_id: str, sequence: int) -> str:
+    """A part's path; as `index_part`."""
+    return f"{features_folder(encoder)}/part-{run_id}-{sequence:06d}.parquet"
+
+
+def is_features_part(path: str) -> bool:
+    """Whether a path under OUTPUT is one that `features_part` makes."""
+    return _FEATURES.fullmatch(path) is not None
 
 
 def gallery_page(number: int) -> str:

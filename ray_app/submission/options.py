@@ -7,8 +7,7 @@ import tyro
 
 from ray_app.arguments import Options
 from ray_app.errors import InputRefused
-from ray_app.flags import DEFAULT_MODEL_TYPE, ClusterFlags, FamilyFlags, ModelFlags, ModelType, OutputFlags
-from ray_app.generation.options import PoolFlags
+from ray_app.flags import DEFAULT_MODEL_TYPE, ClusterFlags, FamilyFlags, ModelFlags, ModelType, OutputFlags, PoolFlags
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 from ray_app.annotations import circo
 from ray_app.cli import main
 from ray_app.errors import Refused
-from ray_app.index import writer as index_writer
+from ray_app.index import part_writer
 from ray_app.index.rows import read_rows, set_aside_damaged
 from ray_app.index.schema import SCHEMA
 from ray_app.output import remote, retry
@@ -147,7 +147,7 @@ def test_a_store_that_fails_while_parts_are_read_damages_none(output, store, mon
     monkeypatch.setattr(remote, "TRIES", 1)
     remote.connect.cache_clear()
     output = open_output(output.url)
-    output.writer("run-1").write("index/model=sdxl/part-a.parquet", index_writer.to_parquet(SCHEMA.empty_table()))
+    output.writer("run-1").write("index/model=sdxl/part-a.parquet", part_writer.to_parquet(SCHEMA.empty_table()))
     store.begin(lambda method, path, number: "503" if path.endswith(".parquet") else None)
     with pytest.raises(Refused, match=r"part-a.parquet: can't be read: "):
         read_rows(output, "sdxl", ["query_id"])
