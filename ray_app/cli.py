@@ -10,6 +10,7 @@ from ray_app.arguments import parse
 from ray_app.errors import INTERRUPTED, OK, REFUSED, InputRefused, Refused
 from ray_app.evaluation.options import Convergence
 from ray_app.export.options import Export
+from ray_app.features.options import Features
 from ray_app.gallery.options import Gallery
 from ray_app.generation.options import Demo, Generate, Preview
 from ray_app.interrupts import Interrupts
@@ -32,6 +33,7 @@ USAGE = """proxyqueue: draw text-to-image proxies for composed image retrieval, 
   proxyqueue status --output_base_path out --watch                   what is there of what was asked, time left
   proxyqueue gallery --output_base_path out                          a page to look at: a row a slot, a column a step
   proxyqueue export --format imagefolder --output_base_path out      for datasets, webdataset, retrieval scripts
+  proxyqueue features --encoder L --output_base_path out             each image's CLIP or SigLIP vector, encoded once
   proxyqueue convergence --output_base_path out                      how near is each step to the last: table and plot
 
 Each verb has its own --help."""
@@ -109,6 +111,12 @@ def _export(options: Export) -> int:
     return export(options)
 
 
+def _features(options: Features) -> int:
+    from ray_app.features.features import features
+
+    return features(options)
+
+
 def _convergence(options: Convergence) -> int:
     from ray_app.evaluation.convergence import convergence
 
@@ -128,6 +136,7 @@ VERBS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "status": (Status, _status),
     "gallery": (Gallery, _gallery),
     "export": (Export, _export),
+    "features": (Features, _features),
     "convergence": (Convergence, _convergence),
 }
 

@@ -15,8 +15,7 @@ from ray_app.errors import OK, PROBLEMS, OutputRefused
 from ray_app.evaluation import convergence_plot, image_similarity
 from ray_app.evaluation.convergence_plot import Line, Spread
 from ray_app.evaluation.options import Convergence
-from ray_app.index import runs
-from ray_app.index import part_writer
+from ray_app.index import part_writer, runs
 from ray_app.index.schema import SLOT_KEY
 from ray_app.index.trajectories import OK as IS_OK
 from ray_app.index.trajectories import Trajectories

@@ -5,8 +5,7 @@ import pyarrow as pa
 
 from ray_app.errors import OK, OutputRefused
 from ray_app.export.options import Export
-from ray_app.index import existing, runs
-from ray_app.index import part_writer
+from ray_app.index import existing, part_writer, runs
 from ray_app.index.rows import find_newest, is_of_capture, read_rows
 from ray_app.index.schema import SCHEMA
 from ray_app.output import layout

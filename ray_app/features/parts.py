@@ -104,8 +104,7 @@ class Features:
         Args:
             only: which rows.
         """
-        for part, reason in self.damaged.items():
-            self._tell(part, reason)
+        self.tell_damage()
         for part in list(self.names):
             try:
                 yield self._read(part, columns, only)
@@ -126,19 +125,19 @@ class Features:
 
     def find_damage(self) -> dict[str, str]:
         """Read every part whole; why those can't be read that are damaged."""
-        for _ in self._each_whole():
-            pass
-        return self.damaged
-
-    def _each_whole(self) -> Iterator[None]:
         for part in list(self.names):
             try:
                 with self._opened(part) as file:
                     for number in range(file.num_row_groups):
                         file.read_row_group(number)
-                        yield
             except DAMAGE as error:
                 self._set_damaged(part, error)
+        return self.damaged
+
+    def tell_damage(self) -> None:
+        """Say on stderr which parts are damaged."""
+        for part, reason in self.damaged.items():
+            self._tell(part, reason)
 
     def _read(self, part: str, columns: Sequence[str], only: ds.Expression | None) -> pa.Table:
         fields = schema(self.vector_size or 1)
@@ -162,8 +161,8 @@ class Features:
 
     def _tell(self, part: str, reason: str) -> None:
         LOG.warning(
-            f"{self.output.display_path(part)}: a damaged part ({reason}); its rows are ignored, and the next"
-            " features encodes them again"
+            f"{self.output.display_path(part)}: a damaged part of the features ({reason}); its rows are ignored,"
+            " and the next features moves it to .set_aside and encodes them again"
         )
 
 
@@ -174,7 +173,7 @@ _CHECKED = ds.ParquetFileFormat(
 
 def _vector_size(fields: pa.Schema) -> int:
     """Raises ValueError where the columns are not those of features."""
-    kind = fields.field("vector").type if "vector" in fields.names else None
+    kind: Any = fields.field("vector").type if "vector" in fields.names else None
     if not isinstance(kind, pa.FixedSizeListType) or fields.remove_metadata() != schema(kind.list_size):
         raise ValueError("its columns are not those of features")
     return kind.list_size

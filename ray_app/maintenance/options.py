@@ -45,7 +45,7 @@ class Clean(ForceFlags, SnapshotFlags, StepFlags, FamilyFlags, OutputFlags):
     """
 
     all: bool = False
-    """Remove all that was written here: images, index, runs' records, caches, gallery, staging."""
+    """Remove all that was written here: images, index, runs' records, caches, features, gallery, staging."""
     caches: bool = False
     """Remove the feature caches of retrieval scripts and export's metadata.parquet only; images and rows stay."""
     yes: bool = False

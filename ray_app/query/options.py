@@ -22,7 +22,7 @@ PRESETS = ("steps", "failures", "timing", "duplicates", "shared_references")
 
 @dataclasses.dataclass(frozen=True)
 class Query(OutputFlags):
-    """Ask an output's index with SQL (DuckDB's): the views are images, the newest row of each, and runs.
+    """Ask an output's index with SQL (DuckDB's): the views are images, the newest row of each, features and runs.
 
     Nothing can be changed by it, and no other file be read. A damaged part is named on stderr; its rows don't count.
 
@@ -36,7 +36,7 @@ class Query(OutputFlags):
     preset: Literal["steps", "failures", "timing", "duplicates", "shared_references"] | None = None
     """Instead of SQL; shared_references are those of several queries, duplicates are slots that share a denoise."""
     schema: bool = False
-    """Print the columns of both views with types and meaning, and stop."""
+    """Print the columns of the views with types and meaning, and stop."""
     format: Literal["table", "csv", "json", "parquet"] | None = None
     """Default by the ending of --output, else a table, of which the terminal gets the first 100 rows."""
     output: str | None = None

@@ -1,4 +1,4 @@
-"""The views `images` and `runs` of an output in a DuckDB that can read nothing else and change nothing.
+"""The views `images`, `features` and `runs` of an output in a DuckDB that can read nothing else and change nothing.
 Knows how DuckDB is locked and which parts count; nothing of the queries."""
 
 import contextlib
@@ -13,6 +13,8 @@ import pyarrow as pa
 
 from actors import families
 from ray_app.errors import OutputRefused
+from ray_app.features import parts as feature_parts
+from ray_app.features.parts import Features, encoders_of
 from ray_app.index import runs
 from ray_app.index.partition import Partition, part_names
 from ray_app.index.schema import KEY
@@ -49,7 +51,7 @@ _JSON = ("options", "recipe", "versions")
 
 @contextlib.contextmanager
 def connected(output: Output) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A locked in-memory DuckDB with both views; a partition is read when a query uses it.
+    """A locked in-memory DuckDB with all views; a partition is read when a query uses it.
 
     Raises:
         Refused: the output has no index, or a part that may be whole can't be opened.
@@ -78,12 +80,32 @@ def _define(
             f"(SELECT *, '{model_type}' AS model FROM parts_{model_type} QUALIFY row_number() OVER"
             f" (PARTITION BY {', '.join(KEY)} ORDER BY created_at DESC) = 1)"
         )
+    select_features = _register_features(connection, output)
     connection.register("run_records", run_table(output))
     _lock(connection, scratch)
     connection.execute(f"CREATE VIEW images AS {' UNION ALL BY NAME '.join(selects)}")
+    connection.execute(f"CREATE VIEW features AS {select_features}")
     connection.execute("CREATE TABLE runs AS FROM run_records ORDER BY run_id")
     connection.unregister("run_records")
     connection.execute("SET lock_configuration = true")
+
+
+def _register_features(connection: duckdb.DuckDBPyConnection, output: Output) -> str:
+    """The SELECT of the view `features`: of each image or text one row, an ok one where one exists."""
+    fields = pa.schema([(name, kind) for name, (kind, _) in feature_parts.COLUMNS.items()])
+    connection.register("no_features", fields.empty_table())
+    selects = ["(FROM no_features)"]
+    for number, encoder in enumerate(encoders_of(output)):
+        features = Features(output, encoder)
+        features.tell_damage()
+        if features.names:
+            connection.register(f"features_{number}", features.dataset())
+            key = ", ".join((*feature_parts.ITEM, *feature_parts.RECIPE))
+            selects.append(
+                f"(SELECT * REPLACE (vector::FLOAT[] AS vector) FROM features_{number} QUALIFY row_number() OVER"
+                f" (PARTITION BY {key} ORDER BY status = '{feature_parts.OK}' DESC) = 1)"
+            )
+    return " UNION ALL BY NAME ".join(selects)
 
 
 def find_damaged(output: Output) -> bool:
