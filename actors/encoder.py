@@ -1,7 +1,6 @@
 """ImageEncoder: the persistent actor's work for features; image files and texts in, vectors out.
 A plain class that needs no Ray: call it from a test, a benchmark or a notebook."""
 
-import dataclasses
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 
 from actors import encoders, memory, preprocessing
-from actors.encoders import Encoder
+from actors.encoders import Encoded, Encoder
 from actors.errors import ModelError, ModelNeedsMemory
 from actors.preprocessing import BadImage
 
@@ -21,15 +20,6 @@ LOG = logging.getLogger("proxyqueue")
 DECODING_THREADS = 16
 """Most threads that decode images beside a GPU."""
 Inputs = list[Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Encoded:
-    """An image's or a text's vector, float32 (vector_size,) and not normalised, or why there is none."""
-
-    vector: np.ndarray | None
-    error_type: str | None = None
-    error_message: str | None = None
 
 
 Prepared = np.ndarray | str | Encoded

@@ -7,6 +7,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from actors import checksums, hub, weights
 from actors.errors import ModelError
 from actors.hub import Tell
@@ -51,6 +53,15 @@ class Encoder:
     def is_of_hub(self) -> bool:
         """Whether it is downloaded from the hub."""
         return not self.revision.startswith("sha256:")
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """An image's or a text's vector, float32 (vector_size,) and not normalised, or why there is none."""
+
+    vector: np.ndarray | None
+    error_type: str | None = None
+    error_message: str | None = None
 
 
 def full_name(name: str) -> str:

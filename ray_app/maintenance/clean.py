@@ -91,8 +91,8 @@ def _folders(output: Output, options: Clean) -> list[str]:
             if is_snapshot and is_step:
                 folders.append(folder.name)
     if options.all and not options.caches:
-        folders += [layout.INDEX, layout.RUNS, layout.STAGING, layout.FEATURES, layout.GALLERY]
-        folders += [layout.CONVERGENCE]
+        folders += [layout.INDEX, layout.RUNS, layout.STAGING]
+        folders += [layout.FEATURES, layout.GALLERY, layout.CONVERGENCE]
     return folders
 
 
