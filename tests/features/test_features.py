@@ -110,9 +110,8 @@ def write_features(here: Path, contents: dict[str, bytes]) -> Path:
         row = {"sha256": hashlib.sha256(content).hexdigest(), "name": name, "status": "ok"}
         bad = {"status": "failed", "error_type": "BadImage", "error_message": "bad"}
         rows.append({**row, **recipe, **(bad if content == BAD else {"vector": vector_of(content)})})
-    with parts.FeaturesWriter(
-        open_output(str(here / "out")).writer("run-2"), encoder.path, recipe, VECTOR_SIZE
-    ) as part:
+    writer = open_output(str(here / "out")).writer("run-2")
+    with parts.FeaturesWriter(writer, encoder.path, recipe, VECTOR_SIZE) as part:
         part.add(pa.Table.from_pylist(rows, part.schema))
     return next((here / "out" / "features").rglob("*.parquet"))
 
@@ -134,7 +133,7 @@ def test_images_of_the_output_a_gallery_and_texts_are_encoded_once(ray_local, he
     assert (failed["vector"], failed["error_type"]) == (None, "BadImage")
     assert failed["error_message"] == "not an image of a known format"
 
-    # what failed is tried again, and an image that was generated again encoded again; another name of encoded bytes is not
+    # what failed is tried again, and an image that has other bytes now; another name of encoded bytes costs nothing
     assert encode(here, dry_run=True, **flags) == OK
     assert to_encode(capsys) == "1 to encode"
     write_images(here / "out", "run-2", [1], steps=(4,), text="another")
