@@ -19,6 +19,7 @@ from ray_app.annotations import circo
 from ray_app.arguments import parse
 from ray_app.cli import VERBS, main
 from ray_app.generation.generate import generate
+from ray_app.features.metrics import METRICS as FEATURE_METRICS
 from ray_app.generation.metrics import METRICS
 from ray_app.generation.options import Generate
 from ray_app.work_queue.metrics import PREFIX
@@ -161,8 +162,11 @@ def test_yaml_is_yaml(block):
 def test_metrics_are_those_that_a_run_registers():
     named = set(re.findall(r"ray_proxyqueue_\w+", METRICS_PAGE.read_text()))
     prefix = f"ray_{PREFIX}"
-    counters = [METRICS.ok, METRICS.failed, METRICS.idle]
-    assert named == {prefix + f"{name}_total" for name, _ in counters} | {prefix + name for name in METRICS.seconds}
+    registered = set()
+    for measured in (METRICS, FEATURE_METRICS):
+        registered |= {prefix + f"{name}_total" for name, _ in (measured.ok, measured.failed, measured.idle)}
+        registered |= {prefix + name for name in measured.seconds}
+    assert named == registered
 
 
 @pytest.mark.usefixtures("ray_local")
