@@ -18,8 +18,8 @@ import yaml
 from ray_app.annotations import circo
 from ray_app.arguments import parse
 from ray_app.cli import VERBS, main
-from ray_app.generation.generate import generate
 from ray_app.features.metrics import METRICS as FEATURE_METRICS
+from ray_app.generation.generate import generate
 from ray_app.generation.metrics import METRICS
 from ray_app.generation.options import Generate
 from ray_app.work_queue.metrics import PREFIX
@@ -34,8 +34,8 @@ PROGRAMS = (["proxyqueue"], ["python", "-m"])
 """How commands begin that tests parse; those of `python -m` are in tests/jobs/test_commands.py."""
 
 ON_AN_OUTPUT = ("query", "status", "verify", "export", "gallery", "compact", "convergence", "clean")
-NOT_ON_THIS_ONE = ("s3://", "--watch", "--redraw", "--all")
-"""A store, a command without an end, images that no model generated, a question at the terminal."""
+NOT_ON_THIS_ONE = ("s3://", "--watch", "--redraw", "--all", "npz")
+"""A store, a command without an end, images that no model generated, a question at the terminal, vectors."""
 
 INDEX_PAGE = ROOT / "docs" / "index-and-queries.md"
 METRICS_PAGE = ROOT / "docs" / "metrics.md"
