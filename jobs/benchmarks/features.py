@@ -204,7 +204,7 @@ def noting_worker(notes: Path) -> type[FeatureWorker]:
         """Defined here so that it is sent to the actors together with its folder."""
 
         def prepare(self, batch: dict[str, list[Any]]) -> list[Any]:
-            file = notes / self.actor_id
+            file = notes / str(self.actor_id)
             if not file.exists():
                 file.write_text(str(time.time()))
             return super().prepare(batch)
@@ -243,9 +243,8 @@ def _ratio(rounds: list[dict[str, Any]], other: str) -> float:
 def _sentence(number: int, one: dict[str, Any], images: int) -> str:
     rates = ", ".join(f"{name} {one[name]['images_per_second']:.1f}" for name in VARIANTS)
     low, high, last = one["features"]["driver_mb"]
-    return (
-        f"round {number + 1}: {images:,} images, images/s: {rates}; driver {low} MB, at most {high}, at the end {last}"
-    )
+    memory = f"driver {low} MB, at most {high}, at the end {last}"
+    return f"round {number + 1}: {images:,} images, images/s: {rates}; {memory}"
 
 
 if __name__ == "__main__":

@@ -10,13 +10,19 @@ from collections.abc import Iterator
 
 import pytest
 
+from jobs.benchmarks.features import Measure
 from jobs.benchmarks.options import Scale, Speed
 from jobs.training.train import Train
 from ray_app.cli import run_module
 from tests.conftest import ROOT, run_cli
 from tests.support.processes import children, wait_for
 
-COMMANDS = {"jobs.benchmarks.speed": Speed, "jobs.benchmarks.scale": Scale, "jobs.training.train": Train}
+COMMANDS = {
+    "jobs.benchmarks.speed": Speed,
+    "jobs.benchmarks.scale": Scale,
+    "jobs.benchmarks.features": Measure,
+    "jobs.training.train": Train,
+}
 
 
 @pytest.mark.parametrize("page", ["docs/gpus.md", "docs/tiny-models.md", "BENCHMARKS.md"])
