@@ -120,6 +120,7 @@ class Run:
         ok = pc.sum(pc.equal(rows["status"], parts.OK)).as_py() or 0
         self.metrics.observe(rows)
         self.parts.append(rows)
-        encoded = pc.count_distinct(pc.coalesce(rows["sha256"], rows["text"])).as_py()
+        is_ok = rows.filter(pc.equal(rows["status"], parts.OK))
+        encoded = pc.count_distinct(pc.coalesce(is_ok["sha256"], is_ok["text"])).as_py()
         self.counts += collections.Counter(ok=ok, failed=rows.num_rows - ok, encoded=encoded)
         self.progress.add(ok, rows.num_rows - ok)
