@@ -5,13 +5,14 @@ import dataclasses
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Literal
 
 from actors import checksums, hub, weights
 from actors.errors import ModelError
 from actors.hub import Tell
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SHORT_NAMES = {
     "L": "openai/clip-vit-large-patch14",
@@ -59,7 +60,7 @@ class Encoder:
 class Encoded:
     """An image's or a text's vector, float32 (vector_size,) and not normalised, or why there is none."""
 
-    vector: np.ndarray | None
+    vector: "np.ndarray | None"
     error_type: str | None = None
     error_message: str | None = None
 

@@ -121,10 +121,13 @@ def write_images(folder: Path, options: Measure) -> list[Path]:
 def save_clip(folder: Path) -> None:
     """A CLIP of random weights with a mid-size vision part, a small text part and the tiny SDXL's tokenizer."""
     import torch
+    import transformers
     from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
     from actors import tiny
 
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(tiny.folder("sdxl") / "tokenizer")
     torch.manual_seed(0)
     vision = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": LAYERS}
