@@ -15,7 +15,7 @@ from ray_app.annotations import circo
 from ray_app.errors import OK, PROBLEMS, OutputRefused
 from ray_app.export.options import Export
 from ray_app.features import parts
-from ray_app.features.parts import Features
+from ray_app.features.parts import FeatureParts
 from ray_app.index.rows import find_newest, read_rows
 from ray_app.index.schema import KEY
 from ray_app.output import layout
@@ -73,7 +73,7 @@ def image_id(name: str) -> str:
 
 def _ok_rows(output: Output, encoder: str, preprocessing: str) -> pa.Table:
     """The rows with vectors of the newest revision of an encoder."""
-    features = Features.of(output, encoder)
+    features = FeatureParts.of(output, encoder)
     is_of_encoder = (pc.field("encoder") == encoder) & (pc.field("preprocessing") == preprocessing)
     table = features.read(only=is_of_encoder & (pc.field("status") == parts.OK))
     if not table.num_rows:

@@ -36,7 +36,7 @@ class Job:
     recipe: dict[str, str]
     plan: Plan
     places: list[Output]
-    existing: feature_parts.Features
+    existing: feature_parts.FeatureParts
 
     @property
     def output(self) -> Output:
@@ -78,7 +78,7 @@ def prepare(options: Features) -> Job:
     encoder = encoder_card.resolve(options)
     texts = circo.texts(options.json_file, options.texts) if options.json_file is not None else []
     gallery = None if options.images is None else sources.Gallery(options.images)
-    existing = feature_parts.Features.of(output, encoder.path)
+    existing = feature_parts.FeatureParts.of(output, encoder.path)
     if existing.vector_size not in (None, encoder.vector_size):
         raise OutputRefused(
             f"{output.display_path(existing.folder)}: holds vectors of {existing.vector_size} numbers, those of"

@@ -56,7 +56,7 @@ def encoders_of(output: Output) -> list[str]:
     return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
 
 
-class Features:
+class FeatureParts:
     """The features of one encoder's folder.
 
     Args:
@@ -94,7 +94,7 @@ class Features:
             self.rows += rows
 
     @classmethod
-    def of(cls, output: Output, encoder: str) -> "Features":
+    def of(cls, output: Output, encoder: str) -> "FeatureParts":
         """Those of an encoder by its hub id or folder."""
         return cls(output, encoders.folder_name(encoder))
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from ray_app.features import parts
-from ray_app.features.parts import Features
+from ray_app.features.parts import FeatureParts
 from ray_app.features.sources import IMAGES
 
 # its functions are made when it is imported: type checkers don't see them
@@ -57,7 +57,7 @@ class Plan:
         return [self.items.slice(start, batch_size) for start in range(0, self.items.num_rows, batch_size)]
 
 
-def make_plan(images: pa.Table, texts: Sequence[str], features: Features, recipe: dict[str, str]) -> Plan:
+def make_plan(images: pa.Table, texts: Sequence[str], features: FeatureParts, recipe: dict[str, str]) -> Plan:
     """Plan what is missing.
 
     Args:
@@ -88,7 +88,7 @@ def make_plan(images: pa.Table, texts: Sequence[str], features: Features, recipe
     )
 
 
-def copied_rows(features: Features, copies: pa.Table, recipe: dict[str, str]) -> Iterator[pa.Table]:
+def copied_rows(features: FeatureParts, copies: pa.Table, recipe: dict[str, str]) -> Iterator[pa.Table]:
     """Rows for names whose images' bytes are encoded under another one: the same vectors."""
     is_wanted = parts.is_of(recipe) & (pc.field("status") == parts.OK) & pc.field("sha256").isin(copies["sha256"])
     names: dict[str, list[str]] = {}

@@ -17,7 +17,7 @@ import pyarrow.compute
 from PIL import Image, UnidentifiedImageError
 
 from ray_app.errors import one_line
-from ray_app.features.parts import Features, encoders_of
+from ray_app.features.parts import FeatureParts, encoders_of
 from ray_app.index import runs
 from ray_app.index.partition import Partition
 from ray_app.index.rows import find_newest, is_of_capture
@@ -230,7 +230,7 @@ class Model:
 def check_features(output: Output) -> Iterator[Problem]:
     """Parts of features that can't be read; what a part says is not compared with the images."""
     for encoder in encoders_of(output):
-        for name, reason in Features(output, encoder).find_damage().items():
+        for name, reason in FeatureParts(output, encoder).find_damage().items():
             yield Problem(UNREADABLE_PART, name, reason)
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 from actors import families
 from ray_app.errors import OutputRefused
 from ray_app.features import parts as feature_parts
-from ray_app.features.parts import Features, encoders_of
+from ray_app.features.parts import FeatureParts, encoders_of
 from ray_app.index import runs
 from ray_app.index.partition import Partition, part_names
 from ray_app.index.schema import KEY
@@ -96,7 +96,7 @@ def _register_features(connection: duckdb.DuckDBPyConnection, output: Output) ->
     connection.register("no_features", fields.empty_table())
     selects = ["(FROM no_features)"]
     for number, encoder in enumerate(encoders_of(output)):
-        features = Features(output, encoder)
+        features = FeatureParts(output, encoder)
         features.tell_damage()
         if features.names:
             connection.register(f"features_{number}", features.dataset())

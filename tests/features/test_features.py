@@ -70,7 +70,7 @@ def encode(here: Path, worker: type[SyntheticFeatureWorker] = SyntheticFeatureWo
 
 
 def read(here: Path) -> list[dict[str, Any]]:
-    return parts.Features.of(open_output(str(here / "out")), str(here / "clip")).read().to_pylist()
+    return parts.FeatureParts.of(open_output(str(here / "out")), str(here / "clip")).read().to_pylist()
 
 
 def content_of(here: Path, row: dict[str, Any]) -> bytes:
@@ -225,7 +225,7 @@ def test_a_real_encoder_on_real_images_from_end_to_end(ray_local, drawn, tmp_pat
         images=str(tmp_path / "gallery"), json_file=str(SAMPLE), texts=("relative_caption",),
     )  # fmt: skip
     assert features_command.features(flags) == SOME_FAILED
-    rows = parts.Features.of(open_output(str(output)), str(folder)).read().to_pylist()
+    rows = parts.FeatureParts.of(open_output(str(output)), str(folder)).read().to_pylist()
     by_name = {row["name"]: row for row in rows if row["name"]}
     assert (by_name["half"]["status"], by_name["half"]["error_type"]) == ("failed", "BadImage")
     texts = [row for row in rows if row["text"]]

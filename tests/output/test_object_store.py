@@ -322,11 +322,11 @@ def test_features_and_the_images_of_a_gallery_lie_in_a_store(output, capsys):
     for run_id in ("run-1", "run-2"):
         with parts.FeaturesWriter(output.writer(run_id), "owner/clip", recipe, 2) as part:
             part.add(pa.Table.from_pylist([{**recipe, "name": run_id, "vector": [1, 2], "status": "ok"}], part.schema))
-    features = parts.Features.of(output, "owner/clip")
+    features = parts.FeatureParts.of(output, "owner/clip")
     assert parts.encoders_of(output) == ["owner--clip"]
     assert features.read(["name", "vector"]).to_pylist()[1] == {"name": "run-2", "vector": [1.0, 2.0]}
     files.write(features.names[0], b"PAR1")
-    damaged = parts.Features.of(output, "owner/clip")
+    damaged = parts.FeatureParts.of(output, "owner/clip")
     assert damaged.read(["name"]).to_pylist() == [{"name": "run-2"}]
     assert "a damaged part of the features" in capsys.readouterr().err
 
@@ -340,7 +340,7 @@ def test_features_are_encoded_from_a_store_into_a_store(output, tmp_path):
     places = ["--images", f"{output.url}/gallery", "--output_base_path", f"{output.url}/out"]
     done = run_cli("features", *flags, *places, program=PACED, SECONDS_PER_ITEM="0")
     assert done.returncode == 0, done.stderr
-    rows = parts.Features.of(open_output(f"{output.url}/out"), str(tmp_path / "clip")).read().to_pylist()
+    rows = parts.FeatureParts.of(open_output(f"{output.url}/out"), str(tmp_path / "clip")).read().to_pylist()
     expected = {str(number): vector_of(str(number).encode()).tolist() for number in range(20)}
     assert {row["name"]: row["vector"] for row in rows} == expected
     again = run_cli("features", *flags, *places, program=PACED)
