@@ -38,10 +38,13 @@ class Snapshot:
     sizes: dict[str, int]
 
 
-def look_up(repository: str, revision: str | None, tell: Tell) -> Snapshot:
+def look_up(repository: str, revision: str | None, tell: Tell, index: str = weights.INDEX) -> Snapshot:
     """The commit that a revision means (None: the default branch), with its configs in the cache.
 
     If the hub can't be reached, for whatever reason, the cached commit is used.
+
+    Args:
+        index: the file that a cached commit must have.
 
     Raises:
         ModelError: no such model or revision, or it is neither in the cache nor can the hub be reached.
@@ -60,7 +63,7 @@ def look_up(repository: str, revision: str | None, tell: Tell) -> Snapshot:
     except (GatedRepoError, RevisionNotFoundError, RepositoryNotFoundError) as error:
         raise ModelError(explain(error, repository, revision)) from None
     except Exception as error:  # the client raises many kinds
-        if cached := _cached(repository, revision):
+        if cached := _cached(repository, revision, index):
             tell(f"{repository}: commit {cached.name[:12]} of the cache is used: {_why(error)}")
             return Snapshot(cached.name, cached, _sizes_in(cached))
         if _status(error) not in OVERLOADED:
@@ -166,7 +169,7 @@ def explain(error: BaseException, repository: str, revision: str | None = None) 
         return f"{place}: {cause.strerror} ({size(_free())} are free); make room, or set HF_HOME to another folder"
     if _status(error):
         return f"{repository}: {_why(error)}"
-    advice = "set --model_path to a local folder, or to tiny to try the pipeline"
+    advice = "use a local folder instead, or --model_path tiny to try the pipeline"
     return f"{repository}: not in the local cache, and {_why(error)}; {advice}"
 
 
@@ -212,15 +215,15 @@ def _why(error: BaseException) -> str:
     return f"the hub can't be reached ({' '.join(str(_chain(error)[-1]).split())[:160] or type(error).__name__})"
 
 
-def _cached(repository: str, revision: str | None) -> Path | None:
-    """The folder of a revision in the cache, if a pipeline's index is in it."""
+def _cached(repository: str, revision: str | None, index: str) -> Path | None:
+    """The folder of a revision in the cache, if the model's index is in it."""
     from huggingface_hub import snapshot_download
 
     try:
         folder = Path(snapshot_download(repository, revision=revision, local_files_only=True, allow_patterns=[]))
     except Exception:
         return None
-    return folder if (folder / "model_index.json").is_file() else None
+    return folder if (folder / index).is_file() else None
 
 
 def _listed(repository: str, commit: str) -> dict[str, int] | None:

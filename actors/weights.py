@@ -52,6 +52,14 @@ def of_part(names: Collection[str], part: str, variant: str | None) -> list[str]
     return sorted(name for name, variant_of_name in variant_of_file.items() if variant_of_name == chosen)
 
 
+def in_root(names: Collection[str]) -> list[str]:
+    """The weights files of a folder that is one model of transformers: one file, or its shards."""
+    if "model.safetensors" in names:
+        return ["model.safetensors"]
+    plain = (name for name in names if (match := _NAME.fullmatch(name)) and not (match["variant"] or match["old"]))
+    return sorted(name for name in plain if name.startswith("model-"))
+
+
 def read_by(names: Collection[str], model_type: str, variant: str | None) -> list[str]:
     """All files of a folder that a family's pipeline reads in this variant."""
     folders = (*parts(model_type), "scheduler", *FAMILIES[model_type].encoders.values())

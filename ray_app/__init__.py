@@ -3,7 +3,7 @@
 7  cli, demo                                               the commands
 6  submission                                              a run as a job of a cluster; what a cluster lacks
 5  maintenance, export, evaluation, query, gallery         what is done with an output
-4  generation                                              what is requested, minus what exists, through the queue
+4  generation, features                                    what is requested, minus what exists, through the queue
 3  work_queue, index, annotations                          batches through actors; rows; query files
 2  output, cluster                                         files; Ray
 1  errors, files, flags, arguments, …                      what all of them use

@@ -11,6 +11,7 @@ from ray_app.completion import Completion, completion
 from ray_app.errors import INTERRUPTED, OK, REFUSED, InputRefused, Refused
 from ray_app.evaluation.options import Convergence, Evaluate
 from ray_app.export.options import Export
+from ray_app.features.options import Features
 from ray_app.gallery.options import Gallery
 from ray_app.generation.options import Demo, Generate, Preview
 from ray_app.interrupts import Interrupts
@@ -43,6 +44,7 @@ look at an output
   query        query the index with SQL
   gallery      write a page that shows the images: one row per slot, one column per step
   convergence  measure how close each step is to the last: table and plot
+  features     encode images and texts with CLIP or SigLIP, each once
   evaluate     score retrieval with each step's images, with intervals and controls
   export       export images to formats that other tools read
 
@@ -133,6 +135,12 @@ def _export(options: Export) -> int:
     return export(options)
 
 
+def _features(options: Features) -> int:
+    from ray_app.features.features import features
+
+    return features(options)
+
+
 def _convergence(options: Convergence) -> int:
     from ray_app.evaluation.convergence import convergence
 
@@ -162,6 +170,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "status": (Status, _status),
     "gallery": (Gallery, _gallery),
     "export": (Export, _export),
+    "features": (Features, _features),
     "convergence": (Convergence, _convergence),
     "evaluate": (Evaluate, _evaluate),
     "completion": (Completion, _completion),
@@ -174,7 +183,7 @@ VERSIONS = ("proxyqueue", "python", "torch", "CUDA", "ray", "diffusers")
 ONLY_PRINT = ("query", "status", "doctor")
 """Commands that may end when nobody reads what they print; the others have work to do."""
 
-RESUME = ("generate", "demo", "clean")
+RESUME = ("generate", "demo", "features", "clean")
 """Commands that continue where they were interrupted when they are run again; the others start again."""
 
 

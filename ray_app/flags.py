@@ -5,7 +5,8 @@ import dataclasses
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from actors.families import FAMILIES
-from ray_app.arguments import AtLeast, Options, StepNumber, Within
+from ray_app.arguments import AtLeast, Fraction, Options, StepNumber, Within
+from ray_app.errors import InputRefused
 
 if TYPE_CHECKING:
     ModelType = str
@@ -113,6 +114,36 @@ class ClusterFlags(Options):
     """Ray cluster to join, HOST:PORT or "auto"; RAY_ADDRESS is honoured; neither: Ray is started on this machine."""
     shared_filesystem: bool = False
     """OUTPUT is mounted on every node: any node writes, instead of this one alone."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PoolFlags(Options):
+    """How many actors, and what each reserves."""
+
+    num_workers: str | None = None
+    """Actors, N or MIN:MAX. Requests MAX, starts with the first that is ready, fails if MIN can never be scheduled.
+    Default: every GPU that the cluster has or its autoscaler can bring, or one 1-thread actor per core on CPUs."""
+    gpus_per_actor: Annotated[float | None, Fraction("GPU")] = None
+    """GPUs (or the fraction of one) each actor reserves. Default 1, and none where it runs on CPUs."""
+
+    def worker_bounds(self) -> tuple[int, int] | None:
+        """(min, max) actors, or None for as many as fit.
+
+        Raises:
+            Refused: no numbers.
+        """
+        if self.num_workers is None:
+            return None
+        low, _, high = self.num_workers.partition(":")
+        try:
+            bounds = int(low), int(high or low)
+        except ValueError:
+            bounds = 0, 0
+        if not 1 <= bounds[0] <= bounds[1]:
+            raise InputRefused(
+                f"--num_workers {self.num_workers}: not a number of actors, N or MIN:MAX, from 1", flag="num_workers"
+            )
+        return bounds
 
 
 @dataclasses.dataclass(frozen=True)

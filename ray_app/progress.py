@@ -37,10 +37,11 @@ class Progress:
     Args:
         total: requested images, those that existed at the start included.
         done: images that existed at the start.
+        unit: what is counted, where it is not images.
     """
 
-    def __init__(self, total: int, done: int):
-        self.total, self.done, self.failed = total, done, 0
+    def __init__(self, total: int, done: int, unit: str = "images"):
+        self.total, self.done, self.failed, self.unit = total, done, 0, unit
         self._generated = 0
         self._arrivals: collections.deque[tuple[float, int]] = collections.deque()
         self._display = _Display(total)
@@ -75,13 +76,13 @@ class Progress:
         rate = self.images_per_second()
         images_left = self.total - self.done - self.failed
         if pool.waiting_for and images_left:
-            images = f"{self.done:,} of {self.total:,} images, " if self._generated else ""
+            images = f"{self.done:,} of {self.total:,} {self.unit}, " if self._generated else ""
             return f"{images}{pool.waiting_for}"
         speed = eta = "?"
         if rate > 0:  # it is 0 until a second batch has arrived
             speed, eta = f"{rate:.1f}", duration(images_left / rate)
         return (
-            f"{self.done:,} of {self.total:,} images, {speed} images/s, {eta} left, {self.failed:,} failed,"
+            f"{self.done:,} of {self.total:,} {self.unit}, {speed} {self.unit}/s, {eta} left, {self.failed:,} failed,"
             f" {pool.up} actors up"
         )
 

@@ -183,7 +183,7 @@ class EvaluateScale(Options):
     """File for everything that was measured, as JSON; the figures are printed."""
 
     def check_flags(self) -> None:
-        """Raise Refused for the first flag whose value makes no sense."""
+        """Raise Refused for the first flag whose value is invalid."""
         super().check_flags()
         _at_least(self, queries=2, images=50, width=1, steps=1, weights=1)
 

@@ -124,6 +124,33 @@ def captions(path: str) -> dict[int, tuple[str, str]]:
     return texts_by_id
 
 
+def texts(path: str, fields: Sequence[str]) -> list[str]:
+    """The different texts of these fields, strings or lists of strings, in the order of the file.
+
+    Raises:
+        Refused: a file that can't be read as a list of objects, or a field in which no entry has a text.
+    """
+    entries = _read_entries(path)
+    found: dict[str, None] = {}
+    for field in fields:
+        of_field = [text for entry in entries for text in _texts_of(entry.get(field))]
+        if not of_field:
+            known = sorted({name for entry in entries for name in entry if list(_texts_of(entry[name]))})
+            raise InputRefused(
+                f"{path}: no text in any {field!r} (--texts); fields with texts: {', '.join(known) or 'none'}",
+                path=path,
+                field=field,
+            )
+        found |= dict.fromkeys(of_field)
+    return list(found)
+
+
+def _texts_of(value: Any) -> list[str]:
+    """The strings of a field's value that can be stored: half a surrogate pair can't."""
+    values = value if isinstance(value, list) else [value]
+    return [text for text in values if isinstance(text, str) and text.encode(errors="replace").decode() == text]
+
+
 def slots(queries: Sequence[Query], img_per_prompt: int, seed: int, seed_mode: SeedMode, image_format: str) -> pa.Table:
     """The requested images, one row each in the order of the queries.
 

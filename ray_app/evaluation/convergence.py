@@ -15,8 +15,7 @@ from ray_app.errors import OK, PROBLEMS, ClusterRefused, OutputRefused
 from ray_app.evaluation import convergence_plot, image_similarity
 from ray_app.evaluation.convergence_plot import Line, Spread
 from ray_app.evaluation.options import Convergence
-from ray_app.index import runs
-from ray_app.index import writer as index_writer
+from ray_app.index import part_writer, runs
 from ray_app.index.schema import SLOT_KEY
 from ray_app.index.trajectories import OK as IS_OK
 from ray_app.index.trajectories import Trajectories
@@ -68,7 +67,7 @@ def convergence(options: Convergence) -> int:
         table = _measure_all(output, compared, options.shared_filesystem)
     lines = summary(table)
     with output.writing(runs.new_id()) as writer:
-        writer.write(layout.CONVERGENCE_TABLE, index_writer.to_parquet(table))
+        writer.write(layout.CONVERGENCE_TABLE, part_writer.to_parquet(table))
         writer.write(layout.CONVERGENCE_PLOT, convergence_plot.png(lines))
     print("\n".join(_format_table(lines)))
     summarize(f"table            {output.display_path(layout.CONVERGENCE_TABLE)}")

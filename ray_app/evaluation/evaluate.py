@@ -24,8 +24,7 @@ from ray_app.evaluation.gallery_vectors import Gallery
 from ray_app.evaluation.group import Group, score_group
 from ray_app.evaluation.options import Evaluate
 from ray_app.evaluation.scoring import Entry
-from ray_app.index import runs
-from ray_app.index import writer as index_writer
+from ray_app.index import part_writer, runs
 from ray_app.output import layout
 from ray_app.output.open import open_output
 from ray_app.output.output import Output, Writer
@@ -89,7 +88,7 @@ def _write(
             plots["Score by weight"] = (layout.EVALUATION_PLOTS["weight"], by_weight)
         for path, png in plots.values():
             writer.write(path, png)
-        writer.write(layout.EVALUATION_TABLE, index_writer.to_parquet(pa.concat_tables(tables)))
+        writer.write(layout.EVALUATION_TABLE, part_writer.to_parquet(pa.concat_tables(tables)))
         pngs = {title: png for title, (_, png) in plots.items()}
         text = _page(options, output, features, gallery, groups, pngs, photos)
         writer.write(layout.EVALUATION_PAGE, text.encode())

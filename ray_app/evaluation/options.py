@@ -85,7 +85,7 @@ class Evaluate(SnapshotFlags, StepFlags, FamilyFlags, OutputFlags):
     """Of the draws, the shuffle and the noise."""
 
     def check_flags(self) -> None:
-        """Raise Refused for the first flag whose value makes no sense."""
+        """Raise Refused for the first flag whose value is invalid."""
         super().check_flags()
         self.swept_weights()
 

@@ -28,5 +28,6 @@ FORMATS = {
     "trajectories": "ray_app.export.trajectories",
     "webdataset": "ray_app.export.webdataset",
     "ipcir": "ray_app.export.ipcir",
+    "npz": "ray_app.export.npz",
 }
 """The modules of the formats by their `--format` names; imported when one is used."""

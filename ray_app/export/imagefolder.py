@@ -5,8 +5,7 @@ import pyarrow as pa
 
 from ray_app.errors import OK, OutputRefused
 from ray_app.export.options import Export
-from ray_app.index import existing, runs
-from ray_app.index import writer as index_writer
+from ray_app.index import existing, part_writer, runs
 from ray_app.index.rows import find_newest, is_of_capture, read_rows
 from ray_app.index.schema import SCHEMA
 from ray_app.messages import summarize
@@ -36,7 +35,7 @@ def export(output: Output, options: Export) -> int:
                 of_folder = rows.filter(pa.array(is_of_capture(rows, folder.snapshot, folder.step)))
                 if of_folder.num_rows:
                     name = f"{folder.name}/{layout.METADATA}"
-                    writer.write(name, index_writer.to_parquet(_metadata(of_folder, folder)))
+                    writer.write(name, part_writer.to_parquet(_metadata(of_folder, folder)))
                     summarize(f"{output.display_path(name)}: {of_folder.num_rows:,} images")
                     written += 1
     if not written:

@@ -17,6 +17,7 @@ from ray_app.flags import (
     SnapshotFlags,
     StepFlags,
 )
+from ray_app.output.layout import why_not_plain
 
 if TYPE_CHECKING:
     FormatName = str
@@ -31,6 +32,7 @@ class Export(ClusterFlags, SnapshotFlags, StepFlags, FamilyFlags, OutputFlags):
     imagefolder: metadata.parquet in each step's folder, for datasets.load_dataset("imagefolder", data_dir=STEP_FOLDER).
     trajectories: Parquet, one row per slot, one image column per step. webdataset: tar shards, written by Ray Data.
     ipcir: check that retrieval scripts read the tree correctly; --by_query also writes trees for second queries.
+    npz: the caches of image and text features that retrieval scripts read, from the vectors of `features`.
 
     Example: proxyqueue export --format trajectories --output_base_path out --export_path trajectories
 
@@ -48,9 +50,24 @@ class Export(ClusterFlags, SnapshotFlags, StepFlags, FamilyFlags, OutputFlags):
     shard_images: Annotated[int, Within(1, 1_000_000)] = 1000
     """webdataset: images per tar file; trajectories: rows per Parquet file."""
 
+    encoder: str | None = None
+    """npz: whose vectors, as in features: a hub id, a local folder, L or G."""
+    preprocessing: Literal["targetpad", "model"] = "targetpad"
+    """npz: how images were prepared, as in features."""
+    json_file: str | None = None
+    """npz: annotations whose prompts' vectors go into aug_features; all prompts of a query."""
+    prompt_field: str = "multi_gpt-3.5_opt"
+    """npz: field of the annotations that holds a query's list of prompts."""
+    dataset: str = "circo_test"
+    """npz: name of the file with the vectors of all images that are not the output's own, the gallery."""
+
     def check_flags(self) -> None:
         """Raise Refused for flags that don't go together."""
         super().check_flags()
+        if (self.format == "npz") != (self.encoder is not None):
+            raise InputRefused("--encoder: goes with --format npz, which needs it", flag="encoder")
+        if why := why_not_plain(self.dataset):
+            raise InputRefused(f"--dataset {self.dataset!r}: {why}; it must be a plain name", flag="dataset")
         if self.by_query and self.format != "ipcir":
             raise InputRefused("--by_query: requires --format ipcir", flag="by_query")
 

@@ -10,7 +10,7 @@ import tyro
 from actors import random_weights, tiny
 from actors.families import FAMILIES
 from actors.recipe import MAX_SEED, Capture
-from ray_app.arguments import AtLeast, Fraction, NotNegative, Options, Seconds, Within
+from ray_app.arguments import AtLeast, NotNegative, Options, Seconds, Within
 from ray_app.errors import InputRefused
 from ray_app.flags import (
     DEFAULT_MODEL_TYPE,
@@ -24,6 +24,7 @@ from ray_app.flags import (
     ModelFlags,
     ModelType,
     OutputFlags,
+    PoolFlags,
     QueryFlags,
     ReportFlags,
 )
@@ -32,36 +33,6 @@ if TYPE_CHECKING:
     ModelTypeOrBoth = str
 else:
     ModelTypeOrBoth = Literal[(*sorted(FAMILIES), "both")]
-
-
-@dataclasses.dataclass(frozen=True)
-class PoolFlags(Options):
-    """How many actors, and what each reserves."""
-
-    num_workers: str | None = None
-    """Actors, N or MIN:MAX. Requests MAX, starts with the first that is ready, fails if MIN can never be scheduled.
-    Default: one per GPU that the cluster has or its autoscaler can add, or one 1-thread actor per core on CPUs."""
-    gpus_per_actor: Annotated[float | None, Fraction("GPU")] = None
-    """GPUs (or the fraction of one) that each actor reserves. Default 1, and none for actors that run on CPUs."""
-
-    def worker_bounds(self) -> tuple[int, int] | None:
-        """(min, max) actors, or None for as many as fit.
-
-        Raises:
-            Refused: not numbers.
-        """
-        if self.num_workers is None:
-            return None
-        low, _, high = self.num_workers.partition(":")
-        try:
-            bounds = int(low), int(high or low)
-        except ValueError:
-            bounds = 0, 0
-        if not 1 <= bounds[0] <= bounds[1]:
-            raise InputRefused(
-                f"--num_workers {self.num_workers}: not a number of actors, N or MIN:MAX, from 1", flag="num_workers"
-            )
-        return bounds
 
 
 def _guidance_help() -> str:

@@ -8,11 +8,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute
 
+from actors import hub
 from actors.errors import ModelError, ModelNeedsMemory
 from actors.recipe import Recipe
 from ray_app.cluster.capacity import Request
 from ray_app.errors import ModelRefused, OutputRefused
-from ray_app.generation import fetch
 from ray_app.generation.metrics import METRICS
 from ray_app.generation.options import Generate
 from ray_app.generation.plan import Plan
@@ -24,6 +24,7 @@ from ray_app.interrupts import Interrupts
 from ray_app.messages import LOG
 from ray_app.output.output import Writer
 from ray_app.progress import Progress
+from ray_app.work_queue import fetch
 from ray_app.work_queue.in_flight import Terms
 from ray_app.work_queue.metrics import Metrics
 from ray_app.work_queue.queue import Pool, Queue, Work
@@ -73,7 +74,9 @@ class Run:
         """
         self.metrics = Metrics(METRICS, {"model": self.recipe.model_type})
         self.queue = Queue(self._work(), self._pool(), list(self.plan.batches(self.recipe.batch_size)))
-        fetch.everywhere(self.recipe, takes_gpus=self.options.gpus() > 0, meanwhile=self.record.beat)
+        if self.recipe.hub_revision:
+            files_of = functools.partial(hub.files_of, self.recipe)
+            fetch.everywhere(self.recipe.model_path, files_of, self.options.gpus() > 0, meanwhile=self.record.beat)
         self.progress = Progress(self.plan.images_requested, self.plan.images_existing)
         with self.interrupts.deferred(), self.index:
             try:
@@ -101,7 +104,7 @@ class Run:
         return Pool(
             Request(self.options.gpus(), self.options.worker_bounds()),
             overlapped=self.recipe.device in OVERLAPPED,
-            writes_anywhere=self.options.shared_filesystem or self.writer.output.reachable_from_all_nodes,
+            files_anywhere=self.options.shared_filesystem or self.writer.output.reachable_from_all_nodes,
         )
 
     def _tick(self) -> None:

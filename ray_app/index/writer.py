@@ -3,15 +3,14 @@ Knows parts and their metadata; nothing of how images are generated."""
 
 import dataclasses
 import datetime
-import time
+import functools
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.parquet as pq
 
 from actors.recipe import Recipe
-from ray_app.errors import OutputRefused, write_failure
+from ray_app.index.part_writer import PartWriter
 from ray_app.index.rows import newest_time
 from ray_app.index.schema import SCHEMA, with_sources
 from ray_app.machine import pixel_versions
@@ -21,24 +20,12 @@ from ray_app.output.output import Writer
 # its functions are made when it is imported: type checkers don't see them
 pc: Any = pyarrow.compute
 
-COMMIT_SECONDS = 5.0
-COMMIT_ROWS = 5_000
 TICK = datetime.timedelta(microseconds=1)
 """The smallest difference between two times of the index."""
 
 
-def to_parquet(table: pa.Table) -> bytes:
-    """A part's bytes. Pages carry checksums: a flipped bit is found, where zstd alone would give other values."""
-    buffer = pa.BufferOutputStream()
-    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
-    return buffer.getvalue().to_pybytes()
-
-
-class IndexWriter:
-    """Collects the rows of a run and commits them as parts, each whole or not at all.
-
-    As a context manager it commits on every exit path. A last part that can't be written does not hide an error that
-    is already being raised; rerunning the same command generates its images again.
+class IndexWriter(PartWriter):
+    """Collects the rows of a run and commits them as parts of the index.
 
     Args:
         writer: where; its run id names the parts.
@@ -47,7 +34,8 @@ class IndexWriter:
     """
 
     def __init__(self, writer: Writer, recipe: Recipe):
-        self.writer, self.model_type = writer, recipe.model_type
+        self.model_type = recipe.model_type
+        super().__init__(writer, functools.partial(layout.index_part, self.model_type, writer.run_id))
         names = ("num_inference_steps", "model_path", "model_revision", "guidance_scale", "scheduler", "dtype")
         self.constants = {name: getattr(recipe, name) for name in names} | {
             "format": recipe.image_format,
@@ -60,16 +48,6 @@ class IndexWriter:
         self._sequence = 0
         self._oldest = 0.0
         self._newest: datetime.datetime | None = None
-
-    def __enter__(self) -> "IndexWriter":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        try:
-            self.commit()
-        except OutputRefused:
-            if error is None:
-                raise
 
     def append(self, rows: pa.Table) -> None:
         """Take rows into the next part. Columns that are neither in the rows nor constant for the run are null."""
@@ -85,29 +63,4 @@ class IndexWriter:
             else:
                 value = now if field.name == "created_at" else self.constants.get(field.name)
                 columns.append(pa.repeat(pa.scalar(value, field.type), rows.num_rows))
-        if not self._tables:
-            self._oldest = time.monotonic()
-        self._tables.append(pa.table(columns, schema=self.schema))
-        self._rows += rows.num_rows
-
-    def commit_if_due(self) -> None:
-        """Commit a part if the oldest row waits for `COMMIT_SECONDS`, or `COMMIT_ROWS` rows wait."""
-        if self._rows >= COMMIT_ROWS or (self._rows and time.monotonic() - self._oldest >= COMMIT_SECONDS):
-            self.commit()
-
-    def commit(self) -> None:
-        """Write what is waiting as one part; nothing if nothing waits.
-
-        Raises:
-            Refused: it can't be written; the rows are kept for another attempt.
-        """
-        if not self._tables:
-            return
-        table = pa.concat_tables(self._tables)
-        part = layout.index_part(self.model_type, self.writer.run_id, self._sequence)
-        try:
-            self.writer.write(part, to_parquet(table))
-        except OSError as error:
-            raise write_failure(error) from error
-        self._sequence += 1
-        self._tables, self._rows = [], 0
+        self.add(pa.table(columns, schema=self.schema))

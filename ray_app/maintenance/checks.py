@@ -17,6 +17,7 @@ import pyarrow.compute
 from PIL import Image, UnidentifiedImageError
 
 from ray_app.errors import one_line
+from ray_app.features.parts import FeatureParts, encoders_of
 from ray_app.index import runs
 from ray_app.index.partition import Partition
 from ray_app.index.rows import find_newest, is_of_capture
@@ -47,7 +48,7 @@ class Kind:
 _damaged_file = functools.partial(Kind, drops_row=True, quarantines_file=True, is_regenerated=True)
 UNREADABLE_PART = "unreadable part"
 KINDS = {
-    UNREADABLE_PART: Kind("a part of the index that can't be read: its rows are lost"),
+    UNREADABLE_PART: Kind("a part of the index or of features that can't be read: its rows are lost"),
     "missing file": Kind("the index has the image, but its file does not exist", drops_row=True, is_regenerated=True),
     "wrong size": _damaged_file("the file has another size than its row says"),
     "wrong sha256": _damaged_file("the file has other bytes than its row says"),
@@ -224,6 +225,13 @@ class Model:
             elif not is_image or files[path].mtime_ns < self.since_ns:
                 detail = "no ok row of the index" if is_image else "not an image that proxyqueue wrote"
                 yield Problem("stray file", path, detail, self.model_type)
+
+
+def check_features(output: Output) -> Iterator[Problem]:
+    """Parts of features that can't be read; what a part says is not compared with the images."""
+    for encoder in encoders_of(output):
+        for name, reason in FeatureParts(output, encoder).find_damage().items():
+            yield Problem(UNREADABLE_PART, name, reason)
 
 
 def check_staging(output: Output) -> Iterator[Problem]:

@@ -96,7 +96,8 @@ def _folders(output: Output, options: Clean) -> list[str]:
             if is_snapshot and is_step:
                 folders.append(folder.name)
     if options.all and not options.caches:
-        folders += [layout.INDEX, layout.RUNS, layout.STAGING, layout.GALLERY, layout.CONVERGENCE]
+        folders += [layout.INDEX, layout.RUNS, layout.STAGING]
+        folders += [layout.FEATURES, layout.GALLERY, layout.CONVERGENCE]
     return folders
 
 
@@ -137,7 +138,7 @@ def _kind(folder: str, name: str) -> str | None:
     path = f"{folder}/{name}"
     if path in (layout.CONVERGENCE_TABLE, layout.CONVERGENCE_PLOT):
         return PAGE
-    if layout.is_index_part(path):
+    if layout.is_index_part(path) or layout.is_features_part(path):
         return PART
     return RECORD if layout.is_run_file(path) else None
 

@@ -133,6 +133,7 @@ def _problems(
                 yield from model.check_even(snapshot, step)
             if slots is not None:
                 yield from model.check_slots(slots)
+    yield from checks.check_features(output)
     yield from checks.check_staging(output)
     for model, numbers in _chosen(models, options):
         yield from redraw(model.model_type, model.partition, numbers)

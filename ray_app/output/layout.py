@@ -13,6 +13,7 @@ QUARANTINE = ".set_aside"
 RUNS = "runs"
 INDEX = "index"
 COMBINED = "combined"
+FEATURES = "features"
 GALLERY = "gallery"
 CONVERGENCE = "convergence"
 CONVERGENCE_TABLE = f"{CONVERGENCE}/convergence.parquet"
@@ -34,6 +35,7 @@ MAX_NAME_BYTES = 200
 _STEP_FOLDER = re.compile(r"proxy_images_([a-z0-9]+)_(x0_)?step([1-9][0-9]*)")
 _IMAGE = re.compile(rf"{COMBINED}(_query[0-9]+)?/combined_.+_[0-9]+\.(jpg|png|webp)")
 _PART = re.compile(rf"{INDEX}/model=([a-z0-9]+)/part-[^/]+\.parquet")
+_FEATURES = re.compile(rf"{FEATURES}/encoder=[^/]+/part-[^/]+\.parquet")
 _GALLERY = re.compile(r"index\.html|page[0-9]+\.html|queries\.js|gallery\.(css|js)")
 _RUN = re.compile(rf"{RUNS}/[^/.][^/]*\.json")
 
@@ -126,7 +128,7 @@ def is_index_part(path: str) -> bool:
 
 
 def features_folder(encoder: str) -> str:
-    """The hive partition with an encoder's vectors."""
+    """The vectors of an encoder, by its safe name: a hive partition."""
     return f"{FEATURES}/encoder={encoder}"
 
 
@@ -135,6 +137,16 @@ def submission_file(model_type: str, snapshot: str, step: int | None, method: st
     step_part = "" if step is None else f"_step{step}"
     weight_part = "" if weight is None else f"_w{weight:g}"
     return f"{SUBMISSIONS}/{model_type}_{snapshot}{step_part}_{method}{weight_part}.json"
+
+
+def features_part(encoder: str, run_id: str, sequence: int) -> str:
+    """A part's path; as `index_part`."""
+    return f"{features_folder(encoder)}/part-{run_id}-{sequence:06d}.parquet"
+
+
+def is_features_part(path: str) -> bool:
+    """Whether a path under OUTPUT is one that `features_part` makes."""
+    return _FEATURES.fullmatch(path) is not None
 
 
 def gallery_page(number: int) -> str:

@@ -22,7 +22,7 @@ PRESETS = ("steps", "failures", "timing", "duplicates", "shared_references")
 
 @dataclasses.dataclass(frozen=True)
 class Query(OutputFlags):
-    """Query an output's index with SQL (DuckDB): the views are images (the newest row of each) and runs.
+    """Query an output's index with SQL (DuckDB). Views: images (newest row of each), runs, features and evaluation.
 
     Read-only; no other files can be read. Damaged parts are named on stderr and their rows are ignored.
 
@@ -36,7 +36,7 @@ class Query(OutputFlags):
     preset: Literal["steps", "failures", "timing", "duplicates", "shared_references"] | None = None
     """A prepared query. shared_references: used by several queries; duplicates: slots that share a denoising pass."""
     schema: bool = False
-    """Print the columns of both views with types and meaning, and stop."""
+    """Print the columns of the views with types and meaning, and stop."""
     format: Literal["table", "csv", "json", "parquet"] | None = None
     """Default by --output's extension, else a table, of which the terminal shows the first 100 rows."""
     output: str | None = None

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from actors import families
 from ray_app.errors import OK, InputRefused, one_line
+from ray_app.features import parts as feature_parts
 from ray_app.files import check_place, whole_file
 from ray_app.index.partition import MAX_READ_ATTEMPTS
 from ray_app.index.schema import COLUMNS
@@ -92,10 +93,12 @@ def answer(output: Output, sql: str, write: Write) -> None:
 
 
 def schema() -> str:
-    """Both views, column by column."""
+    """The views, column by column."""
     lines = ["images: the newest row of each image"]
     lines.append(_schema_line("model", "string", f"{families.listed()}; the index's partition"))
     lines += [_schema_line(name, str(column.type), column.meaning) for name, column in COLUMNS.items()]
+    lines += ["", "features: one row per image or text, encoder and preprocessing"]
+    lines += [_schema_line(name, str(kind), meaning) for name, (kind, meaning) in feature_parts.COLUMNS.items()]
     lines += ["", "runs: one row per run of generate"]
     lines += [_schema_line(name, str(kind), meaning) for name, (kind, meaning) in views.RUN_COLUMNS.items()]
     lines += ["", "features, evaluation: what `features` and `evaluate` wrote, if they have; DESCRIBE features"]

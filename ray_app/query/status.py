@@ -213,7 +213,7 @@ def _summarize_run(record: dict[str, Any], alive: bool) -> dict[str, Any]:
     return {
         "run_id": record["run_id"],
         "state": runs.DIED if state == runs.RUNNING and not alive else state,
-        "model": record.get("model_type"),
+        "model": record.get("model_type") or record.get("kind"),
         "started_at": record.get("started_at"),
         "seconds": _seconds(record, alive),
         "images_written": summary.get("images_written", counts.get("ok")),

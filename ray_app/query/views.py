@@ -1,5 +1,4 @@
-"""The views of an output in a DuckDB that can read nothing else and change nothing: `images`, `runs`, and where there
-are such files, `features` and `evaluation`.
+"""The views `images`, `features`, `evaluation` and `runs` of an output, in a DuckDB that can read nothing else.
 Knows how DuckDB is locked and which parts count; nothing of the queries."""
 
 import contextlib
@@ -15,6 +14,8 @@ import pyarrow.dataset as ds
 
 from actors import families
 from ray_app.errors import OutputRefused, one_line
+from ray_app.features import parts as feature_parts
+from ray_app.features.parts import FeatureParts, encoders_of
 from ray_app.index import runs
 from ray_app.index.partition import Partition, part_names
 from ray_app.index.schema import KEY
@@ -52,7 +53,7 @@ _JSON = ("options", "recipe", "versions")
 
 @contextlib.contextmanager
 def connected(output: Output) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A locked in-memory DuckDB with both views; a partition is read when a query uses it.
+    """A locked in-memory DuckDB with all views; a partition is read when a query uses it.
 
     Raises:
         Refused: the output has no index, or a part that may be whole can't be opened.
@@ -81,33 +82,46 @@ def _define(
             f"(SELECT *, '{model_type}' AS model FROM parts_{model_type} QUALIFY row_number() OVER"
             f" (PARTITION BY {', '.join(KEY)} ORDER BY created_at DESC) = 1)"
         )
+    select_features = _register_features(connection, output)
     connection.register("run_records", run_table(output))
-    for name, dataset in _other_tables(output).items():
-        connection.register(name, dataset)
+    _register_evaluation(connection, output)
     _lock(connection, scratch)
     connection.execute(f"CREATE VIEW images AS {' UNION ALL BY NAME '.join(selects)}")
+    connection.execute(f"CREATE VIEW features AS {select_features}")
     connection.execute("CREATE TABLE runs AS FROM run_records ORDER BY run_id")
     connection.unregister("run_records")
     connection.execute("SET lock_configuration = true")
 
 
-def _other_tables(output: Output) -> dict[str, ds.Dataset]:
-    """What `features` and `evaluate` have written, a table each; one that can't be read is told and left out."""
-    folders = [f"{layout.FEATURES}/{name}" for name in output.folders(layout.FEATURES)]
-    parts = [part for folder in folders for part in output.list_names(folder, "part-*.parquet")]
-    table = layout.EVALUATION_TABLE
-    files = {"features": parts, "evaluation": output.list_names(layout.EVALUATION, table.rsplit("/", 1)[-1])}
-    tables = {}
-    for name, paths in files.items():
-        try:
-            if paths:
-                opened = [
-                    ds.dataset(output.path(path), filesystem=output.filesystem, format="parquet") for path in paths
-                ]
-                tables[name] = ds.dataset(opened)
-        except (pa.ArrowException, OSError) as error:
-            LOG.warning(f"{output.display_path(name)}: can't be read: {one_line(error, 200)}; no view of it")
-    return tables
+def _register_evaluation(connection: duckdb.DuckDBPyConnection, output: Output) -> None:
+    """The view `evaluation`, where `evaluate` has written its table; one that can't be read is named and left out."""
+    folder, name = layout.EVALUATION_TABLE.rsplit("/", 1)
+    if not output.list_names(folder, name):
+        return
+    path = output.path(layout.EVALUATION_TABLE)
+    try:
+        connection.register("evaluation", ds.dataset(path, filesystem=output.filesystem, format="parquet"))
+    except (pa.ArrowException, OSError) as error:
+        path = output.display_path(layout.EVALUATION_TABLE)
+        LOG.warning(f"{path}: can't be read: {one_line(error, 200)}; no view of it")
+
+
+def _register_features(connection: duckdb.DuckDBPyConnection, output: Output) -> str:
+    """The SELECT of the view `features`: of each image or text one row, an ok one where one exists."""
+    fields = pa.schema([(name, kind) for name, (kind, _) in feature_parts.COLUMNS.items()])
+    connection.register("no_features", fields.empty_table())
+    selects = ["(FROM no_features)"]
+    for number, encoder in enumerate(encoders_of(output)):
+        features = FeatureParts(output, encoder)
+        features.tell_damage()
+        if features.names:
+            connection.register(f"features_{number}", features.dataset())
+            key = ", ".join((*feature_parts.ITEM, *feature_parts.RECIPE))
+            selects.append(
+                f"(SELECT * REPLACE (vector::FLOAT[] AS vector) FROM features_{number} QUALIFY row_number() OVER"
+                f" (PARTITION BY {key} ORDER BY status = '{feature_parts.OK}' DESC) = 1)"
+            )
+    return " UNION ALL BY NAME ".join(selects)
 
 
 def find_damaged(output: Output) -> bool:

@@ -14,9 +14,9 @@ from ray_app.flags import (
     ModelFlags,
     ModelType,
     OutputFlags,
+    PoolFlags,
     ReportFlags,
 )
-from ray_app.generation.options import PoolFlags
 
 
 @dataclasses.dataclass(frozen=True)

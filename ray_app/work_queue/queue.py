@@ -1,4 +1,4 @@
-"""Queue: batches become a Ray Dataset, go through a pool of workers and a writing function, and come back as rows.
+"""Queue: batches become a Ray Dataset, go through reading, a pool of workers and writing, and come back as rows.
 Knows Ray Data, and what to do when a worker dies, hangs or never loads; neither images nor models."""
 
 import contextlib
@@ -29,8 +29,8 @@ TASKS_IN_FLIGHT = 2
 """Batches at an actor: one being processed and one waiting, so that none waits for the driver."""
 INIT_DEATHS = 2
 """Actors that may fail to load, one after another, before the run ends: another process may free a GPU's memory."""
-WRITERS = 2
-"""Writer tasks at a time on each node that writes."""
+FILE_TASKS = 2
+"""Reading tasks, and writing tasks, at a time on each node that reads and writes files."""
 POLL_SECONDS = 0.2
 FETCHER = "proxyqueue results"
 """Name of the thread that waits for Ray Data."""
@@ -45,6 +45,10 @@ LOOK_SECONDS = 20.0
 NOT_CREATED = "died because of an error raised in its creation task"
 """In the text of Ray's error of an actor whose class or constructor failed."""
 
+Read = Callable[[pa.Table], pa.Table]
+"""Called with a batch; gives the batch that a worker gets, with as many rows: with the bytes of its files, say.
+
+Runs in a process of its own, and again for the same batch if that dies: it must then give the same."""
 Write = Callable[..., pa.Table]
 """Called with a table of a worker's rows and `notice`, which takes a line and its topic; returns the rows to collect.
 
@@ -59,23 +63,25 @@ class Work:
         worker: what each actor runs.
         arguments: of the worker's `load`.
         batch_size: rows of a full batch.
-        write: what is done with a worker's rows.
+        write: what is done with a worker's rows; None: they come back as they are.
         name: what the workers load, for messages.
         terms: how messages name the parts of the work.
         timeout: seconds that a batch may take; None for a multiple of the median.
         fatal: errors of a worker that end the run; their message is what `refusal` says.
         refusal: what the run raises then.
+        read: what is done with a batch before a worker gets it; None: nothing.
     """
 
     worker: type[Worker]
     arguments: tuple[Any, ...]
     batch_size: int
-    write: Write
+    write: Write | None
     name: str
     terms: Terms
     timeout: float | None = None
     fatal: tuple[type[Exception], ...] = ()
     refusal: type[Refused] = ClusterRefused
+    read: Read | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +96,7 @@ class Pool:
 
     request: Request
     overlapped: bool = False
-    writes_anywhere: bool = False
+    files_anywhere: bool = False
 
 
 class Queue:
@@ -169,13 +175,15 @@ class Queue:
         """One block per batch: a task that a killed actor leaves is replayed whole and gives the same rows again."""
         ray_workarounds.import_data()
         _configure()
-        from ray.data import TaskPoolStrategy
 
         work, overlapped = self.work, self.pool.overlapped
         gpus = self.pool.request.gpus_per_actor
         # a GPU actor reserves no CPU: nodes have fewer CPUs than such actors would want, and it needs one only briefly
         resources: dict[str, Any] = {"num_gpus": gpus, "num_cpus": 0} if gpus else {"num_cpus": 1}
-        processed = ray_workarounds.make_dataset(self.batches).map_batches(
+        batches = ray_workarounds.make_dataset(self.batches)
+        if work.read is not None:
+            batches = self._map_files(batches, work.read)
+        processed = batches.map_batches(
             work.worker,
             fn_constructor_args=(self._tracker, *work.arguments),
             batch_size=work.batch_size,  # as the blocks are; Ray Data requires it where actors take GPUs
@@ -190,15 +198,23 @@ class Queue:
             ),
             **resources,
         )
-        # no CPU for writers either, or on a laptop they would wait for the actors that wait for them
-        anywhere = self.pool.writes_anywhere
-        writing_nodes = len(connection.living_nodes()) if anywhere else 1
-        return processed.map_batches(
-            functools.partial(work.write, notice=in_flight.Notices(self._tracker)),
+        if work.write is None:
+            return processed
+        return self._map_files(processed, functools.partial(work.write, notice=in_flight.Notices(self._tracker)))
+
+    def _map_files(self, dataset: Any, function: Callable[[pa.Table], pa.Table]) -> Any:
+        """Call a function that reads or writes files with each block, where the files can be reached."""
+        from ray.data import TaskPoolStrategy
+
+        # no CPU for these tasks either, or on a laptop they would wait for the actors that wait for them
+        anywhere = self.pool.files_anywhere
+        nodes = len(connection.living_nodes()) if anywhere else 1
+        return dataset.map_batches(
+            function,
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=0,
-            compute=TaskPoolStrategy(size=min(WRITERS * writing_nodes, len(self.batches))),
+            compute=TaskPoolStrategy(size=min(FILE_TASKS * nodes, len(self.batches))),
             **connection.placement_options(anywhere),
         )
 

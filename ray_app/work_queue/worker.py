@@ -1,6 +1,7 @@
 """Worker: what an actor of the pool runs. It reports what it has in flight, and gives up an item that kills workers.
 Knows batches, items and the tracker; what is done with them is a subclass's."""
 
+import dataclasses
 import os
 import threading
 import time
@@ -10,6 +11,14 @@ import pyarrow as pa
 
 from ray_app import messages
 from ray_app.work_queue.in_flight import Notices
+
+
+@dataclasses.dataclass(frozen=True)
+class Begun:
+    """A batch that is to be processed: prepared, or item by item since a worker died with it."""
+
+    is_replay: bool
+    prepared: Any = None
 
 
 class Worker:
@@ -25,6 +34,8 @@ class Worker:
 
     ITEM: ClassVar[str]
     """The column of a batch that names its items; messages name a batch by its first item."""
+    PREPARES: ClassVar[bool] = False
+    """Whether `prepare` has work to do, which is done while the last batch is processed."""
     LOADED_ELSEWHERE: ClassVar[tuple[type[Exception], ...]] = ()
     """Errors of `load` after which Ray starts another worker, on another node perhaps; all others end the run."""
 
@@ -56,8 +67,16 @@ class Worker:
         """The exception to raise for an error of `load`: one whose message a user understands."""
         return error
 
-    def process(self, batch: dict[str, list[Any]]) -> list[Any]:
-        """The results of a batch's items, one after the other. One call at a time."""
+    def prepare(self, batch: dict[str, list[Any]]) -> Any:
+        """What `process` gets of a batch, by default the batch itself. May run while another batch is processed."""
+        return batch
+
+    def process(self, batch: Any) -> list[Any]:
+        """The results of a batch's items, one after the other. One call at a time.
+
+        Args:
+            batch: what `prepare` returned.
+        """
         raise NotImplementedError
 
     def give_up(self, item: dict[str, list[Any]], error_type: str, message: str) -> list[Any]:
@@ -79,14 +98,20 @@ class Worker:
             raise self._load_error  # ends the run at once; raised in __init__, it would make Ray start more workers
         batch = table.to_pydict()
         batch_id = batch[self.ITEM][0]
+        begun = self._begin(batch_id, batch) if self.PREPARES else None
         with self._turn:
             idle_seconds = time.monotonic() - self._idle_since
-            is_first_try = self._report("begin", batch_id, self.actor_id)
-            results = self.process(batch) if is_first_try else self._one_by_one(batch_id, batch)
+            begun = begun or self._begin(batch_id, batch)
+            results = self._one_by_one(batch_id, batch) if begun.is_replay else self.process(begun.prepared)
             self._idle_since = time.monotonic()
         rows = self.finish(batch, results, idle_seconds)
         self._report("end", batch_id)
         return rows
+
+    def _begin(self, batch_id: str, batch: dict[str, list[Any]]) -> "Begun":
+        if self._report("begin", batch_id, self.actor_id):
+            return Begun(False, self.prepare(batch))
+        return Begun(True)
 
     def _one_by_one(self, batch_id: str, batch: dict[str, list[Any]]) -> list[Any]:
         """The results of a batch that a worker died with."""
@@ -97,7 +122,7 @@ class Worker:
             if error is not None:
                 results += self.give_up(item, *error)
                 continue
-            results += self.process(item)
+            results += self.process(self.prepare(item))
             self._report("end_alone", item_id)
         return results
 

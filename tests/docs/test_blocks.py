@@ -18,6 +18,7 @@ import yaml
 from ray_app.annotations import circo
 from ray_app.arguments import parse
 from ray_app.cli import COMMANDS, main
+from ray_app.features.metrics import METRICS as FEATURE_METRICS
 from ray_app.generation.generate import generate
 from ray_app.generation.metrics import METRICS
 from ray_app.generation.options import Generate
@@ -36,8 +37,8 @@ PROGRAM_FLAGS = {"--help", "--version"}
 """What is given to the program instead of a command."""
 
 ON_AN_OUTPUT = ("query", "status", "verify", "export", "gallery", "compact", "convergence", "clean")
-NOT_ON_THIS_ONE = ("s3://", "--watch", "--redraw", "--all")
-"""A store, a command without an end, images that no model generated, a question at the terminal."""
+NOT_ON_THIS_ONE = ("s3://", "--watch", "--redraw", "--all", "npz")
+"""A store, a command without an end, images that no model generated, a question at the terminal, vectors."""
 
 INDEX_PAGE = ROOT / "docs" / "index-and-queries.md"
 METRICS_PAGE = ROOT / "docs" / "metrics.md"
@@ -167,8 +168,11 @@ def test_yaml_is_yaml(block):
 def test_metrics_are_those_that_a_run_registers():
     named = set(re.findall(r"ray_proxyqueue_\w+", METRICS_PAGE.read_text()))
     prefix = f"ray_{PREFIX}"
-    counters = [METRICS.ok, METRICS.failed, METRICS.idle]
-    assert named == {prefix + f"{name}_total" for name, _ in counters} | {prefix + name for name in METRICS.seconds}
+    registered = set()
+    for measured in (METRICS, FEATURE_METRICS):
+        registered |= {prefix + f"{name}_total" for name, _ in (measured.ok, measured.failed, measured.idle)}
+        registered |= {prefix + name for name in measured.seconds}
+    assert named == registered
 
 
 @pytest.mark.usefixtures("ray_local")

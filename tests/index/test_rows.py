@@ -13,7 +13,7 @@ import pytest
 
 from actors.recipe import Recipe
 from ray_app.errors import Refused
-from ray_app.index import writer as index_writer
+from ray_app.index import part_writer
 from ray_app.index.rows import quarantine_damaged, read_recipes, read_rows
 from ray_app.index.schema import SCHEMA, VERSION_KEY
 from ray_app.index.writer import IndexWriter
@@ -61,13 +61,13 @@ def test_a_part_has_the_pinned_schema_and_the_runs_constants(files, recipe):
 
 def test_parts_are_committed_by_rows_and_by_time(files, recipe, monkeypatch):
     writer = IndexWriter(files, recipe)
-    writer.append(rows(index_writer.COMMIT_ROWS - 1))
+    writer.append(rows(part_writer.COMMIT_ROWS - 1))
     writer.commit_if_due()
     assert parts(files) == []
     writer.append(rows(1))
     writer.commit_if_due()
     assert len(parts(files)) == 1
-    monkeypatch.setattr(index_writer, "COMMIT_SECONDS", 0.05)
+    monkeypatch.setattr(part_writer, "COMMIT_SECONDS", 0.05)
     writer.append(rows(1))
     time.sleep(0.06)
     writer.commit_if_due()

@@ -8,8 +8,7 @@ from actors.generator import OUTPUT_COLUMNS
 from ray_app.errors import Refused
 from ray_app.generation import metrics, worker
 from ray_app.generation.writer import WRITTEN
-from ray_app.index import schema
-from ray_app.index import writer as index_writer
+from ray_app.index import part_writer, schema
 from ray_app.index.writer import IndexWriter
 from ray_app.output.open import open_output
 from tests.support.outputs import RECIPE, parts
@@ -19,7 +18,7 @@ from tests.support.outputs import RECIPE, parts
 def clock(monkeypatch) -> list[float]:
     """The time that the writer sees, in seconds."""
     now = [1_000.0]
-    monkeypatch.setattr(index_writer.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(part_writer.time, "monotonic", lambda: now[0])
     return now
 
 

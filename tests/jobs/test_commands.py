@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from jobs.benchmarks.features import Measure
 from jobs.benchmarks.options import EvaluateScale, Scale, Speed
 from jobs.training.train import Train
 from ray_app.cli import run_module
@@ -20,6 +21,7 @@ COMMANDS = {
     "jobs.benchmarks.speed": Speed,
     "jobs.benchmarks.scale": Scale,
     "jobs.benchmarks.evaluate": EvaluateScale,
+    "jobs.benchmarks.features": Measure,
     "jobs.training.train": Train,
 }
 

@@ -5,12 +5,15 @@ import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from ray_app.annotations import circo
 from ray_app.cli import main
 from ray_app.errors import Refused
-from ray_app.index import writer as index_writer
+from ray_app.features import parts
+from ray_app.features.sources import Gallery, read_image
+from ray_app.index import part_writer
 from ray_app.index.rows import quarantine_damaged, read_rows
 from ray_app.index.schema import SCHEMA
 from ray_app.output import remote, retry
@@ -19,6 +22,7 @@ from ray_app.output.open import open_output
 from tests.conftest import PACED, SAMPLE, read_tree, run_cli
 from tests.gallery.test_pages import write_output
 from tests.support import object_store
+from tests.support.encoders import save_config, vector_of
 from tests.support.object_store import BUCKET, ObjectStore
 
 
@@ -147,7 +151,7 @@ def test_a_store_that_fails_while_parts_are_read_damages_none(output, store, mon
     monkeypatch.setattr(remote, "TRIES", 1)
     remote.connect.cache_clear()
     output = open_output(output.url)
-    output.writer("run-1").write("index/model=sdxl/part-a.parquet", index_writer.to_parquet(SCHEMA.empty_table()))
+    output.writer("run-1").write("index/model=sdxl/part-a.parquet", part_writer.to_parquet(SCHEMA.empty_table()))
     store.begin(lambda method, path, number: "503" if path.endswith(".parquet") else None)
     with pytest.raises(Refused, match=r"part-a.parquet: can't be read: "):
         read_rows(output, "sdxl", ["query_id"])
@@ -304,3 +308,40 @@ def test_what_asks_and_shows_reads_a_store_as_it_reads_a_folder(output, tmp_path
     assert output.read(f"{stored}/metadata.parquet") == local
     assert main(["gallery", "--output_base_path", output.url]) == 2
     assert "--gallery_path: name a folder of this machine" in capsys.readouterr().err
+
+
+def test_features_and_the_images_of_a_gallery_lie_in_a_store(output, capsys):
+    """Two images with their checksums and bytes; a part that is written, read and damaged."""
+    files = output.writer("run-1")
+    files.write("gallery/a.jpg", b"a")
+    files.write("gallery/b/c.png", b"c")
+    gallery = Gallery(f"{output.url}/gallery")
+    contents = {image["name"]: read_image([output, gallery.place], image) for image in gallery.read().to_pylist()}
+    assert contents == {"a": b"a", "c": b"c"}
+    recipe = {"encoder": "owner/clip", "revision": "c0", "preprocessing": "targetpad"}
+    for run_id in ("run-1", "run-2"):
+        with parts.FeaturesWriter(output.writer(run_id), "owner/clip", recipe, 2) as part:
+            part.add(pa.Table.from_pylist([{**recipe, "name": run_id, "vector": [1, 2], "status": "ok"}], part.schema))
+    features = parts.FeatureParts.of(output, "owner/clip")
+    assert parts.encoders_of(output) == ["owner--clip"]
+    assert features.read(["name", "vector"]).to_pylist()[1] == {"name": "run-2", "vector": [1.0, 2.0]}
+    files.write(features.names[0], b"PAR1")
+    damaged = parts.FeatureParts.of(output, "owner/clip")
+    assert damaged.read(["name"]).to_pylist() == [{"name": "run-2"}]
+    assert "a damaged part of the features" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_features_are_encoded_from_a_store_into_a_store(output, tmp_path):
+    for number in range(20):
+        output.writer("run-1").write(f"gallery/{number}.jpg", str(number).encode())
+    save_config(tmp_path / "clip")
+    flags = ["--encoder", str(tmp_path / "clip"), "--device", "cpu", "--num_workers", "1", "--batch_size", "8"]
+    places = ["--images", f"{output.url}/gallery", "--output_base_path", f"{output.url}/out"]
+    done = run_cli("features", *flags, *places, program=PACED, SECONDS_PER_ITEM="0")
+    assert done.returncode == 0, done.stderr
+    rows = parts.FeatureParts.of(open_output(f"{output.url}/out"), str(tmp_path / "clip")).read().to_pylist()
+    expected = {str(number): vector_of(str(number).encode()).tolist() for number in range(20)}
+    assert {row["name"]: row["vector"] for row in rows} == expected
+    again = run_cli("features", *flags, *places, program=PACED)
+    assert "nothing to encode: all 20 requested vectors exist" in again.stdout

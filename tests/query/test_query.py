@@ -290,11 +290,15 @@ def test_the_presets_answer(drawn, output, capsys):
     ]  # fmt: skip
 
 
-def test_the_schema_names_every_column_of_both_views(output, capsys):
+def test_the_schema_names_every_column_of_the_views(output, capsys):
     assert asked(output, "--schema") == 0
     printed = re.findall(r"^  (\w+)", capsys.readouterr().out, flags=re.MULTILINE)
     with views.connected(open_output(str(output))) as connection:
-        there = [row[0] for view in ("images", "runs") for row in connection.execute(f"DESCRIBE {view}").fetchall()]
+        there = [
+            row[0]
+            for view in ("images", "features", "runs")
+            for row in connection.execute(f"DESCRIBE {view}").fetchall()
+        ]
     assert sorted(printed) == sorted(there)
 
 

@@ -89,6 +89,26 @@ def run(folder: Path, numbers: list[int], mode: str = "", timeout: float | None 
     return results
 
 
+class PreparedSquares(Squares):
+    """Squares what `prepare` made of the numbers, which dies of some."""
+
+    PREPARES = True
+
+    def prepare(self, batch: dict[str, list[int]]) -> Any:
+        if KILLS in batch["number"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"number": [-number for number in batch["number"]]}
+
+    def process(self, batch: dict[str, list[int]]) -> list[Any]:
+        return [(-number, number * number, None) for number in batch["number"]]
+
+
+def read_files(table: pa.Table, folder: Path) -> pa.Table:
+    """What a worker gets: the content of a file per number."""
+    contents = [(folder / str(number)).read_text() for number in table["number"].to_pylist()]
+    return pa.table({"number": list(map(int, contents))})
+
+
 @pytest.fixture(autouse=True)
 def polls_often(ray_local, monkeypatch):
     monkeypatch.setattr(watchdog, "POLL_SECONDS", 0.1)
@@ -113,6 +133,19 @@ def test_a_number_that_kills_workers_is_given_up_and_costs_no_other(tmp_path):
 def test_a_batch_whose_worker_dies_once_is_processed_again(tmp_path):
     results = run(tmp_path, [1, KILLS_ONCE, 3])
     assert results == {1: 1, KILLS_ONCE: KILLS_ONCE**2, 3: 9, "replays": 1}
+
+
+def test_what_is_read_before_and_prepared_beside_is_what_workers_process(tmp_path):
+    """The files have other numbers than the batches; a worker that dies while it prepares costs its number alone."""
+    for number in range(6):
+        (tmp_path / str(number)).write_text(str(number + 10))
+    read = functools.partial(read_files, folder=tmp_path)
+    work = Work(PreparedSquares, (str(tmp_path), ""), 3, None, "squares", TERMS, read=read)
+    batches = [pa.table({"number": [0, 1, 2]}), pa.table({"number": [3, 4, 5]})]
+    rows: list[dict[str, Any]] = []
+    Queue(work, Pool(Request(0.0, (1, 1))), batches).run(lambda table: rows.extend(table.to_pylist()), lambda: None)
+    squares = {row["number"]: row["square"] for row in rows}
+    assert squares == {10: 100, 11: 121, 12: 144, KILLS: None, 14: 196, 15: 225}
 
 
 @pytest.mark.slow

@@ -1,5 +1,5 @@
 """Downloads the weights of a hub model to every node before its actors start, once per node, with a progress line.
-Knows Ray's nodes; how a file is downloaded is in `actors.hub`."""
+Knows Ray's nodes; the caller knows the files, and how a file is downloaded is in `actors.hub`."""
 
 import contextlib
 import itertools
@@ -8,20 +8,21 @@ from typing import Any
 
 from actors import hub
 from actors.errors import ModelError
-from actors.recipe import Recipe
 from ray_app.errors import ModelRefused
 from ray_app.messages import LOG
 from ray_app.progress import Bytes
 
 POLL_SECONDS = 0.5
 ALONGSIDE = {"num_cpus": 0, "max_concurrency": 2}
+FilesOf = Callable[[hub.Tell], hub.Files]
+"""Gives a model's files; lines to show are passed to its argument. Runs on each node."""
 
 
 class Fetcher:
     """On a node: `fetch` in one thread, `progress` in another."""
 
-    def __init__(self, recipe: Recipe):
-        self.recipe = recipe
+    def __init__(self, files_of: FilesOf):
+        self._files_of = files_of
         self._files: Any = None
         self._before = self._missing = 0
         self._lines: list[str] = []
@@ -29,7 +30,7 @@ class Fetcher:
     def fetch(self) -> str | None:
         """Download what is missing; why that can't be done."""
         try:
-            files = hub.files_of(self.recipe, self._lines.append)
+            files = self._files_of(self._lines.append)
             self._before, self._missing = files.arrived(), files.missing()
             self._files = files
             files.fetch()
@@ -44,10 +45,11 @@ class Fetcher:
         return max(0, min(came, self._missing)), self._missing, lines
 
 
-def everywhere(recipe: Recipe, takes_gpus: bool, meanwhile: Callable[[], None]) -> None:
+def everywhere(name: str, files_of: FilesOf, takes_gpus: bool, meanwhile: Callable[[], None]) -> None:
     """Fetch on every node that has room for an actor; a node that joins later fetches when its actors load.
 
     Args:
+        name: the model's, for messages.
         meanwhile: called several times a second; may raise.
 
     Raises:
@@ -56,15 +58,15 @@ def everywhere(recipe: Recipe, takes_gpus: bool, meanwhile: Callable[[], None]) 
     import ray
     from ray.exceptions import RayError
 
-    if recipe.hub_revision is None:
-        return
     resource = "GPU" if takes_gpus else "CPU"
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get(resource)]
     fetcher: Any = ray.remote(Fetcher)
     places = {node["NodeID"]: node["NodeManagerAddress"] for node in nodes}
-    on = {node: fetcher.options(label_selector={"ray.io/node-id": node}, **ALONGSIDE).remote(recipe) for node in places}
+    on = {
+        node: fetcher.options(label_selector={"ray.io/node-id": node}, **ALONGSIDE).remote(files_of) for node in places
+    }
     under_way = {actor.fetch.remote(): node for node, actor in on.items()}
-    with contextlib.closing(Bytes(f"of {recipe.model_path} fetched")) as shown:
+    with contextlib.closing(Bytes(f"of {name} fetched")) as shown:
         while under_way:
             ready, _ = ray.wait(list(under_way), timeout=POLL_SECONDS)
             meanwhile()
