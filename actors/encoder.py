@@ -128,7 +128,7 @@ class ImageEncoder:
         return _vectors(self.model.get_text_features(**tokens.to(self.encoder.device)))
 
     def give_up(self, rows: int, error_type: str, message: str) -> list[Encoded]:
-        """What `encode` would return if none of so many rows could be encoded, without trying."""
+        """What `encode` would return if none of this number of rows could be encoded, without trying."""
         return [Encoded(None, error_type, message)] * rows
 
     def _prepare(self, image: bytes | None, text: str | None) -> Prepared:

@@ -43,8 +43,8 @@ def target_pad(image: Image.Image, ratio: float = TARGET_RATIO) -> Image.Image:
     width, height = image.size
     if max(width, height) / min(width, height) < ratio:
         return image
-    wanted = max(width, height) / ratio
-    across, down = (max(int((wanted - side) / 2), 0) for side in (width, height))
+    shorter_side = max(width, height) / ratio
+    across, down = (max(int((shorter_side - side) / 2), 0) for side in (width, height))
     padded = Image.new(image.mode, (width + 2 * across, height + 2 * down))
     padded.paste(image, (across, down))
     return padded

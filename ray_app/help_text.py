@@ -16,8 +16,8 @@ import tyro
 GROUPS = {
     "model": (
         "sdxl_path", "flux_path", "variant", "revision", "device", "guidance_scale", "negative_prompt", "height",
-        "width", "Generate.seed", "Preview.seed", "seed_mode", "mode", "preprocessing", "max_sequence_length", "vae_dtype",
-        "compile", "batch_size",
+        "width", "Generate.seed", "Preview.seed", "seed_mode", "mode", "preprocessing", "max_sequence_length",
+        "vae_dtype", "compile", "batch_size",
     ),
     "output": (
         "format", "output", "output_dir", "image_format", "image_quality", "gallery_path", "thumbnails",

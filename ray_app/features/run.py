@@ -43,7 +43,7 @@ class Run:
         plan, encoder, options: what to encode, and how.
         places: the outputs that the plan's items count.
         parts: takes the rows.
-        record: beaten while the run goes on.
+        record: its heartbeat is written during the run.
         interrupts: tells when to stop.
         worker: what the actors run.
     """
@@ -65,7 +65,7 @@ class Run:
         """Rows "ok" and "failed", images and texts "encoded", batches "replayed" after a death."""
 
     def run(self) -> None:
-        """Encode and commit. Every row that reached the driver is committed and counted on every way out.
+        """Encode and commit. Every row that reached the driver is committed and counted on every exit path.
 
         Raises:
             KeyboardInterrupt: a signal came.

@@ -1,4 +1,4 @@
-"""PartWriter: rows that arrive while a run goes on become immutable Parquet parts, every few seconds.
+"""PartWriter: rows that arrive during a run become immutable Parquet parts, every few seconds.
 Knows when a part is due and how it is written; nothing of columns."""
 
 import time

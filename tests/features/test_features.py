@@ -184,7 +184,7 @@ def test_missing_and_changed_files_are_failures_and_cost_no_other(ray_local, her
     }  # fmt: skip
 
 
-def test_a_damaged_part_is_set_aside_and_its_vectors_encoded_again(ray_local, here, capsys):
+def test_a_damaged_part_is_quarantined_and_its_vectors_encoded_again(ray_local, here, capsys):
     part = write_features(here, own_contents(here))
     flip_bit_of_a_page(part, "vector.list.element")
     assert main(["verify", "--output_base_path", str(here / "out")]) == 1
