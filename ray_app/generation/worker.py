@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from actors.errors import ModelError, ModelNeedsMemory
+from actors.errors import DeviceLost, ModelError, ModelNeedsMemory
 from actors.recipe import Capture, Recipe
 from ray_app.index.schema import GENERATOR, PLAN, SLOT, WORKER, names_from
 from ray_app.index.schema import SCHEMA as INDEX
+from ray_app.messages import LOG
 from ray_app.work_queue.worker import Worker
 
 _SLOT_STRUCT = pa.struct([*map(INDEX.field, names_from(SLOT)), ("file", pa.string())])
@@ -31,17 +32,31 @@ class ImageWorker(Worker):
 
     ITEM = "denoise_id"
     LOADED_ELSEWHERE: ClassVar = (ModelNeedsMemory,)  # memory may be free a moment later, or on another node
+    CARD_FAILED: ClassVar = (DeviceLost,)
 
     def load(self, recipe: Recipe, captures: Sequence[Capture], threads: int | None) -> Any:
         """The image generator."""
         from actors.generator import ImageGenerator
 
-        return ImageGenerator(recipe, captures, threads)
+        generator = ImageGenerator(recipe, captures, threads, memory_share=self._share_of_gpu())
+        generator.on_notice = self._tell
+        return generator
+
+    def _share_of_gpu(self) -> float:
+        """The share that this actor has reserved of a GPU, above 0 and at most 1."""
+        import ray
+
+        return min(1.0, ray.get_runtime_context().get_assigned_resources().get("GPU") or 1.0)
+
+    def _tell(self, line: str) -> None:
+        LOG.warning(f"worker {str(self.actor_id)[:8]} {line}")
 
     def explain(self, error: Exception, recipe: Recipe, captures: Sequence[Capture], threads: int | None) -> Exception:
         """A ModelError, also for errors that are not the model's, such as a broken installation."""
         if isinstance(error, ModelError):
             return error
+        if isinstance(error, DeviceLost):
+            return ModelError(f"{recipe.model_path}: the device can't be used: {error}")
         return ModelError(f"{recipe.model_path}: can't be loaded: {type(error).__name__}: {error}")
 
     def process(self, batch: dict[str, list[Any]]) -> list[Any]:

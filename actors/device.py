@@ -1,0 +1,66 @@
+"""The device of a process: whether it still answers, and which errors are its own and not a model's or a prompt's.
+Knows CUDA through torch; nothing of pipelines. A CPU always answers."""
+
+from collections.abc import Callable
+
+import torch
+
+from actors import memory
+
+Probe = Callable[[], object]
+"""Uses the device a little, and raises if it no longer answers."""
+
+DEVICE_TEXTS = (
+    "CUDA error",
+    "CUDA driver",
+    "NVIDIA driver",
+    "no kernel image",
+    "unspecified launch failure",
+    "CUDNN_STATUS_EXECUTION_FAILED",
+    "CUDNN_STATUS_NOT_INITIALIZED",
+    "CUBLAS_STATUS_EXECUTION_FAILED",
+    "C compiler",
+    "Python.h",
+)
+"""What a RuntimeError says that comes from the device, its driver or what compiles for it."""
+
+
+def make_probe(device: str) -> Probe:
+    """The probe of "cuda" or "cpu"."""
+    return _probe_cuda if device == "cuda" else lambda: None
+
+
+def _probe_cuda() -> None:
+    torch.cuda.synchronize()
+    torch.zeros(1, device="cuda").item()
+
+
+def find_loss(probe: Probe) -> Exception | None:
+    """What the probe raises, or None if the device answers. Lack of memory is an answer.
+
+    After an illegal access, an ECC error or a failed assertion on the device CUDA raises for everything that the
+    process does: that is how a lost device differs from a prompt's own error.
+    """
+    try:
+        probe()
+    except Exception as error:
+        return None if memory.is_out_of_memory(error) else error
+    return None
+
+
+def is_device_error(error: BaseException | None) -> bool:
+    """Whether an error, or one of its causes, comes from the device or from what compiles for it."""
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    if error is None:
+        return False
+    if isinstance(error, torch.AcceleratorError | BackendCompilerFailed):
+        return True
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in DEVICE_TEXTS):
+        return True
+    return is_device_error(error.__cause__ or error.__context__)
+
+
+def describe(error: Exception) -> str:
+    """The first line of an error: torch adds lines of advice for its developers."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
