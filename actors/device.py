@@ -61,6 +61,16 @@ def is_device_error(error: BaseException | None) -> bool:
     return is_device_error(error.__cause__ or error.__context__)
 
 
+def hardware(device: str) -> dict[str, str]:
+    """What the low bits of images depend on here besides the recipe: the device, and how torch was built for it."""
+    if device != "cuda":
+        name, capability = "CPU", torch.backends.cpu.get_cpu_capability()
+    else:
+        properties = torch.cuda.get_device_properties(0)
+        name, capability = properties.name, f"{properties.major}.{properties.minor}"
+    return {"device": name, "capability": capability, "torch": torch.__version__, "cuda": torch.version.cuda or ""}
+
+
 def describe(error: Exception) -> str:
     """The first line of an error: torch adds lines of advice for its developers."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

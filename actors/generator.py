@@ -99,6 +99,8 @@ class ImageGenerator:
                 raise DeviceUnfit(device.describe(error)) from error
             kind = ModelNeedsMemory if memory.is_out_of_memory(error) else ModelError
             raise kind(f"{recipe.model_path}: can't be loaded as {recipe.model_type}: {_reason(error)}") from error
+        self.hardware = device.hardware(recipe.device)
+        """What generates the images, as it is recorded."""
         self.on_timing: Callable[[Timing], object] = lambda timing: None
         """Called with the duration of each piece of work after it has ended, in the thread that did it."""
         self._embeddings: OrderedDict[str, pipelines.Embeddings] = OrderedDict()

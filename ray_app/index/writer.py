@@ -3,6 +3,7 @@ Knows parts and their metadata; nothing of how images are generated."""
 
 import dataclasses
 import datetime
+import json
 import time
 from typing import Any
 
@@ -54,7 +55,10 @@ class IndexWriter:
             "recipe": recipe.fingerprint(),
             "run_id": writer.run_id,
         }
-        self.schema = with_sources({recipe.fingerprint(): dataclasses.asdict(recipe)}, [pixel_versions()])
+        self._recipes = {recipe.fingerprint(): dataclasses.asdict(recipe)}
+        self.schema = with_sources(self._recipes, [pixel_versions()])
+        self.hardware: list[dict[str, str]] = []
+        """The kinds of hardware that generated the images so far."""
         self._tables: list[pa.Table] = []
         self._rows = 0
         self._sequence = 0
@@ -75,6 +79,7 @@ class IndexWriter:
         """Take rows into the next part. Columns that are neither in the rows nor constant for the run are null."""
         if not rows.num_rows:
             return
+        self._note_hardware(rows)
         # a later row wins, whatever the clock says: it may have been set back, or be behind another host's
         newest = self._newest or newest_time(self.writer.output, self.model_type)
         now = self._newest = max(datetime.datetime.now(datetime.UTC), newest + TICK)
@@ -89,6 +94,16 @@ class IndexWriter:
             self._oldest = time.monotonic()
         self._tables.append(pa.table(columns, schema=self.schema))
         self._rows += rows.num_rows
+
+    def _note_hardware(self, rows: pa.Table) -> None:
+        """Later parts name all kinds of hardware of this run so far in their metadata."""
+        if "hardware" not in rows.column_names:
+            return
+        kinds = [json.loads(kind) for kind in rows["hardware"].unique().drop_null().to_pylist()]
+        if any(kind not in self.hardware for kind in kinds):
+            self.commit()  # rows that wait have the metadata of before
+            self.hardware += [kind for kind in kinds if kind not in self.hardware]
+            self.schema = with_sources(self._recipes, [pixel_versions()], hardware=self.hardware)
 
     def commit_if_due(self) -> None:
         """Commit a part if the oldest row waits for `COMMIT_SECONDS`, or `COMMIT_ROWS` rows wait."""
