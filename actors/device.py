@@ -1,6 +1,7 @@
 """The device of a process: whether it still answers, and which errors are its own and not a model's or a prompt's.
 Knows CUDA through torch; nothing of pipelines. A CPU always answers."""
 
+import os
 from collections.abc import Callable
 
 import torch
@@ -23,6 +24,17 @@ DEVICE_TEXTS = (
     "Python.h",
 )
 """What a RuntimeError says that comes from the device, its driver or what compiles for it."""
+
+
+def set_deterministic(is_deterministic: bool) -> None:
+    """Whether this process uses deterministic kernels only; call it before the device is first used.
+
+    An operation that has none raises a RuntimeError.
+    """
+    if is_deterministic:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # else cuBLAS may choose another algorithm for each stream
+        torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(is_deterministic)
 
 
 def make_probe(device: str) -> Probe:

@@ -86,6 +86,7 @@ class ImageGenerator:
         self._sizer = memory.BatchSizer(recipe.batch_size, recipe.device, pipelines.most_decoded(recipe))
         self.on_notice: Callable[[str], object] = LOG.warning
         """Set it to be told what a user should know of this generator."""
+        device.set_deterministic(recipe.deterministic)
         self.probe = device.make_probe(recipe.device)
         """Raises if the device no longer answers; called after an error."""
         if loss := device.find_loss(self.probe):

@@ -1,5 +1,8 @@
 """A device that no longer answers: what torch raises then, in each stage of a real tiny pipeline."""
 
+import dataclasses
+import os
+
 import pytest
 import torch
 from torch._inductor.exc import InductorError
@@ -7,7 +10,7 @@ from torch._inductor.exc import InductorError
 from actors import device, pipelines
 from actors.errors import DeviceLost, DeviceUnfit, ModelError
 from actors.generator import ImageGenerator
-from actors.recipe import Capture
+from actors.recipe import Capture, fingerprint
 
 ILLEGAL = "CUDA error: an illegal memory access was encountered"
 BATCH = {"prompt": ["a dog", "a cat"], "seed": [0, 0], "captures": [[0], [0]]}
@@ -87,3 +90,30 @@ def test_a_device_that_answers_nothing_is_unfit_before_a_model_is_loaded(generat
     monkeypatch.setattr(pipelines, "load", None)
     with pytest.raises(DeviceUnfit, match=f"^{ILLEGAL}$"):
         ImageGenerator(generator.recipe, [Capture(1)], threads=1)
+
+
+def test_deterministic_kernels_are_used_where_the_recipe_says_so(generator, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # restored at the end
+    usual = generator(BATCH)["image"]
+    assert not torch.are_deterministic_algorithms_enabled()
+    try:
+        recipe = dataclasses.replace(generator.recipe, deterministic=True)
+        assert recipe.fingerprint() != generator.recipe.fingerprint()
+        assert ImageGenerator(recipe, [Capture(1)], threads=1)(BATCH)["image"] == usual  # CPUs have no others
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        device.set_deterministic(False)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_recipe_without_deterministic_kernels_has_the_fingerprint_of_before(generator):
+    values = dataclasses.asdict(generator.recipe)
+    del values["deterministic"]
+    assert generator.recipe.fingerprint() == fingerprint(values)
+
+
+def test_hardware_is_named_with_what_torch_was_built_for():
+    here = device.hardware("cpu")
+    assert (here["device"], here["torch"]) == ("CPU", torch.__version__)
+    assert here["capability"]
