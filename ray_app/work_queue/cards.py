@@ -123,8 +123,8 @@ class Holder:
 class Holders:
     """Reserves the cards that are left out, one holder after the other on each.
 
-    Ray takes no request for one particular GPU of a node: a holder that got another card keeps it until the right one is held,
-    since Ray would give it the same one again.
+    Ray takes no request for one particular GPU of a node: a holder that got another card keeps it until the right one
+    is held, since Ray would give it the same one again.
 
     Args:
         worker: the class whose `card` says which card a process has.
