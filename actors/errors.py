@@ -1,4 +1,4 @@
-"""Errors of a model, defined without torch, so that the driver and the queue can distinguish them."""
+"""Errors of a model or a device, defined without torch, so that the driver and the queue can distinguish them."""
 
 
 class ModelError(Exception):
@@ -7,3 +7,11 @@ class ModelError(Exception):
 
 class ModelNeedsMemory(ModelError):
     """The model could not be loaded for lack of memory: a retry may succeed a moment later, or on another node."""
+
+
+class DeviceLost(Exception):
+    """This process can't use its device any more, whatever it is given: another process must take over."""
+
+
+class DeviceUnfit(DeviceLost):
+    """The device, or its node, can't generate at all: found out before any prompt is at stake."""

@@ -3,6 +3,7 @@ A plain class that needs no Ray: call it from a test, a benchmark or a notebook.
 
 import dataclasses
 import io
+import logging
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -13,12 +14,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from actors import memory, pipelines, schedule
+from actors import device, memory, pipelines, schedule
 from actors.capture import StepCapture
-from actors.errors import ModelError, ModelNeedsMemory
+from actors.errors import DeviceLost, DeviceUnfit, ModelError, ModelNeedsMemory
 from actors.recipe import Capture, Recipe
 from actors.schedule import Schedule
 from actors.timing import Timing, Work, timed
+
+LOG = logging.getLogger("proxyqueue")
 
 SAME = 0.01
 """Share of the largest latent by which the same step may differ when it is repeated: low bits of a GPU's kernels."""
@@ -66,22 +69,39 @@ class ImageGenerator:
         captures: the images that can be requested; a batch's `captures` column indexes it.
         threads: CPU threads of torch. Their number changes low bits, so a run on CPUs uses one everywhere; None keeps
             torch's default.
+        memory_share: the share of its GPU's memory that this process may use.
 
     Raises:
         ModelError: the model can't be loaded; a ModelNeedsMemory if memory is what is missing.
+        DeviceUnfit: the device can't generate with any model.
     """
 
-    def __init__(self, recipe: Recipe, captures: Sequence[Capture], threads: int | None = None):
+    def __init__(
+        self, recipe: Recipe, captures: Sequence[Capture], threads: int | None = None, memory_share: float = 1.0
+    ):
         if threads is not None:
             torch.set_num_threads(threads)
         self.recipe = recipe
         self.captures = list(captures)
-        self._sizer = memory.BatchSizer(recipe.batch_size, recipe.device)
+        self._sizer = memory.BatchSizer(recipe.batch_size, recipe.device, pipelines.most_decoded(recipe))
+        self.on_notice: Callable[[str], object] = LOG.warning
+        """Set it to be told what a user should know of this generator."""
+        device.set_deterministic(recipe.deterministic)
+        self.probe = device.make_probe(recipe.device)
+        """Raises if the device no longer answers; called after an error."""
+        if loss := device.find_loss(self.probe):
+            raise DeviceUnfit(device.describe(loss)) from loss
+        if recipe.device == "cuda" and memory_share < 1:
+            torch.cuda.set_per_process_memory_fraction(memory_share)
         try:
             self.model = pipelines.load(recipe)
         except Exception as error:
+            if not memory.is_out_of_memory(error) and device.is_device_error(error):
+                raise DeviceUnfit(device.describe(error)) from error
             kind = ModelNeedsMemory if memory.is_out_of_memory(error) else ModelError
             raise kind(f"{recipe.model_path}: can't be loaded as {recipe.model_type}: {_reason(error)}") from error
+        self.hardware = device.hardware(recipe.device)
+        """What generates the images, as it is recorded."""
         self.on_timing: Callable[[Timing], object] = lambda timing: None
         """Called with the duration of each piece of work after it has ended, in the thread that did it."""
         self._embeddings: OrderedDict[str, pipelines.Embeddings] = OrderedDict()
@@ -109,7 +129,11 @@ class ImageGenerator:
         return self.encode(self.generate(batch))
 
     def generate(self, batch: dict[str, Sequence[Any]]) -> Generated:
-        """The first half of `__call__`: everything that the model is needed for."""
+        """The first half of `__call__`: everything that the model is needed for.
+
+        Raises:
+            DeviceLost: the device no longer answers; nothing of the batch is generated.
+        """
         requests = []
         for prompt, seed, indices in zip(batch["prompt"], batch["seed"], batch["captures"], strict=True):
             requests.append(Request(prompt, int(seed), [self.captures[index] for index in indices]))
@@ -136,7 +160,7 @@ class ImageGenerator:
         Raises whatever the pipeline raises; at most `batch_size` prompts, and the batch is padded to that.
         """
         return {
-            capture: pipelines.decode_to_uint8(self.model, run.latents[capture])[0][: len(prompts)]
+            capture: self._to_pixels(run.latents[capture])[0][: len(prompts)]
             for capture, run in self._denoise(prompts, seeds, captures).items()
         }
 
@@ -154,11 +178,17 @@ class ImageGenerator:
         except Exception as error:
             failure = Failure(memory.error_type(error), " ".join(str(error).split())[:500])
             is_smaller = self._sizer.on_error(error, "batch")
+            self._check_device(error)
         if is_smaller:
             return self._generate_all(requests)
         if len(requests) > 1:
             return [self._generate_all([request])[0] for request in requests]
         return [[self._failed(capture, failure) for capture in requests[0].captures]]
+
+    def _check_device(self, error: Exception) -> None:
+        """Raise DeviceLost if the device no longer answers after an error."""
+        if loss := device.find_loss(self.probe):
+            raise DeviceLost(device.describe(error)) from loss
 
     def _generate(self, requests: list[Request]) -> Generated:
         prompts = [request.prompt for request in requests]
@@ -172,7 +202,7 @@ class ImageGenerator:
     def _decode(self, capture: Capture, run: StepCapture, prompts: list[str]) -> list[GeneratedImage]:
         """A capture's image of each prompt, possibly including prompts that don't request this capture."""
         with self.timed("decoding") as decoding:
-            pixels, finite = pipelines.decode_to_uint8(self.model, run.latents[capture])
+            pixels, finite = self._to_pixels(run.latents[capture])
         bad_steps = run.first_bad_steps()
         images = []
         for row, prompt in enumerate(prompts):
@@ -191,6 +221,29 @@ class ImageGenerator:
             }
             images.append(GeneratedImage(columns, pixels[row]))
         return images
+
+    def _to_pixels(self, latents: torch.Tensor) -> tuple[np.ndarray, list[bool]]:
+        """Decode, as many images at a time as fit; what `decode_to_uint8` returns."""
+        while True:
+            try:
+                return pipelines.decode_to_uint8(self.model, latents, self._sizer.decode_size)
+            except Exception as error:
+                if not self._sizer.on_error(error, "decode"):
+                    raise
+            if self._sizer.is_tiled:
+                self.model.pipe.vae.enable_tiling()
+            self.on_notice(self._describe_decoding())
+
+    def _describe_decoding(self) -> str:
+        if self._sizer.is_tiled:
+            return (
+                "ran out of memory while decoding one image, and decodes in tiles from now on, which changes pixels;"
+                " for equal images set a smaller --height and --width, or use a GPU with more free memory"
+            )
+        return (
+            f"ran out of memory while decoding, and decodes {self._sizer.decode_size} images at a time from now on"
+            f" (low bits may differ); use --batch_size {self._sizer.decode_size} to start with as many"
+        )
 
     def _encoded(self, image: GeneratedImage) -> dict[str, Any]:
         """The image's row, with its encoded file if it has pixels."""
@@ -240,27 +293,34 @@ class ImageGenerator:
         return taken
 
     def _try(self, steps: int) -> None:
-        """Raise ModelError if a run of `steps` steps fails, or does not depend on its seed alone; begins it twice.
+        """Begin a run of `steps` steps twice, and decode it: what only shows at the first kernel shows here.
 
         Does not check the memory for a full batch: batches can be made smaller.
+
+        Raises:
+            ModelError: a run of `steps` steps fails, or does not depend on its seed alone.
+            DeviceUnfit: the cause is the device, its driver, or what compiles for it.
         """
         name = type(self.model.pipe.scheduler).__name__
         latents: list[torch.Tensor] = []
 
         def stop(pipe: Any, index: int, timestep: Any, callback_kwargs: dict[str, Any]) -> dict[str, Any]:
             self._schedules[steps] = schedule.read(pipe.scheduler, steps)
-            latents.append(callback_kwargs["latents"].float())
+            latents.append(callback_kwargs["latents"])
             pipe._interrupt = True
             return callback_kwargs
 
         try:
             for _ in range(2):
                 pipelines.denoise(self.model, [self._embed("")] * self.batch_size, [0] * self.batch_size, steps, stop)
+            self._to_pixels(latents[-1])
         except Exception as error:
             if self._sizer.on_error(error, "try"):
                 return
+            if device.is_device_error(error) or device.find_loss(self.probe):
+                raise DeviceUnfit(device.describe(error)) from error
             raise ModelError(f"{self.recipe.model_path}: {steps} steps with {name}: {_reason(error)}") from error
-        first, second = latents
+        first, second = (each.float() for each in latents)
         is_same = (first - second).abs() <= SAME * first.abs().max()
         if not (is_same | first.isnan()).all():
             raise ModelError(

@@ -18,8 +18,8 @@ RETURN_FREED = ((M_MMAP_THRESHOLD, 2**17), (M_TRIM_THRESHOLD, 2**17), (M_TOP_PAD
 DECODE_PIXELS = 2**21
 """Pixels decoded at a time on a GPU: eight images of 512 px or two of 1024 px, 6.4 GB of float32 activations."""
 
-Stage = Literal["try", "batch"]
-"""What an error ends: the first try of a model, or a batch of prompts."""
+Stage = Literal["try", "batch", "decode"]
+"""What an error ends: the first try of a model, a batch of prompts, or the decoding of some images."""
 
 OUT_OF_MEMORY_TEXTS = (
     "can't allocate memory",
@@ -27,6 +27,8 @@ OUT_OF_MEMORY_TEXTS = (
     "out of memory",
     "ALLOC_FAILED",
     "ALLOCATION_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # its handle wants memory of its own
+    "unable to find an engine",  # cuDNN has one that needs less, if any fits
 )
 """What a RuntimeError says if memory ran out: of torch's CPU allocator, oneDNN, CUDA, cuBLAS and cuDNN."""
 
@@ -71,25 +73,30 @@ def error_type(error: BaseException) -> str:
 
 
 class BatchSizer:
-    """How many prompts are denoised together: half as many whenever memory runs out, and never more again.
+    """How much is done at a time: half as much whenever memory runs out, and never more again.
 
     Args:
-        size: prompts of a batch at first.
+        size: prompts that are denoised together at first.
         device: "cuda" or "cpu".
+        decode_size: images that are decoded at a time at first; None for all of a batch.
     """
 
-    def __init__(self, size: int, device: str):
+    def __init__(self, size: int, device: str, decode_size: int | None = None):
         self.size, self.device = size, device
+        self.decode_size = min(size, decode_size or size)
+        self.is_tiled = False
+        """Whether an image is decoded in parts, since not even one fitted."""
 
     def on_error(self, error: BaseException, stage: Stage) -> bool:
-        """Whether the work can continue after an error: memory ran out, and a smaller batch may fit.
+        """Whether the work can continue after an error: memory ran out, and less at a time may fit.
 
         What the failed work held is freed and returned to the system. Call it where the error is handled, and retry
         the work after that, outside of the handler.
 
         Args:
             stage: after a failed try of the model the batches decide whether to become smaller; a failed batch is
-                halved, unless it has a single prompt.
+                halved, unless it has a single prompt; after a failed decoding half as many images are decoded at a
+                time, and a single image in tiles.
         """
         if not is_out_of_memory(error):
             return False
@@ -97,10 +104,21 @@ class BatchSizer:
         release_free_memory(self.device)
         if stage == "try":
             return True
+        if stage == "decode":
+            return self._decode_less()
         if self.size == 1:
             return False
         self.size //= 2
+        self.decode_size = min(self.decode_size, self.size)
         return True
+
+    def _decode_less(self) -> bool:
+        if self.decode_size > 1:
+            self.decode_size //= 2
+            return True
+        could_be_tiled = not self.is_tiled
+        self.is_tiled = True
+        return could_be_tiled
 
 
 def _clear_frames(error: BaseException | None) -> None:

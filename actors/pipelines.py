@@ -183,14 +183,23 @@ def _check_tokenizer(pipe: Any, part: str, name: str) -> None:
         )
 
 
-def decode_to_uint8(model: Model, latents: torch.Tensor) -> tuple[np.ndarray, list[bool]]:
+def most_decoded(recipe: Recipe) -> int:
+    """How many images are decoded at a time at most."""
+    if recipe.device != "cuda":
+        return recipe.batch_size
+    return max(1, memory.DECODE_PIXELS // (recipe.height * recipe.width))
+
+
+def decode_to_uint8(model: Model, latents: torch.Tensor, most: int | None = None) -> tuple[np.ndarray, list[bool]]:
     """A batch's latents to RGB pixels, uint8 (n, h, w, 3), with the pipelines' own rounding.
 
     Decoded in chunks of one fixed size that divides the batch, so that an image's position in it changes no bit.
     Also tells which samples' pixels are all finite: the others are black or worse, as in the pipelines.
+
+    Args:
+        most: images of a chunk at most; None for `most_decoded`.
     """
-    recipe = model.recipe
-    fits = max(1, memory.DECODE_PIXELS // (recipe.height * recipe.width)) if recipe.device == "cuda" else len(latents)
+    fits = most or (most_decoded(model.recipe) if model.recipe.device == "cuda" else len(latents))
     chunk = max(size for size in range(1, len(latents) + 1) if len(latents) % size == 0 and size <= fits)
     images, finite = [], []
     for part in latents.split(chunk):

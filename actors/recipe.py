@@ -63,6 +63,7 @@ class Recipe:
     image_quality: int | None  # None for png, which has no quality
     mode: Mode = "once"
     compiled: bool = dataclasses.field(default=False, metadata=LOW_BITS)  # torch.compile of its repeated blocks
+    deterministic: bool = dataclasses.field(default=False, metadata=LOW_BITS | LATER)  # deterministic kernels of torch
 
     @property
     def hub_revision(self) -> str | None:

@@ -63,6 +63,7 @@ def test_doctor_reports_as_one_object(ray_local, tmp_path, capsys):
     assert code == bool(report["problems"])
     assert report.keys() == {
         "nodes", "autoscaler_max_nodes", "model", "output", "device", "max_actors", "problems",
+        "tried_gpus", "nodes_not_tried",
     }  # fmt: skip
     (node,) = report["nodes"]
     assert node["is_driver"]

@@ -27,6 +27,7 @@ class SyntheticImages:
     def __init__(self, recipe: Recipe, captures: Sequence[Capture], image_bytes: int, notes: str):
         self.recipe, self.captures = recipe, list(captures)
         self.image_bytes, self.notes = image_bytes, notes
+        self.hardware = {"device": "none"}
         self._bytes = os.urandom(BYTES + image_bytes)
 
     def generate(self, batch: dict[str, Sequence[Any]]) -> list[list[Capture]]:

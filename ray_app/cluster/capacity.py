@@ -14,6 +14,9 @@ from ray_app.progress import PoolState
 LONG_WAIT_SECONDS = 600.0
 """Clouds add a GPU within minutes; after this long somebody should look at what the autoscaler says."""
 
+ROUNDING = 1e-6
+"""Ray counts shares of a GPU in steps of 0.0001."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Request:
@@ -55,6 +58,10 @@ class Capacity:
         # the living workers are among the nodes that the autoscaler may have; the head never is
         on_head = sum(_actors_on(node, gpus_per_actor) for node in self.nodes if node.is_head)
         return max(now, on_head + _actors_on_added_nodes(self.autoscaler, gpus_per_actor))
+
+    def actors_ever_without(self, lost: int, gpus_per_actor: float) -> int:
+        """The same if so many of its GPUs (CPUs, where actors reserve none) can't be used."""
+        return max(0, self.actors_ever(gpus_per_actor) - _actors_fitting(lost, lost, gpus_per_actor))
 
     def check(self, request: Request) -> Iterator[Finding]:
         """What is wrong with a request, what prevents the run first."""
@@ -116,7 +123,16 @@ class Capacity:
 
 
 def _actors_on(node: LivingNode, gpus_per_actor: float) -> int:
-    return int(node.gpus / gpus_per_actor) if gpus_per_actor else int(node.cpus)
+    return _actors_fitting(node.gpus, node.cpus, gpus_per_actor)
+
+
+def _actors_fitting(gpus: float, cpus: float, gpus_per_actor: float) -> int:
+    """How many actors fit on a node. A share lies on one GPU: two GPUs hold four actors of 0.4, not five."""
+    if not gpus_per_actor:
+        return int(cpus)
+    if gpus_per_actor < 1:
+        return int(gpus) * int(1 / gpus_per_actor + ROUNDING)
+    return int(gpus / gpus_per_actor)
 
 
 def _format_workers(low: int, high: int) -> str:
@@ -135,7 +151,7 @@ def _nodes_to_add(autoscaler: Autoscaler) -> Iterator[tuple[float, int]]:
 
 
 def _actors_on_added_nodes(autoscaler: Autoscaler, gpus_per_actor: float) -> int:
-    return sum(count * int(gpus / gpus_per_actor) for gpus, count in _nodes_to_add(autoscaler))
+    return sum(count * _actors_fitting(gpus, 0, gpus_per_actor) for gpus, count in _nodes_to_add(autoscaler))
 
 
 class PoolWatch:

@@ -1,10 +1,10 @@
 """How similar two images are: PSNR and SSIM. Knows scikit-image and encoded bytes; nothing of steps or files."""
 
-import io
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+
+from ray_app.image_files import decode as decode
 
 SIGMA, WINDOW = 1.5, 11
 """The Gaussian window of SSIM's authors (Wang et al. 2004): standard deviation and width in pixels."""
@@ -17,16 +17,6 @@ class Similarity(NamedTuple):
     """Peak signal-to-noise ratio in dB, over all channels."""
     ssim: float
     """Structural similarity, the mean over pixels and channels; at most 1."""
-
-
-def decode(data: bytes) -> np.ndarray:
-    """An image's pixels, uint8 (height, width, 3).
-
-    Raises:
-        OSError: it can't be decoded.
-    """
-    with Image.open(io.BytesIO(data)) as image:
-        return np.asarray(image.convert("RGB"))
 
 
 def compare(image: np.ndarray, reference: np.ndarray) -> Similarity:

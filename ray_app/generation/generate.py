@@ -76,7 +76,7 @@ def _generate(job: Job, writer: Writer, interrupts: Interrupts, worker: type[Ima
         summary = report.summarize_run(job, run.counts, time.monotonic() - started)
         try:
             _remove_caches(job)
-            record.end(**outcome, summary=summary)
+            record.end(**outcome, summary=summary, notices=run.notices, hardware=run.index.hardware)
             runs.mark_dead_runs(writer)
             if run.counts["denoises"]:
                 summarize(report.describe_run(summary, writer))

@@ -106,6 +106,9 @@ class Generate(
     compile: bool = False
     """Compile the model's repeated blocks with torch.compile: takes minutes at the start of each actor, then faster.
     Output may not be bit-identical."""
+    deterministic: bool = False
+    """Use only those kernels of torch that give the same bits each time on the same GPU. Costs speed: cuDNN and cuBLAS
+    can't choose their fastest algorithms. A model with an operation that has no such kernel is refused."""
 
     batch_size: Annotated[int | None, AtLeast(1), Within(1, INT16)] = None
     """Prompts denoised together, always this many (the last batch is padded). Default depends on the model.

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from actors.errors import ModelError
+from actors.errors import DeviceLost, ModelError
 from actors.families import FAMILIES
 from actors.recipe import Capture
 from ray_app.errors import OK, SOME_FAILED, InputRefused, one_line
@@ -54,6 +54,8 @@ def _preview(options: Preview, model: str) -> int:
                 saved.append(name)
     except ModelError as error:
         raise InputRefused(str(error)) from error
+    except DeviceLost as error:
+        raise InputRefused(f"--device {recipe.device}: can't be used: {error}", flag="device") from error
     except OSError as error:
         raise InputRefused(
             f"--output_dir {folder}: can't be written: {error.strerror or one_line(error)}", flag="output_dir"

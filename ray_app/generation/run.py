@@ -62,6 +62,8 @@ class Run:
         self.record, self.interrupts, self.worker = record, interrupts, worker
         self.counts: collections.Counter[str] = collections.Counter()
         """Images "ok", "failed" and "truncated", "denoises" and their "steps", batches "replayed" after a death."""
+        self.notices: list[str] = []
+        """What workers and writers had to say, such as GPUs that are left out."""
         self.index = IndexWriter(writer, recipe)
         self._shrunk: set[str] = set()
 
@@ -83,6 +85,7 @@ class Run:
                 self.queue.run(self._take, self._tick)
             finally:
                 self.counts["replayed"] = self.queue.replays
+                self.notices += self.queue.notices
                 self.progress.close()
 
     def _work(self) -> Work:
@@ -147,7 +150,9 @@ class Run:
         for actor, size in zip(smaller["actor_id"].to_pylist(), smaller["batch_size"].to_pylist(), strict=True):
             if actor not in self._shrunk:
                 self._shrunk.add(actor)
-                LOG.warning(
+                line = (
                     f"worker {actor[:8]} ran out of memory at {self.recipe.batch_size} prompts; it generates"
                     f" {size} at a time from now on (low bits may differ); use a smaller --batch_size"
                 )
+                LOG.warning(line)
+                self.notices.append(line)

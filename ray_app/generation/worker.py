@@ -1,16 +1,20 @@
 """ImageWorker: batches of prompts through the image generator, one row per image.
 Knows the generator's columns and the plan's; nothing of files. torch is imported with the first worker."""
 
+import functools
 import itertools
+import json
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from actors.errors import ModelError, ModelNeedsMemory
+from actors.errors import DeviceLost, ModelError, ModelNeedsMemory
 from actors.recipe import Capture, Recipe
+from ray_app import machine
 from ray_app.index.schema import GENERATOR, PLAN, SLOT, WORKER, names_from
 from ray_app.index.schema import SCHEMA as INDEX
+from ray_app.messages import LOG
 from ray_app.work_queue.worker import Worker
 
 _SLOT_STRUCT = pa.struct([*map(INDEX.field, names_from(SLOT)), ("file", pa.string())])
@@ -19,6 +23,7 @@ SCHEMA = pa.schema(
         *map(INDEX.field, names_from(PLAN, GENERATOR, WORKER)),
         ("encode_seconds", pa.float32()),
         ("idle_seconds", pa.float32()),
+        ("hardware", pa.string()),
         ("image", pa.binary()),
         ("slots", pa.list_(_SLOT_STRUCT)),
     ]
@@ -31,17 +36,40 @@ class ImageWorker(Worker):
 
     ITEM = "denoise_id"
     LOADED_ELSEWHERE: ClassVar = (ModelNeedsMemory,)  # memory may be free a moment later, or on another node
+    CARD_FAILED: ClassVar = (DeviceLost,)
 
     def load(self, recipe: Recipe, captures: Sequence[Capture], threads: int | None) -> Any:
         """The image generator."""
         from actors.generator import ImageGenerator
 
-        return ImageGenerator(recipe, captures, threads)
+        generator = ImageGenerator(recipe, captures, threads, memory_share=self._share_of_gpu())
+        generator.on_notice = self._tell
+        return generator
+
+    @functools.cached_property
+    def _driver(self) -> str:
+        """The version of the GPU's driver, "" where nvidia-smi tells none."""
+        return next((version for (version,) in machine.query_gpus("driver_version")), "")
+
+    def _describe_hardware(self) -> str:
+        """What generates the images, as canonical JSON: workers on equal hardware give equal texts."""
+        return json.dumps({**self.loaded.hardware, "driver": self._driver}, sort_keys=True)
+
+    def _share_of_gpu(self) -> float:
+        """The share that this actor has reserved of a GPU, above 0 and at most 1."""
+        import ray
+
+        return min(1.0, ray.get_runtime_context().get_assigned_resources().get("GPU") or 1.0)
+
+    def _tell(self, line: str) -> None:
+        LOG.warning(f"worker {str(self.actor_id)[:8]} {line}")
 
     def explain(self, error: Exception, recipe: Recipe, captures: Sequence[Capture], threads: int | None) -> Exception:
         """A ModelError, also for errors that are not the model's, such as a broken installation."""
         if isinstance(error, ModelError):
             return error
+        if isinstance(error, DeviceLost):
+            return ModelError(f"{recipe.model_path}: the device can't be used: {error}")
         return ModelError(f"{recipe.model_path}: can't be loaded: {type(error).__name__}: {error}")
 
     def process(self, batch: dict[str, list[Any]]) -> list[Any]:
@@ -56,12 +84,14 @@ class ImageWorker(Worker):
         """Rows of `SCHEMA`: each image with the plan's columns of its prompt, and with the slots that request it."""
         images = self.loaded.encode(results)
         capture_of_image = itertools.chain.from_iterable(batch["captures"])  # the generator keeps their order
+        hardware = self._describe_hardware()
         rows = []
         for number, (place, capture) in enumerate(zip(images["row"], capture_of_image, strict=True)):
             row = {name: column[number] for name, column in images.items()}
             row |= {name: batch[name][place] for name in names_from(PLAN)}
             row |= {"actor_id": self.actor_id, "node_id": self.node_id}
             row["idle_seconds"] = idle_seconds if number == 0 else 0.0  # of the batch: counted once
+            row["hardware"] = hardware
             row["slots"] = [slot for slot in batch["slots"][place] if capture in slot["captures"]]
             rows.append(row)
         return pa.Table.from_pylist(rows, schema=SCHEMA)

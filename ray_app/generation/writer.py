@@ -26,6 +26,7 @@ WRITTEN = pa.schema(
     [
         *(SCHEMA.field(name) for name in (*_FROM_SLOT, *_FROM_IMAGE, *names_from(FROM_WRITER))),
         *(pa.field(name, pa.float32()) for name in MEASURED),
+        pa.field("hardware", pa.string()),
     ]
 )
 """Columns of the rows that leave the writer: the index's, except those that are constant for the run."""
@@ -54,6 +55,7 @@ def write_images(table: pa.Table, writer: Writer, model_type: str, notice: Send 
             row |= {name: image[name] for name in _FROM_IMAGE}
             row |= {"path": f"{folder}/{slot['file']}", **of_file}
             row |= {"encode_seconds": image["encode_seconds"], "idle_seconds": idle_seconds}
+            row["hardware"] = image["hardware"]
             idle_seconds = 0.0  # of the actor: counted once, not per slot
             rows.append(row)
             if image["image"] is not None:

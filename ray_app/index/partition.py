@@ -6,7 +6,7 @@ import functools
 import itertools
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -15,7 +15,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from ray_app.errors import OutputRefused, Refused, one_line
-from ray_app.index.schema import RECIPES_KEY, REQUIRED, SCHEMA, VERSION, VERSION_KEY, VERSIONS_KEY
+from ray_app.index.schema import HARDWARE_KEY, RECIPES_KEY, REQUIRED, SCHEMA, VERSION, VERSION_KEY, VERSIONS_KEY
 from ray_app.messages import LOG
 from ray_app.output import layout
 from ray_app.output.output import Output
@@ -51,12 +51,14 @@ class Footer:
     Attributes:
         recipes: in full, by fingerprint.
         versions: sets of versions of the packages that generated its images; {} where an older version recorded none.
+        hardware: the kinds of hardware that generated them; empty where an older version recorded none.
     """
 
     rows: int
     schema: pa.Schema
     recipes: dict[str, dict[str, Any]]
     versions: list[dict[str, str]]
+    hardware: list[dict[str, str]]
 
 
 _footers: dict[Identity, Footer | str] = {}
@@ -117,8 +119,12 @@ class Partition:
     @property
     def versions(self) -> list[dict[str, str]]:
         """The sets of versions of all parts, each once."""
-        every = itertools.chain.from_iterable(footer.versions for footer in self.footers.values())
-        return [dict(versions) for versions in dict.fromkeys(tuple(sorted(one.items())) for one in every)]
+        return _each_once(footer.versions for footer in self.footers.values())
+
+    @property
+    def hardware(self) -> list[dict[str, str]]:
+        """The kinds of hardware of all parts, each once."""
+        return _each_once(footer.hardware for footer in self.footers.values())
 
     @property
     def schema(self) -> pa.Schema:
@@ -275,7 +281,15 @@ def _read_footer(output: Output, name: str) -> Footer:
     versions = json.loads(metadata.get(VERSIONS_KEY, b"[{}]"))
     if not isinstance(versions, list) or not all(_maps_texts(one) for one in versions):
         raise ValueError("its versions are not versions")
-    return Footer(rows, schema.remove_metadata(), recipes, versions)
+    hardware = json.loads(metadata.get(HARDWARE_KEY, b"[]"))
+    if not isinstance(hardware, list) or not all(_maps_texts(one) for one in hardware):
+        raise ValueError("its hardware is not hardware")
+    return Footer(rows, schema.remove_metadata(), recipes, versions, hardware)
+
+
+def _each_once(lists: Iterable[list[dict[str, str]]]) -> list[dict[str, str]]:
+    every = itertools.chain.from_iterable(lists)
+    return [dict(items) for items in dict.fromkeys(tuple(sorted(one.items())) for one in every)]
 
 
 def _maps_texts(value: Any) -> bool:

@@ -4,6 +4,7 @@ Knows parts and their metadata; nothing of how images are generated."""
 import dataclasses
 import datetime
 import functools
+import json
 from typing import Any
 
 import pyarrow as pa
@@ -42,17 +43,17 @@ class IndexWriter(PartWriter):
             "recipe": recipe.fingerprint(),
             "run_id": writer.run_id,
         }
-        self.schema = with_sources({recipe.fingerprint(): dataclasses.asdict(recipe)}, [pixel_versions()])
-        self._tables: list[pa.Table] = []
-        self._rows = 0
-        self._sequence = 0
-        self._oldest = 0.0
+        self._recipes = {recipe.fingerprint(): dataclasses.asdict(recipe)}
+        self.schema = with_sources(self._recipes, [pixel_versions()])
+        self.hardware: list[dict[str, str]] = []
+        """The kinds of hardware that generated the images so far."""
         self._newest: datetime.datetime | None = None
 
     def append(self, rows: pa.Table) -> None:
         """Take rows into the next part. Columns that are neither in the rows nor constant for the run are null."""
         if not rows.num_rows:
             return
+        self._note_hardware(rows)
         # a later row wins, whatever the clock says: it may have been set back, or be behind another host's
         newest = self._newest or newest_time(self.writer.output, self.model_type)
         now = self._newest = max(datetime.datetime.now(datetime.UTC), newest + TICK)
@@ -64,3 +65,13 @@ class IndexWriter(PartWriter):
                 value = now if field.name == "created_at" else self.constants.get(field.name)
                 columns.append(pa.repeat(pa.scalar(value, field.type), rows.num_rows))
         self.add(pa.table(columns, schema=self.schema))
+
+    def _note_hardware(self, rows: pa.Table) -> None:
+        """Later parts name all kinds of hardware of this run so far in their metadata."""
+        if "hardware" not in rows.column_names:
+            return
+        kinds = [json.loads(kind) for kind in rows["hardware"].unique().drop_null().to_pylist()]
+        if any(kind not in self.hardware for kind in kinds):
+            self.commit()  # rows that wait have the metadata of before
+            self.hardware += [kind for kind in kinds if kind not in self.hardware]
+            self.schema = with_sources(self._recipes, [pixel_versions()], hardware=self.hardware)

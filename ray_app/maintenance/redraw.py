@@ -1,5 +1,5 @@
 """Images generated again from nothing but the index, and compared byte for byte by their hashes.
-Knows recipes and rows; reads no image file."""
+Knows recipes and rows. Where the hardware differs, the image files are read and compared by their pixels."""
 
 import hashlib
 from collections.abc import Iterator
@@ -8,16 +8,24 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from actors.errors import ModelError
+from actors.errors import DeviceLost, ModelError
 from actors.recipe import Capture, Recipe
+from ray_app import image_files
+from ray_app.errors import one_line
 from ray_app.index import schema, versions
 from ray_app.index.partition import Partition
 from ray_app.maintenance.checks import Problem
+from ray_app.messages import LOG
+from ray_app.output.output import Output
 
 SCHEMA = pa.schema(
     [schema.SCHEMA.field(name) for name in ("prompt", "seed", "snapshot", "step", "path", "sha256", "recipe")]
 )
 DIFFERENT = "redrawn differently"
+COMPARED = ("device", "capability", "cuda")
+"""What decides which kernels run; the versions of packages are compared on their own."""
+LEAST_PSNR = 30.0
+"""In dB: what images that other hardware generated have in common at least; low bits of a kernel differ there."""
 
 
 def redraw(model_type: str, partition: Partition, numbers: np.ndarray) -> Iterator[Problem]:
@@ -32,7 +40,7 @@ def redraw(model_type: str, partition: Partition, numbers: np.ndarray) -> Iterat
         rows_by_recipe.setdefault(row["recipe"], []).append(row)
         numbers_by_recipe.setdefault(row["recipe"], []).append(number)
     for fingerprint, rows in rows_by_recipe.items():
-        differences = _compare(partition.recipes.get(fingerprint), rows)
+        differences = _compare(partition.recipes.get(fingerprint), rows, partition)
         for number, row, difference in zip(numbers_by_recipe[fingerprint], rows, differences, strict=True):
             if difference is not None:
                 kind, detail = difference
@@ -41,15 +49,20 @@ def redraw(model_type: str, partition: Partition, numbers: np.ndarray) -> Iterat
                 yield Problem(kind, row["path"], detail, model_type, number)
 
 
-def _compare(fields: dict[str, Any] | None, rows: list[dict[str, Any]]) -> Iterator[tuple[str, str] | None]:
+def _compare(
+    fields: dict[str, Any] | None, rows: list[dict[str, Any]], partition: Partition
+) -> Iterator[tuple[str, str] | None]:
     """For each row what is wrong, as kind and detail, or None; all rows are of one recipe."""
     capture_of_row = [Capture(row["step"], row["snapshot"]) for row in rows]
     captures = sorted(set(capture_of_row))
     try:
         generator = _load(fields, captures)
-    except ModelError as error:
+    except (ModelError, DeviceLost) as error:
         yield from [("not redrawn", str(error))] * len(rows)
         return
+    other_hardware = describe_other_hardware(partition.hardware, generator.hardware)
+    if other_hardware:
+        LOG.warning(f"{other_hardware}: images count as equal from a PSNR of {LEAST_PSNR:g} dB on")
     batch_size = generator.recipe.batch_size
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
@@ -64,7 +77,36 @@ def _compare(fields: dict[str, Any] | None, rows: list[dict[str, Any]]) -> Itera
         )
         for place, row in enumerate(batch):
             image = {name: values[place] for name, values in images.items()}
-            yield _difference(row, image)
+            difference = _difference(row, image)
+            if difference is not None and difference[0] == DIFFERENT and other_hardware:
+                difference = _difference_of_pixels(partition.output, row, image["image"])
+            yield difference
+
+
+def describe_other_hardware(recorded: list[dict[str, str]], here: dict[str, str]) -> str | None:
+    """How the hardware that generated images differs from this process's; None if it does not, or none is recorded."""
+    others = [kind for kind in recorded if any(kind.get(name) != here.get(name) for name in COMPARED)]
+    if not others:
+        return None
+    return f"generated on {' and '.join(map(_name, others))}, compared on {_name(here)}"
+
+
+def _name(hardware: dict[str, str]) -> str:
+    facts = [f"{name} {hardware[name]}" for name in ("driver", "torch", "cuda") if hardware.get(name)]
+    return f"{hardware.get('device', '?')} ({', '.join([hardware.get('capability', ''), *facts]).lstrip(', ')})"
+
+
+def _difference_of_pixels(output: Output, row: dict[str, Any], image: bytes) -> tuple[str, str] | None:
+    """What is wrong with an image that other hardware generated."""
+    try:
+        there, here = image_files.decode(output.read(row["path"])), image_files.decode(image)
+    except OSError as error:
+        return DIFFERENT, f"the image can't be read: {one_line(error)}"
+    if there.shape != here.shape:
+        return DIFFERENT, "its size differs"
+    if (psnr := image_files.psnr(there, here)) < LEAST_PSNR:
+        return DIFFERENT, f"PSNR {psnr:.1f} dB, below {LEAST_PSNR:g} dB"
+    return None
 
 
 def _load(fields: dict[str, Any] | None, captures: list[Capture]) -> Any:

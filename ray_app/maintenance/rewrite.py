@@ -92,7 +92,7 @@ def _is_compact(parts: int, newest: np.ndarray, rows: int) -> bool:
 
 def _replace(writer: Writer, model_type: str, old: Partition, kept: np.ndarray, sequence: Iterator[int]) -> int:
     """Write the rows of these numbers as new parts, then remove the old ones; how many new parts there are."""
-    output, schema = writer.output, with_sources(old.recipes, old.versions, old.schema)
+    output, schema = writer.output, with_sources(old.recipes, old.versions, old.schema, old.hardware)
     new: list[str] = []
     try:
         for start in range(0, len(kept), ROWS_A_PART):

@@ -1,6 +1,7 @@
 """The command `doctor`: what a cluster offers, each problem that a run would have there, and what to do about it.
 Knows what a run needs; `node_probe` probes nodes, `memory_estimate` sizes models, `capacity` counts actors."""
 
+import collections
 import contextlib
 import dataclasses
 import json
@@ -10,9 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from actors.families import FAMILIES
 from ray_app import machine, text_table
-from ray_app.cluster import autoscaling, connection, node_probe
+from ray_app.cluster import autoscaling, connection, gpu_probe, node_probe
 from ray_app.cluster.capacity import Capacity, Request
+from ray_app.cluster.gpu_probe import Gpu
 from ray_app.cluster.node_probe import Node
 from ray_app.errors import OK, PROBLEMS, Refused, one_line
 from ray_app.generation import memory_estimate
@@ -42,19 +45,26 @@ def doctor(options: Doctor) -> int:
     with connection.connected(options.address), _probe(options) as probe:
         nodes = node_probe.probe_nodes(folder, probe)
         capacity = Capacity(nodes, autoscaling.find())
+        gpus, not_tried = _try_gpus(run, nodes)
     problems = [
         *check_answers(nodes),
         *check_imports(nodes),
         *check_versions(nodes),
         *check_model(run, nodes, needs),
+        *check_gpus(run, gpus, needs),
         *check_output(options, nodes),
         *(finding.text for finding in capacity.check(Request(run.gpus(), run.worker_bounds()))),
     ]
     if options.format == "json":
         report = _build_report(run, nodes, capacity, weights, needs, problems)
+        report |= {"tried_gpus": [dataclasses.asdict(gpu) for gpu in gpus], "nodes_not_tried": not_tried}
         print(json.dumps(report, ensure_ascii=False, indent=1), flush=True)
     else:
-        print("\n".join([*_table(nodes), "", *_summary(run, capacity, weights, needs, counted), ""]))
+        print(
+            "\n".join(
+                [*_table(nodes), "", *_summary(run, capacity, weights, needs, counted), *_tried(gpus, not_tried), ""]
+            )
+        )
         print("\n".join(f"problem          {problem}" for problem in problems) or "no problems", flush=True)
     return PROBLEMS if problems else OK
 
@@ -158,6 +168,36 @@ def check_model(run: Generate, nodes: list[Node], needs: float) -> Iterator[str]
                     f"node {node.name}: has {node.memory / GB:.0f} GB of memory free and {actors:.0f} actors with"
                     f" {run.model()} need about {actors * needs / GB:.0f} GB; {advice}"
                 )
+
+
+def _try_gpus(run: Generate, nodes: list[Node]) -> tuple[list[Gpu], list[str]]:
+    """What `gpu_probe.try_gpus` finds, for a run on GPUs."""
+    if run.target_device() != "cuda":
+        return [], []
+    return gpu_probe.try_gpus(nodes, FAMILIES[run.model_type].dtypes["cuda"])
+
+
+def check_gpus(run: Generate, gpus: list[Gpu], needs: float) -> Iterator[str]:
+    """GPUs that don't compute, have errors, or whose memory other processes use."""
+    share = min(run.gpus(), 1.0)
+    for gpu in gpus:
+        place = f"node {gpu.node}: GPU {gpu.index}"
+        if gpu.error:
+            yield f"{place} can't be used: {gpu.error}; generate leaves it out"
+        if gpu.ecc_errors:
+            yield f"{place} has {gpu.ecc_errors} uncorrected ECC errors; reset it, or replace it if they come again"
+        if gpu.free is not None and gpu.total is not None and gpu.free * share < needs <= gpu.total * share:
+            used = (gpu.total - gpu.free) / GB
+            yield f"{place} has only {gpu.free / GB:.0f} GB free: other processes use {used:.0f} GB; end them"
+
+
+def _tried(gpus: list[Gpu], not_tried: list[str]) -> list[str]:
+    """Lines on the GPUs that were tried, one per kind, and on nodes whose GPUs could not be."""
+    kinds = collections.Counter((gpu.name, gpu.driver) for gpu in gpus if gpu.error is None)
+    lines = [f"GPUs tried       {count} x {name}, driver {driver}" for (name, driver), count in kinds.items()]
+    if not_tried:
+        lines.append(f"GPUs not tried   in use, or no answer: node {', '.join(not_tried)}")
+    return lines
 
 
 def _smaller(run: Generate, share: float) -> str:

@@ -6,8 +6,10 @@ import dataclasses
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from ray_app.work_queue.cards import FAILURES, Card, CardRecords, Holders
 
 ALONE_TRIES = 2
 """How often a worker may die with the same item, run on its own, before the item is given up."""
@@ -42,6 +44,7 @@ class InFlight:
     timed_out: bool = False
     node_died: bool = False
     nodes_lost: int = 0
+    card_failed: bool = False
 
 
 @dataclasses.dataclass
@@ -66,6 +69,8 @@ class Status:
     median_seconds: float | None
     in_flight: list[tuple[str, float]]  # worker, and seconds since it began
     notices: Sequence[str] = ()  # from workers, since the last status; per topic only the first
+    left_out: Mapping[Card, str] = dataclasses.field(default_factory=dict)
+    """The cards that failed too often, with their last error."""
 
 
 class InFlightTracker:
@@ -74,11 +79,20 @@ class InFlightTracker:
     Args:
         terms: how messages name things.
         alive_nodes: returns the ids of the nodes that are alive; None to know only those passed to `status`.
+        holders: keep workers away from cards that are left out; None to leave that to the caller.
     """
 
-    def __init__(self, terms: Terms | None = None, alive_nodes: Callable[[], set[str]] | None = None) -> None:
+    def __init__(
+        self,
+        terms: Terms | None = None,
+        alive_nodes: Callable[[], set[str]] | None = None,
+        holders: Holders | None = None,
+    ) -> None:
         self._terms = terms or Terms()
         self._alive_nodes = alive_nodes
+        self._holders = holders
+        self._cards = CardRecords()
+        self._card_of: dict[str, Card] = {}
         self._places: dict[str, tuple[str, int]] = {}
         self._loading: set[str] = set()
         self._loads = self._deaths_while_loading = self._replays = 0
@@ -94,30 +108,65 @@ class InFlightTracker:
             self._noticed.add(topic)
             self._notices.append(line)
 
-    def loading(self, worker: str, node_id: str, pid: int) -> None:
-        """A worker begins to load; if it had begun before, it died while loading."""
+    def loading(self, worker: str, node_id: str, pid: int, card: Card | None = None) -> bool:
+        """A worker begins to load; if it had begun before, it died while loading. False: it must not use its card."""
         self._deaths_while_loading += worker in self._loading
+        self._loading.discard(worker)
+        if card is not None and card in self._cards.left_out:
+            self._keep_out(card)
+            return False
         self._loading.add(worker)
         self._places[worker] = (node_id, pid)
+        if card is not None:
+            self._card_of[worker] = card
+        return True
 
     def loaded(self, worker: str) -> None:
         """A worker has finished loading."""
         self._loading.discard(worker)
         self._loads += 1
 
+    def card_failed(self, worker: str, batch: str | None, error: str) -> None:
+        """A worker is about to end, since its card has failed: with a batch, or while it loaded.
+
+        What the worker has in flight is not to blame, unless the batch fails on card after card.
+        """
+        self._loading.discard(worker)
+        card = self._card_of.get(worker)
+        if card is None:
+            return
+        is_cards_fault = self._cards.failed(card, batch, error)
+        for other, in_flight in self._batches.items():
+            if in_flight.worker == worker:
+                in_flight.card_failed = is_cards_fault or other != batch
+        if card in self._cards.left_out:
+            self.notice(
+                f"{card}: failed {FAILURES} times in a row, and is left out of this run: {error}", f"{card} out"
+            )
+            self._keep_out(card)
+        else:
+            self.notice(f"{card}: {error}; restarting its worker", f"{card} failed")
+        if self._holders is not None:
+            self._holders.release(self._cards.left_out)
+
+    def _keep_out(self, card: Card) -> None:
+        if self._holders is not None:
+            self._holders.hold(card)
+
     def begin(self, batch: str, worker: str) -> bool:
         """A worker begins a batch. False: another worker died with it, so its items are to run one by one.
 
-        A lost node says nothing about the batch that its worker had: the next try counts as the first one again.
+        A card that failed, or a lost node, says nothing about the batch that its worker had: the next try counts as the
+        first one again.
         """
         previous = self._batches.get(batch)
         current = self._batches[batch] = self._in_flight(worker)
         if previous is None:
             return True
         self._replays += 1
-        is_excused = self._is_node_lost(previous) and previous.nodes_lost < NODES_EXCUSED
-        current.nodes_lost = previous.nodes_lost + is_excused
-        current.is_one_item = previous.is_one_item or not is_excused
+        is_node_excused = self._is_node_lost(previous) and previous.nodes_lost < NODES_EXCUSED
+        current.nodes_lost = previous.nodes_lost + is_node_excused
+        current.is_one_item = previous.is_one_item or not (is_node_excused or previous.card_failed)
         return not current.is_one_item
 
     def begin_alone(self, batch: str, item: str, worker: str) -> tuple[str, str] | None:
@@ -129,7 +178,9 @@ class InFlightTracker:
         previous = suspect.in_flight
         if previous is not None and previous.timed_out:
             suspect.cause = self._terms.timeout_error
-        if previous is not None and suspect.nodes_lost < NODES_EXCUSED and self._is_node_lost(previous):
+        if previous is not None and previous.card_failed:
+            suspect.tries -= 1
+        elif previous is not None and suspect.nodes_lost < NODES_EXCUSED and self._is_node_lost(previous):
             suspect.nodes_lost += 1
             suspect.tries -= 1
         # the batch's entry now stands for this item: the time limit is per item from here on
@@ -148,13 +199,18 @@ class InFlightTracker:
 
     def end(self, batch: str) -> None:
         """The batch is done."""
+        self._cards.forget(batch)
         finished = self._batches.pop(batch, None)
+        if finished is not None and finished.worker in self._card_of:
+            self._cards.worked(self._card_of[finished.worker])
         if finished is not None:
             self._seconds.append(time.monotonic() - finished.started)
 
     def status(self, nodes: set[str]) -> Status:
         """Counts, and for how long each worker on these nodes has been busy; all other nodes are dead."""
         now = time.monotonic()
+        if self._holders is not None:
+            self._holders.look(self._cards.left_out)
         for in_flight in self._batches.values():
             in_flight.node_died = in_flight.node not in nodes
         return Status(
@@ -166,13 +222,16 @@ class InFlightTracker:
             in_flight=[
                 (in_flight.worker, now - in_flight.started)
                 for in_flight in self._batches.values()
-                if not in_flight.timed_out and not in_flight.node_died
+                if not (in_flight.timed_out or in_flight.node_died or in_flight.card_failed)
             ],
             notices=self._take_notices(),
+            left_out=dict(self._cards.left_out),
         )
 
     def finish(self) -> tuple[int, list[str]]:
         """At a run's end: how many batches began again after a worker died with them, and the remaining notices."""
+        if self._holders is not None:
+            self._holders.release({})
         return self._replays, self._take_notices()
 
     def _take_notices(self) -> list[str]:
@@ -219,12 +278,12 @@ class Notices:
             ray.get(self._tracker.notice.remote(line, topic), timeout=NOTICE_SECONDS)
 
 
-def start(node_id: str, terms: Terms) -> Any:
+def start(node_id: str, terms: Terms, holders: Holders | None = None) -> Any:
     """A tracker on the driver's node; its handle."""
     import ray
 
     tracker = ray.remote(num_cpus=0)(InFlightTracker).options(label_selector={"ray.io/node-id": node_id})
-    return tracker.remote(terms, alive_nodes)
+    return tracker.remote(terms, alive_nodes, holders)
 
 
 def alive_nodes() -> set[str]:

@@ -21,6 +21,7 @@ from ray_app.errors import ClusterRefused, Refused, one_line
 from ray_app.messages import LOG
 from ray_app.progress import PoolState
 from ray_app.work_queue import in_flight
+from ray_app.work_queue.cards import Holders
 from ray_app.work_queue.in_flight import Terms
 from ray_app.work_queue.watchdog import Watchdog
 from ray_app.work_queue.worker import Worker
@@ -98,6 +99,13 @@ class Pool:
     overlapped: bool = False
     files_anywhere: bool = False
 
+    @property
+    def resources(self) -> dict[str, Any]:
+        """What each actor reserves, as arguments of Ray."""
+        # a GPU actor reserves no CPU: nodes have fewer CPUs than such actors would want, and it needs one only briefly
+        gpus = self.request.gpus_per_actor
+        return {"num_gpus": gpus, "num_cpus": 0} if gpus else {"num_cpus": 1}
+
 
 class Queue:
     """Batches on their way through the pool. Ray must be connected.
@@ -111,13 +119,13 @@ class Queue:
         self.work, self.pool, self.batches = work, pool, batches
         self.replays = 0
         """Batches that were restarted after a worker died with them; counted when the run ends."""
-        self._tracker = in_flight.start(connection.node_id(), work.terms)
+        self._tracker = in_flight.start(connection.node_id(), work.terms, Holders(work.worker, pool.resources))
         check_comes_up(self._tracker)
         self._watchdog = Watchdog(self._tracker, work.timeout, work.name, work.terms)
-        autoscaler = autoscaling.find() if pool.request.gpus_per_actor else None
-        capacity = Capacity(connection.living_nodes(), autoscaler)
+        self._autoscaler = autoscaling.find() if pool.request.gpus_per_actor else None
+        capacity = Capacity(connection.living_nodes(), self._autoscaler)
         self._actors = capacity.choose_pool_size(pool.request, len(batches))
-        self._watch = PoolWatch(self._actors, self._count_actors, self._count_places, autoscaler)
+        self._watch = PoolWatch(self._actors, self._count_actors, self._count_places, self._autoscaler)
         self._next_look_for_worker = math.inf
 
     def run(self, on_rows: Callable[[pa.Table], object], on_tick: Callable[[], object]) -> None:
@@ -126,7 +134,7 @@ class Queue:
         Whatever either raises ends the run, and what is not processed yet is given up.
 
         Raises:
-            Refused: an error of a worker that is fatal, or workers that die while they load.
+            Refused: an error of a worker that is fatal, workers that die while they load, or no card that works.
         """
         results = Results(self._dataset(), self.work)
         self._next_look_for_worker = time.monotonic() + FIRST_WORKER_SECONDS
@@ -137,13 +145,33 @@ class Queue:
                     if rows is not None:
                         on_rows(rows)
                     self._watchdog.tick()
+                    self._check_cards()
                     self._look_for_first_worker()
         finally:
             self.replays = self._watchdog.count_replays()
 
+    @property
+    def notices(self) -> list[str]:
+        """What workers and writers had to say so far, each line once."""
+        return self._watchdog.notices
+
     def state(self) -> PoolState:
         """How many actors are up, and what the run waits for."""
         return self._watch.state()
+
+    def _check_cards(self) -> None:
+        """Raise Refused if every card that a worker could have is left out."""
+        left_out = self._watchdog.left_out
+        if not left_out or not self._watchdog.is_idle:
+            return
+        nodes = connection.living_nodes()
+        alive = {node.node_id for node in nodes}
+        lost = sum(len(card.ids) for card in left_out if card.node_id in alive)
+        if Capacity(nodes, self._autoscaler).actors_ever_without(lost, self.pool.request.gpus_per_actor) > 0:
+            return
+        card, error = [*left_out.items()][-1]
+        which = "its only GPU" if len(left_out) == 1 else f"all its {len(left_out)} GPUs"
+        raise ClusterRefused(f"the run has left out {which}; the last was {card}: {error}", transient=True)
 
     def _look_for_first_worker(self) -> None:
         """Find out why no worker's process comes up: Ray starts it again and again, without a word.
@@ -177,9 +205,6 @@ class Queue:
         _configure()
 
         work, overlapped = self.work, self.pool.overlapped
-        gpus = self.pool.request.gpus_per_actor
-        # a GPU actor reserves no CPU: nodes have fewer CPUs than such actors would want, and it needs one only briefly
-        resources: dict[str, Any] = {"num_gpus": gpus, "num_cpus": 0} if gpus else {"num_cpus": 1}
         batches = ray_workarounds.make_dataset(self.batches)
         if work.read is not None:
             batches = self._map_files(batches, work.read)
@@ -196,7 +221,7 @@ class Queue:
                 max_tasks_in_flight_per_actor=TASKS_IN_FLIGHT + overlapped,
                 enable_true_multi_threading=overlapped,
             ),
-            **resources,
+            **self.pool.resources,
         )
         if work.write is None:
             return processed

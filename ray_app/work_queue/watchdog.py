@@ -5,11 +5,12 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ray_app.errors import ModelRefused
 from ray_app.messages import LOG
+from ray_app.work_queue.cards import Card
 from ray_app.work_queue.in_flight import Status, Terms, alive_nodes
 
 POLL_SECONDS = 2.0
@@ -35,8 +36,14 @@ class Watchdog:
     def __init__(self, tracker: Any, timeout: float | None, name: str, terms: Terms):
         self.tracker, self.timeout, self.name, self.terms = tracker, timeout, name, terms
         self.replays = 0
+        self.notices: list[str] = []
+        """What workers had to say so far."""
         self.has_worker = False
         """Whether a worker's process has ever started."""
+        self.left_out: Mapping[Card, str] = {}
+        """The cards that failed too often, with their last error."""
+        self.is_idle = True
+        """Whether no worker has anything in flight."""
         self._pending_status: Any = None
         self._next_poll = time.monotonic()
 
@@ -67,16 +74,17 @@ class Watchdog:
             if self._pending_status is not None:  # it removed these notices from the tracker: no later answer has them
                 last_status: Any = ray.get(self._pending_status, timeout=ANSWER_SECONDS)
                 self._pending_status = None
-                _warn(last_status.notices)
+                self._warn(last_status.notices)
             answer: Any = ray.get(self.tracker.finish.remote(), timeout=ANSWER_SECONDS)
             self.replays, notices = answer
-            _warn(notices)
+            self._warn(notices)
         return self.replays
 
     def _act(self, status: Status) -> None:
         self.replays = status.replays
         self.has_worker = status.started > 0
-        _warn(status.notices)
+        self.left_out, self.is_idle = status.left_out, not status.in_flight
+        self._warn(status.notices)
         if not status.loads and status.deaths_while_loading >= LOADS_TRIED:
             raise ModelRefused(
                 f"{self.name}: {status.deaths_while_loading} workers died while loading it (out of memory?);"
@@ -91,6 +99,11 @@ class Watchdog:
                 )
                 self._end(worker)
 
+    def _warn(self, notices: Sequence[str]) -> None:
+        self.notices += notices
+        for line in notices:
+            LOG.warning(line)
+
     def _end(self, worker: str) -> None:
         """Kill the process on its own node: one that hangs does not react to a request to exit."""
         import ray
@@ -98,11 +111,6 @@ class Watchdog:
         node_id, pid = ray.get(self.tracker.time_out.remote(worker))
         kill = ray.remote(num_cpus=0, max_retries=0)(_kill)
         kill.options(label_selector={"ray.io/node-id": node_id}).remote(pid)
-
-
-def _warn(notices: Sequence[str]) -> None:
-    for line in notices:
-        LOG.warning(line)
 
 
 def _kill(pid: int) -> None:

@@ -5,11 +5,13 @@ import dataclasses
 import os
 import threading
 import time
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import pyarrow as pa
 
 from ray_app import messages
+from ray_app.errors import one_line
+from ray_app.work_queue import cards
 from ray_app.work_queue.in_flight import Notices
 
 
@@ -37,7 +39,10 @@ class Worker:
     PREPARES: ClassVar[bool] = False
     """Whether `prepare` has work to do, which is done while the last batch is processed."""
     LOADED_ELSEWHERE: ClassVar[tuple[type[Exception], ...]] = ()
-    """Errors of `load` after which Ray starts another worker, on another node perhaps; all others end the run."""
+    """Errors of `load` after which Ray starts another worker, on another node perhaps."""
+    CARD_FAILED: ClassVar[tuple[type[Exception], ...]] = ()
+    """Errors of `load` and `process` after which this process can't use its card any more: the process ends, Ray starts
+    another, and what was in flight is processed again as if it had not begun. Other errors of `load` end the run."""
 
     def __init__(self, tracker: Any, *arguments: Any):
         import ray
@@ -48,16 +53,25 @@ class Worker:
         self._turn = threading.Lock()
         self._load_error: Exception | None = None
         messages.send_to_driver(Notices(tracker))
-        self._report("loading", self.actor_id, self.node_id, os.getpid())
+        card = self.card()
+        if not self._report("loading", self.actor_id, self.node_id, os.getpid(), card):
+            os._exit(1)  # the card is left out, and another process is about to take it; Ray starts this one again
         try:
             self.loaded = self.load(*arguments)
-        except self.LOADED_ELSEWHERE:
-            raise
         except Exception as error:
+            if card is not None and isinstance(error, (*self.CARD_FAILED, *self.LOADED_ELSEWHERE)):
+                self._end_for_card(None, error)  # raised, Ray Data would count it, and end runs that have other cards
+            if isinstance(error, self.LOADED_ELSEWHERE):
+                raise
             self._load_error = self.explain(error, *arguments)
         else:
             self._report("loaded", self.actor_id)
         self._idle_since = time.monotonic()
+
+    @classmethod
+    def card(cls) -> cards.Card | None:
+        """What this process computes on; None where no failure is put down to one card. Called before `load`."""
+        return cards.reserved()
 
     def load(self, *arguments: Any) -> Any:
         """What the work needs, kept as `loaded`."""
@@ -102,7 +116,10 @@ class Worker:
         with self._turn:
             idle_seconds = time.monotonic() - self._idle_since
             begun = begun or self._begin(batch_id, batch)
-            results = self._one_by_one(batch_id, batch) if begun.is_replay else self.process(begun.prepared)
+            try:
+                results = self._one_by_one(batch_id, batch) if begun.is_replay else self.process(begun.prepared)
+            except self.CARD_FAILED as error:
+                self._end_for_card(batch_id, error)
             self._idle_since = time.monotonic()
         rows = self.finish(batch, results, idle_seconds)
         self._report("end", batch_id)
@@ -112,6 +129,11 @@ class Worker:
         if self._report("begin", batch_id, self.actor_id):
             return Begun(False, self.prepare(batch))
         return Begun(True)
+
+    def _end_for_card(self, batch_id: str | None, error: Exception) -> NoReturn:
+        """End this process, when the tracker knows why. Without the interpreter's shutdown: that may wait for a GPU."""
+        self._report("card_failed", self.actor_id, batch_id, one_line(error))
+        os._exit(1)
 
     def _one_by_one(self, batch_id: str, batch: dict[str, list[Any]]) -> list[Any]:
         """The results of a batch that a worker died with."""

@@ -11,7 +11,7 @@ from diffusers import EulerDiscreteScheduler
 from PIL import Image
 
 from actors import generator as generators
-from actors import tiny
+from actors import memory, tiny
 from actors.capture import StepCapture
 from actors.errors import ModelError
 from actors.families import FAMILIES
@@ -22,6 +22,7 @@ from actors.timing import Timing, timed
 
 STEPS = (1, 3, 6)
 LAST = (Capture(6),)
+LAST_OF_ONE = (Capture(1),)
 KINDS = ["sdxl_euler", "sdxl_ancestral", "flux"]
 PROMPTS = ["a dog on a beach", "a red car, 中文 🎉", "a man with an umbrella", "birds on a wire"]
 
@@ -254,3 +255,63 @@ def test_two_threads_that_take_turns_draw_the_same_bytes(recipe_for, models):
     with ThreadPoolExecutor(2) as pool:
         waiting = [pool.submit(generator.encode, generator.generate(batch)) for batch in batches]
         assert [one.result()["image"] for one in waiting] == alone
+
+
+def test_lack_of_memory_while_denoising_halves_the_batch(recipe_for, monkeypatch):
+    """A UNet that takes two at a time: what is decoded together stays as it was, as far as the batch allows."""
+    monkeypatch.setattr(memory, "release_free_memory", lambda device: None)  # it changes this process's allocator
+    recipe = recipe_for(model_path="tiny", max_inference_steps=1, save_steps=("1",), batch_size=4)
+    generator = ImageGenerator(recipe, LAST_OF_ONE, threads=1)
+
+    def check(module, arguments):
+        if arguments[0].shape[0] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    generator.model.pipe.unet.register_forward_pre_hook(check)
+    lines: list[str] = []
+    generator.on_notice = lines.append
+    drawn = generator({"prompt": PROMPTS, "seed": [0] * 4, "captures": [[0]] * 4})
+    assert (drawn["status"], drawn["batch_size"]) == (["ok"] * 4, [2] * 4)
+    assert (generator.batch_size, lines) == (2, [])
+
+
+@pytest.mark.parametrize(
+    ("most", "widest", "said"),
+    [
+        (
+            2,
+            64,
+            ["decodes 2 images at a time from now on (low bits may differ); use --batch_size 2 to start with as many"],
+        ),
+        (1, 16, ["decodes 2 images", "decodes 1 images", "decodes in tiles from now on, which changes pixels"]),
+    ],
+)
+def test_lack_of_memory_while_decoding_makes_no_batch_smaller(recipe_for, monkeypatch, most, widest, said):
+    """A decoder that takes some images at a time, of some width of latents: what is decoded fits afterwards."""
+    monkeypatch.setattr(memory, "release_free_memory", lambda device: None)  # it changes this process's allocator
+    recipe = recipe_for(
+        model_path="tiny", max_inference_steps=1, save_steps=("1",), height=128, width=128, batch_size=4
+    )
+    generator = ImageGenerator(recipe, LAST_OF_ONE, threads=1)
+    batch = {"prompt": PROMPTS, "seed": [0] * 4, "captures": [[0]] * 4}
+    roomy = generator(batch)
+    denoised = []
+
+    def check(module, arguments):
+        if arguments[0].shape[0] > most or arguments[0].shape[-1] > widest:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    generator.model.pipe.vae.decoder.register_forward_pre_hook(check)
+    generator.model.pipe.unet.register_forward_pre_hook(lambda *_: denoised.append(1))
+    lines: list[str] = []
+    generator.on_notice = lines.append
+    for _ in range(2):
+        tight = generator(batch)
+        assert tight["status"] == ["ok"] * 4
+        assert tight["batch_size"] == [4] * 4
+    assert (generator.batch_size, len(denoised)) == (4, 2)
+    assert len(lines) == len(said)
+    for line, part in zip(lines, said, strict=True):
+        assert part in line
+    for image, wide in zip(tight["image"], roomy["image"], strict=True):
+        assert np.abs(pixels(image).astype(int) - pixels(wide).astype(int)).mean() < 24

@@ -99,6 +99,8 @@ def test_threads_get_heaps_of_their_own_unless_they_share(shared, new):
         "CUDA error: out of memory",
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
         "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "GET was unable to find an engine to execute this computation",
     ],
 )
 def test_errors_of_the_libraries_below_torch_that_mean_too_little_memory(message):
@@ -131,6 +133,14 @@ def test_batches_are_halved_when_memory_runs_out_and_only_then(stage, error, siz
     monkeypatch.setattr(memory, "release_free_memory", lambda device: None)  # it changes this process's allocator
     sizer = memory.BatchSizer(7, "cpu")
     assert [(sizer.on_error(error, stage), sizer.size) for _ in sizes] == sizes
+
+
+def test_less_is_decoded_at_a_time_and_at_last_in_tiles(monkeypatch):
+    monkeypatch.setattr(memory, "release_free_memory", lambda device: None)
+    sizer = memory.BatchSizer(7, "cpu", decode_size=3)
+    found = [(sizer.on_error(NO_MEMORY, "decode"), sizer.decode_size, sizer.is_tiled) for _ in range(3)]
+    assert found == [(True, 1, False), (True, 1, True), (False, 1, True)]
+    assert sizer.size == 7
 
 
 def test_what_a_failed_batch_held_is_freed_before_the_next_is_tried(monkeypatch):

@@ -40,11 +40,19 @@ def scaler(*types: tuple[float, int], most: int = 10) -> Autoscaler:
         ([node(1, is_head=True), node(1)], scaler((1, 3)), 1, 2, 4),  # the head is not
         ([node(4)], scaler((1, 3)), 1, 4, 4),
         ([node(8, cpus=3), node(cpus=2)], scaler((1, 3)), 0, 5, 5),
+        ([node(2)], None, 0.4, 4, 4),  # two on each GPU, none on both
+        ([node(2)], None, 0.1, 20, 20),
+        ([], scaler((2, 3)), 0.4, 0, 12),
     ],
 )
 def test_how_many_actors_a_cluster_can_have(nodes, autoscaler, gpus, now, ever):
     measured = Capacity(nodes, autoscaler)
     assert (measured.actors_now(gpus), measured.actors_ever(gpus)) == (now, ever)
+
+
+@pytest.mark.parametrize(("gpus", "lost", "left"), [(1, 1, 2), (1, 3, 0), (0.4, 1, 4), (0, 1, 7), (1, 9, 0)])
+def test_how_many_actors_are_left_without_some_gpus(gpus, lost, left):
+    assert Capacity([node(2), node(1)]).actors_ever_without(lost, gpus) == left
 
 
 @pytest.mark.parametrize(

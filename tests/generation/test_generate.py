@@ -369,6 +369,7 @@ def test_notices_of_workers_are_shown_once_per_run(ray_local, tmp_path, capsys):
     assert generate(options, TalkingWorker) == OK
     said = capsys.readouterr().err.splitlines()
     assert said.count("proxyqueue: unet: 1 weights that it does not use") == 1
+    assert last_record(tmp_path)["notices"] == ["unet: 1 weights that it does not use"]
 
 
 def test_smaller_batches_for_lack_of_memory_are_said_once(tmp_path, capsys):

@@ -75,3 +75,10 @@ def test_a_scheduler_that_cannot_be_used_is_reported_in_one_line(tmp_path, capsy
     assert out == ""
     assert err.startswith(f"proxyqueue: {model}: 4 steps with FlowMatchHeunDiscreteScheduler: ")
     assert err.count("\n") == 1
+
+
+def test_a_device_that_does_not_compute_is_refused(tmp_path, capsys):
+    command = ["preview", "--model", "sdxl", "--prompt", "a dog", "--model_path", "tiny", "--device", "cuda"]
+    assert main([*command, "--output_dir", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("proxyqueue: --device cuda: can't be used: ")

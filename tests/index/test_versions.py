@@ -16,7 +16,7 @@ from ray_app.index.partition import Partition
 from ray_app.machine import PIXEL_PACKAGES, pixel_versions
 from ray_app.output.open import open_output
 from tests.conftest import ROOT
-from tests.support.outputs import parts, set_versions, write_images
+from tests.support.outputs import parts, set_hardware, set_versions, write_images
 from tests.support.synthetic import SyntheticWorker
 
 RUNS = ("run-1", "run-2")
@@ -56,6 +56,22 @@ def test_compaction_keeps_the_versions_of_all_parts(output):
     assert main(["compact", "--output_base_path", str(output)]) == 0
     assert len(parts(output)) == 1
     assert difference(output) == before
+
+
+def test_compaction_keeps_the_hardware_of_all_parts(output):
+    kinds = [{"device": "A"}, {"device": "B"}]
+    for part, kind in zip(parts(output), kinds, strict=False):
+        set_hardware(part, [kind])
+    before = Partition.open(open_output(str(output)), "sdxl").hardware
+    assert kinds[0] in before
+    compact_output = ["compact", "--output_base_path", str(output)]
+    assert main(compact_output) == 0
+    assert Partition.open(open_output(str(output)), "sdxl").hardware == before
+
+
+def test_hardware_that_is_none_is_damage(output):
+    set_hardware(parts(output)[0], ["A"])  # type: ignore[list-item]
+    assert "its hardware is not hardware" in str(Partition.open(open_output(str(output)), "sdxl").damaged)
 
 
 def test_versions_that_are_none_are_damage(output):

@@ -1,5 +1,7 @@
 """When rows become parts: by number, by age, and on every exit path."""
 
+import json
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -9,6 +11,7 @@ from ray_app.errors import Refused
 from ray_app.generation import metrics, worker
 from ray_app.generation.writer import WRITTEN
 from ray_app.index import part_writer, schema
+from ray_app.index.partition import Partition
 from ray_app.index.writer import IndexWriter
 from ray_app.output.open import open_output
 from tests.support.outputs import RECIPE, parts
@@ -59,6 +62,19 @@ def test_five_thousand_rows_are_a_part(writer, clock, tmp_path):
     assert committed(tmp_path) == [5_000]
 
 
+def test_each_part_names_the_hardware_that_generated_its_images(writer, tmp_path):
+    """A kind that comes later does not get into the part before."""
+    for kind in ({"device": "A"}, {"device": "A"}, {"device": "B"}):
+        writer.append(rows(1).append_column("hardware", pa.array([json.dumps(kind)])))
+    writer.commit()
+    first, second = (json.loads(pq.read_schema(part).metadata[schema.HARDWARE_KEY]) for part in parts(tmp_path))
+    assert (first, second) == ([{"device": "A"}], [{"device": "A"}, {"device": "B"}])
+    assert committed(tmp_path) == [2, 1]
+    partition = Partition.open(open_output(str(tmp_path)), "sdxl")
+    assert partition.hardware == [{"device": "A"}, {"device": "B"}]
+    assert partition.damaged == {}
+
+
 @pytest.mark.parametrize("error", [ValueError, Refused, KeyboardInterrupt, SystemExit])
 def test_rows_are_committed_while_an_error_is_on_its_way(writer, tmp_path, error):
     writer.append(rows(3))
@@ -87,6 +103,6 @@ def test_every_column_has_one_source_and_each_stage_brings_its_own():
     assert sorted(name for source in sources for name in schema.names_from(source)) == sorted(schema.COLUMNS)
     assert {*OUTPUT_COLUMNS} == {*schema.names_from(schema.GENERATOR), "image", "encode_seconds"}
     of_worker = {*schema.names_from(schema.PLAN, schema.GENERATOR, schema.WORKER)}
-    assert {*worker.SCHEMA.names} == of_worker | {"image", "slots", "encode_seconds", "idle_seconds"}
+    assert {*worker.SCHEMA.names} == of_worker | {"image", "slots", "encode_seconds", "idle_seconds", "hardware"}
     of_writer = of_worker | {*schema.names_from(schema.SLOT, schema.WRITER)}
-    assert {*WRITTEN.names} == of_writer | {*metrics.MEASURED}
+    assert {*WRITTEN.names} == of_writer | {*metrics.MEASURED, "hardware"}

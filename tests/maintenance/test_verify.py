@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -33,6 +34,7 @@ from tests.support.outputs import (
     newest_rows,
     parts,
     running,
+    set_hardware,
     set_versions,
     write_images,
 )
@@ -316,6 +318,29 @@ def test_images_that_differ_when_regenerated_are_named(output_by_model, capsys):
     versions = f"(this output has images of torch 2.12.1, this run has torch {here['torch']})"
     detail = f"sha256 {sha256[0]}… now, {sha256[1]}… in the index {versions}"
     assert problems(output, capsys, "--redraw", "100") == [("redrawn differently", IMAGE, detail)]
+
+
+def test_images_of_other_hardware_are_compared_by_their_pixels(output_by_model, capsys):
+    """One is slightly different, as other kernels make it, and one is another image."""
+    output = output_by_model
+    with Image.open(output / IMAGE) as image:
+        pixels = np.asarray(image).astype(int)
+    slightly = Image.fromarray(np.clip(pixels + np.resize([0, 1, 0, -1], pixels.shape), 0, 255).astype(np.uint8))
+    changed = io.BytesIO()
+    slightly.save(changed, format="JPEG", quality=95)
+    replace_image(output, IMAGE, changed.getvalue())
+    other = f"{STEP4}/combined/combined_100101_0.jpg"
+    replace_image(output, other, (output / STEP4 / "combined/combined_100102_0.jpg").read_bytes())
+    assert {name for _, name, _ in problems(output, capsys, "--redraw", "100")} == {IMAGE, other}
+    for part in parts(output):
+        set_hardware(part, [{"device": "NVIDIA H100", "capability": "9.0", "torch": "2.13", "driver": "580"}])
+    capsys.readouterr()
+    assert main(["verify", "--output_base_path", str(output), "--format", "json", "--redraw", "100"]) == 1
+    printed = capsys.readouterr()
+    (problem,) = json.loads(printed.out)["problems"]
+    assert (problem["kind"], problem["name"]) == ("redrawn differently", other)
+    assert re.fullmatch(r"PSNR \d+\.\d dB, below 30 dB", problem["detail"])
+    assert "generated on NVIDIA H100 (9.0, driver 580, torch 2.13), compared on CPU (" in printed.err
 
 
 def test_redraw_reports_what_it_cannot_generate(tmp_path, capsys):

@@ -10,6 +10,7 @@ import pytest
 
 from ray_app.cli import main
 from ray_app.cluster import node_probe
+from ray_app.cluster.gpu_probe import Gpu
 from ray_app.errors import Refused
 from ray_app.generation import memory_estimate
 from ray_app.generation.options import Generate
@@ -181,3 +182,32 @@ def test_two_nodes_of_which_one_has_another_version_and_another_output(tmp_path)
     assert "is not the same folder" not in alone.stdout
     assert f"output           {output}: the driver's node writes" in alone.stdout
     assert not list(output.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("gpu", "problem"),
+    [
+        (Gpu("w1", 0, "H100", free=80 * 10**9, total=80 * 10**9, ecc_errors=0), None),
+        (Gpu("w1", 0, "H100", free=None, total=None), None),
+        (Gpu("w1", 1, error="no kernel image"), "GPU 1 can't be used: no kernel image; generate leaves it out"),
+        (
+            Gpu("w1", 2, ecc_errors=3),
+            "GPU 2 has 3 uncorrected ECC errors; reset it, or replace it if they come again",
+        ),
+        (
+            Gpu("w1", 3, free=9 * 10**9, total=80 * 10**9),
+            "GPU 3 has only 9 GB free: other processes use 71 GB; end them",
+        ),
+        (Gpu("w1", 0, free=9 * 10**9, total=10 * 10**9), None),  # too small in any case, which is told elsewhere
+    ],
+)
+def test_what_trying_a_gpu_finds(gpu, problem):
+    assert found(doctor.check_gpus(run(), [gpu], 15e9)) == ([f"node w1: {problem}"] if problem else [])
+
+
+def test_gpus_are_listed_by_kind():
+    gpus = [Gpu("w1", 0, "H100", driver="580"), Gpu("w2", 0, "H100", driver="580"), Gpu("w2", 1, error="lost")]
+    assert doctor._tried(gpus, ["w3"]) == [
+        "GPUs tried       2 x H100, driver 580",
+        "GPUs not tried   in use, or no answer: node w3",
+    ]

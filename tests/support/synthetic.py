@@ -42,6 +42,7 @@ class SyntheticGenerator:
     def __init__(self, recipe: Recipe, captures: Sequence[Capture]):
         self.recipe, self.captures = recipe, list(captures)
         self.batch_size = recipe.batch_size
+        self.hardware = {"device": "synthetic"}
 
     def generate(self, batch: dict[str, Sequence[Any]]) -> list[list[Row]]:
         """Rows of each prompt, in the order of its captures."""
