@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from actors import encoders, memory, preprocessing
+from actors import device, encoders, memory, preprocessing
 from actors.encoders import Encoded, Encoder
-from actors.errors import ModelError, ModelNeedsMemory
+from actors.errors import DeviceLost, DeviceUnfit, ModelError, ModelNeedsMemory
 from actors.preprocessing import BadImage
 
 LOG = logging.getLogger("proxyqueue")
@@ -38,6 +38,7 @@ class ImageEncoder:
 
     Raises:
         ModelError: the encoder can't be loaded; a ModelNeedsMemory if memory is what is missing.
+        DeviceUnfit: the device can't encode with any model.
     """
 
     def __init__(self, encoder: Encoder, threads: int | None = None):
@@ -46,11 +47,15 @@ class ImageEncoder:
         self.encoder = encoder
         self._sizer = memory.BatchSizer(encoder.batch_size, encoder.device)
         self._decoders = ThreadPoolExecutor(threads or min(DECODING_THREADS, os.cpu_count() or 1))
+        self.probe = device.make_probe(encoder.device)
+        """Raises if the device no longer answers."""
         try:
             self._load()
         except ModelError:
             raise
         except Exception as error:
+            if device.is_device_error(error):
+                raise DeviceUnfit(device.describe(error)) from error
             kind = ModelNeedsMemory if memory.is_out_of_memory(error) else ModelError
             raise kind(f"{encoder.path}: can't be loaded as an encoder: {_one_line(error)}") from error
 
@@ -93,6 +98,9 @@ class ImageEncoder:
 
         Returns:
             One result per row; what can't be encoded costs no other row.
+
+        Raises:
+            DeviceLost: the device no longer answers; nothing of the batch is encoded.
         """
         return self.encode(self.prepare(batch["image"], batch["text"]))
 
@@ -151,6 +159,8 @@ class ImageEncoder:
         try:
             return [_checked(vector) for vector in encode(inputs)]
         except Exception as error:
+            if loss := device.find_loss(self.probe):
+                raise DeviceLost(device.describe(error)) from loss
             failure = Encoded(None, memory.error_type(error), _one_line(error))
             is_smaller = self._sizer.on_error(error, "batch")
         if is_smaller:

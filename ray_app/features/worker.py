@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from actors.encoders import Encoder
-from actors.errors import ModelError, ModelNeedsMemory
+from actors.errors import DeviceLost, ModelError, ModelNeedsMemory
 from ray_app.errors import one_line
 from ray_app.features import parts, sources
 from ray_app.features.plan import ITEMS
@@ -52,6 +52,7 @@ class FeatureWorker(Worker):
     ITEM = "item"
     PREPARES = True
     LOADED_ELSEWHERE: ClassVar = (ModelNeedsMemory,)  # memory may be free a moment later, or on another node
+    CARD_FAILED: ClassVar = (DeviceLost,)
 
     def load(self, encoder: Encoder, threads: int | None) -> Any:
         """The image encoder."""
@@ -64,6 +65,8 @@ class FeatureWorker(Worker):
         """A ModelError also for what is no model's, such as a broken installation."""
         if isinstance(error, ModelError):
             return error
+        if isinstance(error, DeviceLost):
+            return ModelError(f"{encoder.path}: the device can't be used: {error}")
         return ModelError(f"{encoder.path}: can't be loaded: {type(error).__name__}: {error}")
 
     def prepare(self, batch: dict[str, list[Any]]) -> list[Any]:

@@ -12,7 +12,7 @@ from PIL import Image
 from actors import checksums, encoders, preprocessing, weights
 from actors.encoder import ImageEncoder
 from actors.encoders import Encoder
-from actors.errors import ModelError
+from actors.errors import DeviceLost, ModelError
 from tests.support.encoders import IMAGE_SIZE, VECTOR_SIZE, save_clip, save_siglip
 
 
@@ -149,3 +149,18 @@ def test_weights_that_lack_a_part_are_refused(tmp_path):
 )
 def test_an_encoders_folder_has_a_safe_name(path, name):
     assert encoders.folder_name(path) == name
+
+
+def test_a_lost_device_fails_no_image(clip):
+    """The error that torch raises in the model: a device that still answers costs that image alone."""
+    encoder = ImageEncoder(encoder_of(clip), 1)
+
+    def fail(*_: object) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered", 700)
+
+    encoder.model.vision_model.register_forward_pre_hook(fail)
+    images = {"image": [jpg(0), jpg(1)], "text": [None, None]}
+    assert [result.error_type for result in encoder(images)] == ["AcceleratorError"] * 2
+    encoder.probe = fail
+    with pytest.raises(DeviceLost, match="illegal memory access"):
+        encoder(images)
