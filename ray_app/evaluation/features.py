@@ -1,10 +1,7 @@
-"""Reads the vectors that an encoder gave images and texts: OUTPUT/features/encoder=NAME/part-*.parquet.
-Knows the files' columns; nothing of queries or scores.
+"""The vectors that an encoder gave images and texts, by checksum, text and name: what scores are computed from.
+Knows the rows of features; nothing of queries or scores.
 
-Columns: `sha256` (of an image's bytes; null for texts), `text` (null for images), `name` (what an image is called: a
-file's stem or a gallery's id; null where it has no name), `vector` (fixed_size_list<float32>, not normalised),
-`encoder`, `revision`, `preprocessing`, `status` (ok or failed), `error_type`, `error_message`. Of several rows of one
-image, text or name the last counts, parts in the order of their names.
+Of several rows of one image, text or name the last counts, parts in the order of their names.
 """
 
 import dataclasses
@@ -12,17 +9,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
-import pyarrow.parquet as pq
+import pyarrow.dataset as ds
 
-from ray_app.errors import InputRefused, OutputRefused, one_line
+from actors import encoders
+from ray_app.errors import InputRefused, OutputRefused
+from ray_app.features.parts import OK, FeatureParts, encoders_of, to_numpy
 from ray_app.output import layout
 from ray_app.output.output import Output
 
-# its functions are made when it is imported: type checkers don't see them
-pc: Any = pyarrow.compute
-
-COLUMNS = ("sha256", "text", "name", "vector", "revision", "status")
+COLUMNS = ("sha256", "text", "name", "vector", "revision")
 WRITE_THEM = "`proxyqueue features` writes them"
 
 
@@ -75,83 +70,55 @@ def lengths(vectors: np.ndarray) -> np.ndarray:
 
 
 def read(output: Output, encoder: str | None) -> Features:
-    """All vectors of one encoder, by default of the only one.
+    """All vectors of one encoder, by default of the only one. Damaged parts are named on stderr and left out.
+
+    Args:
+        encoder: its folder's name, a hub id or a short name.
 
     Raises:
-        Refused: no features, several encoders or revisions, other columns, vectors that differ in length, are not
-            finite or are zero.
+        Refused: no features, several encoders or revisions, vectors that differ in length, are not finite or are zero.
     """
     features = Features(_choose_encoder(output, encoder))
-    for part in output.list_names(layout.features_folder(features.encoder), "part-*.parquet"):
-        _add_part(features, output, part)
+    parts = FeatureParts(output, features.encoder)
+    where = output.display_path(parts.folder)
+    for table in parts.tables(COLUMNS, only=ds.field("status") == OK):
+        _add(features, table, where)
     if not features.blocks:
-        where = output.display_path(layout.features_folder(features.encoder))
         raise OutputRefused(f"{where}: no vectors; {WRITE_THEM}")
     return features
 
 
 def _choose_encoder(output: Output, encoder: str | None) -> str:
-    prefix = "encoder="
-    encoders = [name[len(prefix) :] for name in output.folders(layout.FEATURES) if name.startswith(prefix)]
+    existing = encoders_of(output)
     where = output.display_path(layout.FEATURES)
-    if not encoders:
+    if not existing:
         raise OutputRefused(f"{where}: no features; {WRITE_THEM}")
-    if encoder is None and len(encoders) > 1:
-        raise InputRefused(f"{where}: features of {', '.join(encoders)}; choose one with --encoder", flag="encoder")
-    if encoder is not None and encoder not in encoders:
-        raise InputRefused(f"--encoder {encoder}: no features of it; {where} has {', '.join(encoders)}", flag="encoder")
-    return encoder or encoders[0]
+    if encoder is None:
+        if len(existing) > 1:
+            raise InputRefused(f"{where}: features of {', '.join(existing)}; choose one with --encoder", flag="encoder")
+        return existing[0]
+    name = encoder if encoder in existing else encoders.folder_name(encoders.full_name(encoder))
+    if name not in existing:
+        raise InputRefused(f"--encoder {encoder}: no features of it; {where} has {', '.join(existing)}", flag="encoder")
+    return name
 
 
-def _add_part(features: Features, output: Output, part: str) -> None:
-    where = output.display_path(part)
-    table = _read_part(output, part)
-    table = (
-        table.filter(pc.equal(table["status"], "ok")) if pc.any(pc.not_equal(table["status"], "ok")).as_py() else table
-    )
+def _add(features: Features, table: pa.Table, where: str) -> None:
+    """Take the rows of a part."""
     if not table.num_rows:
         return
     _check_revision(features, table, where)
-    start = features.count()
-    for chunk in table["vector"].chunks:
-        vectors = _as_matrix(chunk, where)
-        if features.blocks and vectors.shape[1] != features.width:
-            raise OutputRefused(
-                f"{where}: vectors of {vectors.shape[1]} values, others of {features.encoder} have {features.width};"
-                " remove the wrong parts and encode again"
-            )
-        features.blocks.append(vectors)
-    _check_values(features, table, start, where)
+    if table["vector"].null_count:
+        raise OutputRefused(f"{where}: a row with status ok has no vector; encode again")
+    start, vectors = features.count(), to_numpy(table["vector"])
+    _check_values(vectors, table, where)
+    features.blocks.append(vectors)
     for column, rows in (("sha256", features.of_image), ("text", features.of_text)):
         rows.update((key, start + row) for row, key in enumerate(table[column].to_pylist()) if key is not None)
     for row, (name, sha256) in enumerate(zip(table["name"].to_pylist(), table["sha256"].to_pylist(), strict=True)):
         if name is not None:
             features.of_name[image_key(name)] = start + row
             features.sha256_of_name[image_key(name)] = sha256 or ""
-
-
-def _read_part(output: Output, part: str) -> pa.Table:
-    where = output.display_path(part)
-    try:
-        with output.open(part) as file:
-            parquet = pq.ParquetFile(file)
-            missing = [name for name in COLUMNS if name not in parquet.schema_arrow.names]
-            if missing:
-                raise OutputRefused(
-                    f"{where}: no column {missing[0]!r}; it is not a part that `proxyqueue features` wrote"
-                )
-            return parquet.read(columns=list(COLUMNS), use_threads=False)
-    except pa.ArrowException as error:
-        raise OutputRefused(f"{where}: can't be read: {one_line(error, 200)}; remove it and encode again") from None
-
-
-def _as_matrix(chunk: pa.Array, where: str) -> np.ndarray:
-    kind = chunk.type
-    if not pa.types.is_fixed_size_list(kind) or not pa.types.is_float32(kind.value_type):
-        raise OutputRefused(f"{where}: column 'vector' is {kind}, not a fixed_size_list of float32")
-    if chunk.null_count:
-        raise OutputRefused(f"{where}: a row with status ok has no vector; encode again")
-    return chunk.flatten().to_numpy(zero_copy_only=True).reshape(len(chunk), kind.list_size)
 
 
 def _check_revision(features: Features, table: pa.Table, where: str) -> None:
@@ -164,16 +131,12 @@ def _check_revision(features: Features, table: pa.Table, where: str) -> None:
         features.revision = revision
 
 
-def _check_values(features: Features, table: pa.Table, start: int, where: str) -> None:
-    """Raise Refused for the first vector of a part that has no direction."""
-    block_start = 0
-    for block in features.blocks:
-        if block_start >= start:
-            length = lengths(block)
-            is_bad = ~np.isfinite(length) | (length == 0)
-            if is_bad.any():
-                row = block_start - start + int(np.argmax(is_bad))
-                of = next(table[name][row].as_py() for name in ("name", "text", "sha256") if table[name][row].is_valid)
-                fault = "is all zeros" if length[int(np.argmax(is_bad))] == 0 else "has NaN or infinite values"
-                raise OutputRefused(f"{where}: the vector of {of!r} {fault}; remove the part and encode again")
-        block_start += len(block)
+def _check_values(vectors: np.ndarray, table: pa.Table, where: str) -> None:
+    """Raise Refused for the first vector that has no direction."""
+    length = lengths(vectors)
+    is_bad = ~np.isfinite(length) | (length == 0)
+    if is_bad.any():
+        row = int(np.argmax(is_bad))
+        of = next(table[name][row].as_py() for name in ("name", "text", "sha256") if table[name][row].is_valid)
+        fault = "is all zeros" if length[row] == 0 else "has NaN or infinite values"
+        raise OutputRefused(f"{where}: the vector of {of!r} {fault}; remove its part and encode again")

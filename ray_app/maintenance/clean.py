@@ -97,7 +97,7 @@ def _folders(output: Output, options: Clean) -> list[str]:
                 folders.append(folder.name)
     if options.all and not options.caches:
         folders += [layout.INDEX, layout.RUNS, layout.STAGING]
-        folders += [layout.FEATURES, layout.GALLERY, layout.CONVERGENCE]
+        folders += [layout.FEATURES, layout.EVALUATION, layout.GALLERY, layout.CONVERGENCE]
     return folders
 
 
@@ -136,7 +136,7 @@ def _kind(folder: str, name: str) -> str | None:
     if folder == layout.GALLERY:
         return PAGE if layout.is_gallery_file(name) else None
     path = f"{folder}/{name}"
-    if path in (layout.CONVERGENCE_TABLE, layout.CONVERGENCE_PLOT):
+    if path in (layout.CONVERGENCE_TABLE, layout.CONVERGENCE_PLOT) or layout.is_evaluation_file(path):
         return PAGE
     if layout.is_index_part(path) or layout.is_features_part(path):
         return PART

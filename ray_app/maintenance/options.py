@@ -46,7 +46,7 @@ class Clean(ForceFlags, SnapshotFlags, StepFlags, FamilyFlags, OutputFlags):
     """
 
     all: bool = False
-    """Remove everything that proxyqueue wrote: images, index, run records, caches, features, gallery, staging."""
+    """Remove everything that proxyqueue wrote: images, index, run records, caches, features, scores, gallery and more."""
     caches: bool = False
     """Remove only the feature caches of retrieval scripts and export's metadata.parquet; images and rows stay."""
     yes: bool = False

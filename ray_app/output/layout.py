@@ -37,6 +37,9 @@ _IMAGE = re.compile(rf"{COMBINED}(_query[0-9]+)?/combined_.+_[0-9]+\.(jpg|png|we
 _PART = re.compile(rf"{INDEX}/model=([a-z0-9]+)/part-[^/]+\.parquet")
 _FEATURES = re.compile(rf"{FEATURES}/encoder=[^/]+/part-[^/]+\.parquet")
 _GALLERY = re.compile(r"index\.html|page[0-9]+\.html|queries\.js|gallery\.(css|js)")
+_EVALUATION = re.compile(
+    rf"{EVALUATION}/(evaluation\.parquet|index\.html|score_by_(step|weight)\.png|submissions/[^/]+\.json)"
+)
 _RUN = re.compile(rf"{RUNS}/[^/.][^/]*\.json")
 
 
@@ -137,6 +140,11 @@ def submission_file(model_type: str, snapshot: str, step: int | None, method: st
     step_part = "" if step is None else f"_step{step}"
     weight_part = "" if weight is None else f"_w{weight:g}"
     return f"{SUBMISSIONS}/{model_type}_{snapshot}{step_part}_{method}{weight_part}.json"
+
+
+def is_evaluation_file(path: str) -> bool:
+    """Whether a path under OUTPUT is one that `evaluate` writes."""
+    return _EVALUATION.fullmatch(path) is not None
 
 
 def features_part(encoder: str, run_id: str, sequence: int) -> str:

@@ -250,7 +250,7 @@ def test_queries_without_vectors_are_named_and_left_out_of_all_steps(copy, capsy
     assert "4 slots don't count" in told
 
 
-def test_other_commands_leave_both_folders_alone_and_query_sees_them(copy, capsys):
+def test_other_commands_leave_both_folders_alone_query_sees_them_and_clean_all_removes_them(copy, capsys):
     out = str(copy / "out")
     kept = [path for name in ("features", "evaluation") for path in (copy / "out" / name).rglob("*") if path.is_file()]
     contents = {path: path.read_bytes() for path in kept}
@@ -269,14 +269,16 @@ def test_other_commands_leave_both_folders_alone_and_query_sees_them(copy, capsy
     sql = "SELECT count(*) FROM images JOIN features USING (sha256) WHERE features.status = 'ok'"
     assert main(["query", "--output_base_path", out, "--format", "csv", sql]) == 0
     assert capsys.readouterr().out.splitlines()[1] == str(12 * 2 * 2 * len(STEPS))
-    assert main(["clean", "--output_base_path", out, "--all", "--yes"]) == 0
+    assert main(["clean", "--output_base_path", out, "--model_type", "sdxl", "--yes"]) == 0
     assert {path: path.read_bytes() for path in kept} == contents
+    assert main(["clean", "--output_base_path", out, "--all", "--yes"]) == 0
+    assert not [path for path in kept if path.exists()]
 
 
-def test_without_features_query_has_no_such_view(planted, tmp_path, capsys):
+def test_without_scores_query_has_no_such_view(planted, tmp_path, capsys):
     shutil.copytree(planted / "out/index", tmp_path / "index")
-    assert main(["query", "--output_base_path", str(tmp_path), "SELECT * FROM features"]) == 2
-    assert "features" in capsys.readouterr().err
+    assert main(["query", "--output_base_path", str(tmp_path), "SELECT * FROM evaluation"]) == 2
+    assert "evaluation" in capsys.readouterr().err
 
 
 def test_ids_are_compared_as_numbers_where_they_are_numbers():
@@ -293,6 +295,13 @@ def test_the_last_of_several_vectors_of_a_name_counts(tmp_path):
     read = features.read(open_output(str(tmp_path)), None)
     assert read.unit_vectors([read.of_name["7"], read.of_text["a"]]).tolist() == [second.tolist(), first.tolist()]
     assert "8" not in read.of_name
+
+
+def test_a_damaged_part_is_named_and_left_out(tmp_path, capsys):
+    part = write_features(tmp_path, [{"name": "7", "vector": np.ones(WIDTH)}])
+    write_features(tmp_path, [{"name": "8", "vector": np.ones(WIDTH)}], part="b").write_bytes(b"nothing")
+    assert list(features.read(open_output(str(tmp_path)), None).of_name) == ["7"]
+    assert f"{part.with_name('part-b.parquet')}: a damaged part of the features" in capsys.readouterr().err
 
 
 @dataclasses.dataclass
@@ -328,10 +337,6 @@ def other_encoder(folder: Path) -> None:
     write_features(folder / "out", [{"text": "x", "vector": np.ones(WIDTH)}], encoder="another")
 
 
-def damaged(folder: Path) -> None:
-    (folder / f"out/features/encoder={ENCODER}/part-b.parquet").write_bytes(b"nothing")
-
-
 def short_gallery(folder: Path) -> None:
     (folder / "ids.txt").write_text("".join(f"{FIRST_ID + number}\n" for number in range(5)))
 
@@ -363,13 +368,12 @@ def unchanged(folder: Path) -> None:
 GALLERY = ("--gallery", "HERE/ids.txt")
 BAD = {
     "no features": Bad(remove_features, "HERE/out/features: no features; `proxyqueue features` writes them"),
-    "two widths": Bad(other_width, "part-b.parquet: vectors of 8 values, others of planted have 32; remove"),
-    "nan": Bad(nan, "part-b.parquet: the vector of 'x' has NaN or infinite values; remove the part and encode again"),
-    "zeros": Bad(zeros, "part-b.parquet: the vector of 'x' is all zeros; remove the part and encode again"),
-    "two revisions": Bad(other_revision, "part-b.parquet: revision r2 of planted, other vectors are of r1"),
+    "two widths": Bad(other_width, "part-b.parquet: vectors of 8 numbers, and 32 in other parts: of another encoder"),
+    "nan": Bad(nan, "encoder=planted: the vector of 'x' has NaN or infinite values; remove its part and encode again"),
+    "zeros": Bad(zeros, "encoder=planted: the vector of 'x' is all zeros; remove its part and encode again"),
+    "two revisions": Bad(other_revision, "encoder=planted: revision r2 of planted, other vectors are of r1"),
     "two encoders": Bad(other_encoder, "HERE/out/features: features of another, planted; choose one with --encoder"),
     "unknown encoder": Bad(unchanged, "--encoder clip: no features of it; HERE/out/fea", ("--encoder", "clip")),
-    "damaged part": Bad(damaged, "part-b.parquet: can't be read: "),
     "short gallery": Bad(
         short_gallery,
         "val.json: query 0: its right image 100024 is not in the gallery of 5 images (19 such ids)",

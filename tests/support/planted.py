@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from ray_app.features.parts import schema
 from ray_app.index.writer import IndexWriter
 from ray_app.output import layout
 from ray_app.output.open import open_output
@@ -34,12 +35,7 @@ FIRST_ID = 100_000
 def feature_table(rows: Sequence[Mapping[str, Any]], width: int = WIDTH) -> pa.Table:
     """The columns of a part, null where a row has no such value."""
     defaults = {"encoder": ENCODER, "revision": "r1", "preprocessing": "none", "status": "ok"}
-    schema = pa.schema(
-        [(name, pa.string()) for name in ("sha256", "text", "name")]
-        + [("vector", pa.list_(pa.float32(), width))]
-        + [(name, pa.string()) for name in (*defaults, "error_type", "error_message")]
-    )
-    return pa.Table.from_pylist([{**defaults, **row} for row in rows], schema)
+    return pa.Table.from_pylist([{**defaults, **row} for row in rows], schema(width))
 
 
 def write_features(
