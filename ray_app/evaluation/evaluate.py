@@ -142,5 +142,5 @@ def _page(
         shown.append(page.GroupShown(group.name, count, len(group.left_out), sentences, head, rows))
         chosen += examples.find_examples(options, output, gallery, group, photos)
     facts = {"title": output.url.rstrip("/").rsplit("/", 1)[-1], "encoder": features.encoder}
-    facts |= {"revision": features.revision, "gallery": len(gallery.names), "metric": groups[0].found.metric}
+    facts |= {"revision": features.recipe["revision"], "gallery": len(gallery.names), "metric": groups[0].found.metric}
     return page.render({**facts, "draws": options.bootstrap, "seed": options.seed}, shown, plots, chosen)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.dataset as ds
 
 from actors import encoders
@@ -17,7 +18,10 @@ from ray_app.features.parts import OK, FeatureParts, encoders_of, to_numpy
 from ray_app.output import layout
 from ray_app.output.output import Output
 
-COLUMNS = ("sha256", "text", "name", "vector", "revision")
+# its functions are made when it is imported: type checkers don't see them
+pc: Any = pyarrow.compute
+
+COLUMNS = ("sha256", "text", "name", "vector", "revision", "preprocessing")
 WRITE_THEM = "`proxyqueue features` writes them"
 
 
@@ -32,7 +36,8 @@ class Features:
     """The usable vectors of one encoder, and the row of each image, text and name."""
 
     encoder: str
-    revision: str = ""
+    recipe: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Its "revision", and the "preprocessing" of images."""
     of_image: dict[str, int] = dataclasses.field(default_factory=dict)
     """Row by sha256."""
     of_text: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -76,7 +81,8 @@ def read(output: Output, encoder: str | None) -> Features:
         encoder: its folder's name, a hub id or a short name.
 
     Raises:
-        Refused: no features, several encoders or revisions, vectors that differ in length, are not finite or are zero.
+        Refused: no features, several encoders, revisions or preprocessings, vectors that differ in length, are not
+            finite or are zero.
     """
     features = Features(_choose_encoder(output, encoder))
     parts = FeatureParts(output, features.encoder)
@@ -107,7 +113,7 @@ def _add(features: Features, table: pa.Table, where: str) -> None:
     """Take the rows of a part."""
     if not table.num_rows:
         return
-    _check_revision(features, table, where)
+    _check_recipe(features, table, where)
     if table["vector"].null_count:
         raise OutputRefused(f"{where}: a row with status ok has no vector; encode again")
     start, vectors = features.count(), to_numpy(table["vector"])
@@ -121,14 +127,18 @@ def _add(features: Features, table: pa.Table, where: str) -> None:
             features.sha256_of_name[image_key(name)] = sha256 or ""
 
 
-def _check_revision(features: Features, table: pa.Table, where: str) -> None:
-    for revision in table["revision"].fill_null("").unique().to_pylist():
-        if features.blocks and revision != features.revision:
-            raise OutputRefused(
-                f"{where}: revision {revision} of {features.encoder}, other vectors are of {features.revision};"
-                " vectors of two revisions can't be compared: remove one and encode again"
-            )
-        features.revision = revision
+def _check_recipe(features: Features, table: pa.Table, where: str) -> None:
+    """Raise Refused for vectors of another revision, or of images that were prepared differently."""
+    is_image = pc.is_valid(table["sha256"])
+    values = {"revision": table["revision"], "preprocessing": table["preprocessing"].filter(is_image)}
+    for field, column in values.items():
+        for value in column.fill_null("").unique().to_pylist():
+            other = features.recipe.setdefault(field, value)
+            if value != other:
+                raise OutputRefused(
+                    f"{where}: {field} {value} of {features.encoder}, other vectors are of {other};"
+                    f" vectors of two {field}s can't be compared: remove one and encode again"
+                )
 
 
 def _check_values(vectors: np.ndarray, table: pa.Table, where: str) -> None:

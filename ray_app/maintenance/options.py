@@ -46,7 +46,7 @@ class Clean(ForceFlags, SnapshotFlags, StepFlags, FamilyFlags, OutputFlags):
     """
 
     all: bool = False
-    """Remove everything that proxyqueue wrote: images, index, run records, caches, features, scores, gallery and more."""
+    """Remove everything that proxyqueue wrote: images, index, run records, features, scores, pages and caches."""
     caches: bool = False
     """Remove only the feature caches of retrieval scripts and export's metadata.parquet; images and rows stay."""
     yes: bool = False

@@ -333,6 +333,11 @@ def other_revision(folder: Path) -> None:
     write_features(folder / "out", [{"text": "x", "vector": np.ones(WIDTH), "revision": "r2"}], part="b")
 
 
+def other_preprocessing(folder: Path) -> None:
+    row = {"sha256": "x", "name": "x", "vector": np.ones(WIDTH), "preprocessing": "model"}
+    write_features(folder / "out", [row], part="b")
+
+
 def other_encoder(folder: Path) -> None:
     write_features(folder / "out", [{"text": "x", "vector": np.ones(WIDTH)}], encoder="another")
 
@@ -372,6 +377,9 @@ BAD = {
     "nan": Bad(nan, "encoder=planted: the vector of 'x' has NaN or infinite values; remove its part and encode again"),
     "zeros": Bad(zeros, "encoder=planted: the vector of 'x' is all zeros; remove its part and encode again"),
     "two revisions": Bad(other_revision, "encoder=planted: revision r2 of planted, other vectors are of r1"),
+    "two preprocessings": Bad(
+        other_preprocessing, "encoder=planted: preprocessing model of planted, other vectors are of none"
+    ),
     "two encoders": Bad(other_encoder, "HERE/out/features: features of another, planted; choose one with --encoder"),
     "unknown encoder": Bad(unchanged, "--encoder clip: no features of it; HERE/out/fea", ("--encoder", "clip")),
     "short gallery": Bad(
