@@ -193,7 +193,7 @@ def test_a_damaged_part_is_quarantined_and_its_vectors_encoded_again(ray_local, 
     assert encode(here) == OK
     assert to_encode(capsys) == "6 to encode"
     assert not part.exists()
-    assert (here / "out" / layout.SET_ASIDE / part.relative_to(here / "out")).is_file()
+    assert (here / "out" / layout.QUARANTINE / part.relative_to(here / "out")).is_file()
     check_rows(here, OWN, [])
 
 

@@ -37,6 +37,15 @@ class Copy:
     line: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Properties:
+    """Of the device."""
+
+    name: str = "a GPU without a card"
+    major: int = 9
+    minor: int = 0
+
+
 class Event:
     """A CUDA event that has always come."""
 
@@ -150,6 +159,8 @@ def _patches(device: Device) -> dict[str, Any]:
     nothing = lambda *_, **__: None  # noqa: E731
     return {
         "torch.cuda.synchronize": synchronize,
+        "torch.cuda.get_device_properties": lambda *_: Properties(),
+        "torch.cuda.set_per_process_memory_fraction": nothing,
         "torch.cuda.empty_cache": nothing,
         "torch.cuda.get_rng_state": nothing,
         "torch.cuda.set_rng_state": nothing,
