@@ -9,27 +9,33 @@ import torch
 from jobs.training import captions
 
 SIZE = 64
-"""Height and width of the pictures, in pixels."""
+"""Height and width of the images, in pixels."""
 
 PROMPT_TOKENS = 48
 """What Flux's T5 reads: every step's attention pays for each of them, padding too."""
 
 _VAE = {
-    "block_out_channels": (16, 32, 64),
+    "block_out_channels": (16, 32, 32),
     "down_block_types": ("DownEncoderBlock2D",) * 3,
     "up_block_types": ("UpDecoderBlock2D",) * 3,
     "layers_per_block": 1,
     "norm_num_groups": 8,
     "sample_size": SIZE,
+    "latent_channels": 16,
+    "mid_block_add_attention": False,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
 }
 VAES: dict[str, dict[str, Any]] = {
-    "sdxl": {**_VAE, "latent_channels": 4, "force_upcast": True},
-    "flux": {**_VAE, "latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False},
+    "sdxl": {**_VAE, "shift_factor": None, "force_upcast": True},
+    "flux": {**_VAE, "shift_factor": 0.0, "force_upcast": False},
 }
+"""The same weights for both. SDXL's own has 4 channels; at 64 pixels 16 are what edges and colours need."""
+
 UNET: dict[str, Any] = {
     "sample_size": SIZE // 4,
-    "in_channels": 4,
-    "out_channels": 4,
+    "in_channels": 16,
+    "out_channels": 16,
     "layers_per_block": 1,
     "block_out_channels": (32, 48, 64, 96),  # down to 2 x 2 pixels, where padding tells each pixel its place
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
@@ -61,7 +67,7 @@ TURBO = {
     "beta_schedule": "scaled_linear",
     "num_train_timesteps": 1000,
     "timestep_spacing": "trailing",
-    "prediction_type": "v_prediction",  # a small model's epsilon says little of the picture where nearly all is noise
+    "prediction_type": "v_prediction",  # a small model's epsilon says little of the image where nearly all is noise
 }
 """SDXL turbo's scheduler but for the prediction type."""
 

@@ -17,6 +17,9 @@ from ray_app.generation.options import Options
 
 SAMPLE = Path(ray_app.__file__).with_name("sample.json")
 README = Path(__file__).parents[2] / "README.md"
+PAGE = README.parent / "docs" / "tiny-models.md"
+SEEDS = 3
+"""With how many seeds the models are measured."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,25 +32,25 @@ class Train(Options):
     model_type: tuple[Literal["sdxl", "flux"], ...] = ("sdxl", "flux")
     """Which families' denoisers; what both need is trained in any case."""
     folder: str = "./tiny_training"
-    """Checkpoints stand here."""
+    """Checkpoints are saved here."""
     output: str = str(tiny.ROOT)
     """Where the finished pipelines go, a folder tiny_{model_type} each."""
-    vae_steps: int = 700
-    """Batches of 16 pictures that the autoencoder learns from."""
-    encoder_steps: int = 2000
+    vae_steps: int = 4000
+    """Batches of 4 images that the autoencoder learns from."""
+    encoder_steps: int = 1200
     """Batches of 128 prompts that the text encoders learn from."""
-    denoiser_steps: int = 3000
+    denoiser_steps: int = 2000
     """Batches of 32 prompts that the denoiser learns from."""
     limit: int | None = None
-    """Learn the first N pictures only, for a try."""
+    """Learn the first N images only, for a try."""
     seed: int = 0
     """Of the first weights and the prompts' wording."""
     threads: int | None = None
     """CPU threads; default all."""
     evaluate: bool = False
-    """Train nothing; measure the shipped models. With both families README's table and pictures are written too."""
+    """Train nothing; measure the shipped models. With both families README's table and images are written too."""
     names: int = 200
-    """Names that are drawn to measure."""
+    """Names that are generated to measure."""
 
 
 def train(options: Train) -> int:
@@ -69,25 +72,24 @@ def _train(options: Train, emojis: list[emoji.Emoji]) -> None:
 
     from jobs.training import captions, models, stages
 
-    folders = {model_type: Path(options.folder) / model_type for model_type in ("sdxl", "flux")}
-    print(f"{len(emojis)} pictures; checkpoints in {options.folder}", flush=True)
+    folder = Path(options.folder)
+    print(f"{len(emojis)} images; checkpoints in {folder}", flush=True)
     pixels = stages.pixels_of(emojis)
     vocabulary = captions.words(emojis)
-    pipes = {kind: models.untrained(kind, vocabulary, options.seed) for kind in folders}
+    pipes = {kind: models.untrained(kind, vocabulary, options.seed) for kind in ("sdxl", "flux")}
     sdxl, flux = pipes["sdxl"], pipes["flux"]
-    # what one family has learned the other starts from: Flux's wider autoencoder learns faster, CLIP is SDXL's second
-    stages.train_vae(flux, pixels, options.vae_steps, 16, folders["flux"])
-    stages.fold(flux.vae, sdxl.vae, pixels)
-    stages.train_vae(sdxl, pixels, options.vae_steps // 18, 16, folders["sdxl"])
-    stages.train_clip_encoders(sdxl, emojis, pixels, options.encoder_steps, 128, folders["sdxl"])
+    stages.train_vae(sdxl.vae, pixels, options.vae_steps, 4, folder)
+    flux.vae.load_state_dict(sdxl.vae.state_dict())
+    stages.train_clip_encoders(sdxl, emojis, pixels, options.encoder_steps, 128, folder)
     stages.share_words(sdxl, flux)
-    stages.train_t5_encoder(flux, emojis, pixels, options.encoder_steps // 4, 128, folders["flux"])
+    stages.train_t5_encoder(flux, emojis, pixels, options.encoder_steps // 2, 128, folder)
     for kind in options.model_type:
         pipe = pipes[kind]
+        stages.set_scale(pipe.vae, pixels)
         latents = stages.latents_of(pipe.vae, pixels)
         embeddings = stages.embeddings_of(pipe, emojis, options.seed)
         train_denoiser = {"sdxl": stages.train_unet, "flux": stages.train_transformer}[kind]
-        train_denoiser(pipe, latents, embeddings, options.denoiser_steps, 32, folders[kind])
+        train_denoiser(pipe, latents, embeddings, options.denoiser_steps, 32, folder)
         place = Path(options.output) / f"tiny_{kind}"
         shutil.rmtree(place, ignore_errors=True)
         pipe.to(torch.float16).save_pretrained(place)
@@ -96,16 +98,29 @@ def _train(options: Train, emojis: list[emoji.Emoji]) -> None:
 
 
 def _evaluate(options: Train, emojis: list[emoji.Emoji]) -> None:
-    from jobs.training import evaluate
+    from jobs.training import evaluate, report
 
+    seeds = range(options.seed, options.seed + SEEDS)
     shares: evaluate.Shares = {}
+    sentences: dict[str, list[float]] = {}
+    sharpness = None
     for model_type in options.model_type:
-        shares |= evaluate.shares_right(model_type, emojis, options.names, options.seed)
-    print(evaluate.table(shares))
+        measured = evaluate.Measured(model_type, emojis)
+        shares |= measured.shares_right(options.names, seeds)
+        shown = measured.sentences_shown(seeds)
+        sentences[model_type] = [evaluate.share_shown(one) for one in shown]
+        sharpness = measured.sharpness()
+        for sentence, name in shown[0].items():
+            print(f"{model_type}: {sentence} -> {name}")
+    if not sharpness:
+        return
+    steps, quality = report.steps_table(shares), report.quality_table(shares, sentences, sharpness)
+    print(f"{steps}\n\n{quality}")
     if set(options.model_type) == {"sdxl", "flux"}:
-        evaluate.plot(shares, README.parent / ".github" / "steps.png")
-        evaluate.grid(README.parent / ".github" / "demo.png", _sample_prompts())
-        evaluate.write_table(README, evaluate.table(shares))
+        report.plot(shares, README.parent / ".github" / "steps.png")
+        report.grid(README.parent / ".github" / "demo.png", _sample_prompts())
+        report.write_table(README, "steps", steps)
+        report.write_table(PAGE, "quality", quality)
 
 
 def _sample_prompts() -> list[str]:
