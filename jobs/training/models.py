@@ -111,6 +111,8 @@ def _flux(words: Sequence[str]) -> Any:
         vocab_size=len(tokenizer_2), d_model=96, d_kv=24, d_ff=192, num_layers=2, num_heads=4, dropout_rate=0.0,
         initializer_factor=1.0,
     )  # fmt: skip
+    transformer = FluxTransformer2DModel(**TRANSFORMER)
+    _start_as_copy(transformer)
     return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0),
         vae=AutoencoderKL(**VAES["flux"]),
@@ -118,8 +120,18 @@ def _flux(words: Sequence[str]) -> Any:
         tokenizer=tokenizer,
         text_encoder_2=T5EncoderModel(t5),
         tokenizer_2=tokenizer_2,
-        transformer=FluxTransformer2DModel(**TRANSFORMER),
+        transformer=transformer,
     )
+
+
+@torch.no_grad()
+def _start_as_copy(transformer: Any) -> None:
+    """Have the last layer undo the first: what the transformer predicts contains its noisy input, at every step."""
+    first, last = transformer.x_embedder, transformer.proj_out
+    torch.nn.init.orthogonal_(first.weight)
+    first.bias.zero_()
+    last.weight.copy_(first.weight.T * (first.in_features / first.out_features) ** 0.5)  # the norm between has scaled
+    last.bias.zero_()
 
 
 def _clip_config(tokenizer: Any, width: int) -> Any:

@@ -35,11 +35,11 @@ class Train(Options):
     """Checkpoints are saved here."""
     output: str = str(tiny.ROOT)
     """Where the finished pipelines go, a folder tiny_{model_type} each."""
-    vae_steps: int = 4000
+    vae_steps: int = 2600
     """Batches of 4 images that the autoencoder learns from."""
-    encoder_steps: int = 1200
-    """Batches of 128 prompts that the text encoders learn from."""
-    denoiser_steps: int = 2000
+    encoder_steps: int = 1000
+    """Batches of 64 prompts that the text encoders learn from."""
+    denoiser_steps: int = 1500
     """Batches of 32 prompts that the denoiser learns from."""
     limit: int | None = None
     """Learn the first N images only, for a try."""
@@ -80,9 +80,9 @@ def _train(options: Train, emojis: list[emoji.Emoji]) -> None:
     sdxl, flux = pipes["sdxl"], pipes["flux"]
     stages.train_vae(sdxl.vae, pixels, options.vae_steps, 4, folder)
     flux.vae.load_state_dict(sdxl.vae.state_dict())
-    stages.train_clip_encoders(sdxl, emojis, pixels, options.encoder_steps, 128, folder)
+    stages.train_clip_encoders(sdxl, emojis, pixels, options.encoder_steps, 64, folder)
     stages.share_words(sdxl, flux)
-    stages.train_t5_encoder(flux, emojis, pixels, options.encoder_steps // 2, 128, folder)
+    stages.train_t5_encoder(flux, emojis, pixels, options.encoder_steps // 2, 64, folder)
     for kind in options.model_type:
         pipe = pipes[kind]
         stages.set_scale(pipe.vae, pixels)
