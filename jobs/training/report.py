@@ -34,14 +34,14 @@ def steps_table(shares: Shares) -> str:
     return "\n".join(lines)
 
 
-def quality_table(shares: Shares, sentences: Mapping[str, Sequence[float]], sharpness: Sharpness) -> str:
+def quality_table(shares: Shares, sentences: Mapping[str, Sequence[float]], sharpness: Mapping[str, Sharpness]) -> str:
     """What a user wants to know of each model: names, sentences, and how sharp images can be at best."""
     families = _families(shares)
     rows = {
         f"names right at step {max(STEPS)}": [mean_and_spread(shares[one, "xt", max(STEPS)]) for one in families],
         "sentences that show what they name": [mean_and_spread(sentences[one]) for one in families],
-        "autoencoder, held-out images": [f"{sharpness.held_out:.1f} dB"] * len(families),
-        "autoencoder, learned images": [f"{sharpness.learned:.1f} dB"] * len(families),
+        "autoencoder, held-out images": [f"{sharpness[one].held_out:.1f} dB" for one in families],
+        "autoencoder, learned images": [f"{sharpness[one].learned:.1f} dB" for one in families],
     }
     lines = [f"| figure | {' | '.join(f'tiny {TITLES[family]}' for family in families)} |"]
     lines.append("|---|" + "---|" * len(families))

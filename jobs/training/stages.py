@@ -29,7 +29,10 @@ CODE = 128
 MARK = 64
 """Random numbers beside them, by which the encoders tell images apart that look alike."""
 
-PHRASES = 24
+STRONGER = 1.25
+"""See `_noise_like`."""
+
+PHRASES = 16
 """Prompts of each image that the denoiser learns from."""
 
 
@@ -80,9 +83,7 @@ def set_scale(vae: Any, pixels: torch.Tensor) -> None:
     latents = _encoded(vae, pixels)
     if vae.config.force_upcast and vae.config.shift_factor is None:
         mean, std = latents.mean((0, 2, 3)), latents.std()
-        vae.register_to_config(
-            latents_mean=mean.tolist(), latents_std=[std.item()] * len(mean), scaling_factor=1.0
-        )
+        vae.register_to_config(latents_mean=mean.tolist(), latents_std=[std.item()] * len(mean), scaling_factor=1.0)
     else:
         vae.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
 
@@ -204,7 +205,7 @@ def train_unet(
 
     def loss(generator: torch.Generator) -> torch.Tensor:
         clean, embeds, pooled = _drawn(latents, embeddings, batch, generator)
-        noise = torch.randn(clean.shape, generator=generator)
+        noise = _noise_like(clean, generator)
         timesteps = (_noise_levels(batch, generator) * len(cumulated)).long().clamp(max=len(cumulated) - 1)
         signal = cumulated[timesteps].view(-1, 1, 1, 1)
         predicted = pipe.unet(
@@ -230,7 +231,7 @@ def train_transformer(
 
     def loss(generator: torch.Generator) -> torch.Tensor:
         clean, embeds, pooled = _drawn(packed, embeddings, batch, generator)
-        noise = torch.randn(clean.shape, generator=generator)
+        noise = _noise_like(clean, generator)
         sigma = _noise_levels(batch, generator)
         mixed = torch.lerp(clean, noise, sigma.view(-1, 1, 1))
         predicted = pipe.transformer(
@@ -256,6 +257,12 @@ def _asked(emojis: Sequence[Emoji], batch: int, generator: torch.Generator) -> t
 def _noise_levels(batch: int, generator: torch.Generator) -> torch.Tensor:
     """Shares of the way to noise, the far ones more often: there it is decided what the image shows."""
     return torch.rand(batch, generator=generator).sqrt()
+
+
+def _noise_like(clean: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Noise up to `STRONGER` times as strong as the timestep says: what earlier steps got wrong is removed too."""
+    strength = 1 + (STRONGER - 1) * torch.rand(len(clean), generator=generator)
+    return torch.randn(clean.shape, generator=generator) * strength.view(-1, *[1] * (clean.ndim - 1))
 
 
 def _drawn(

@@ -37,9 +37,9 @@ class Train(Options):
     """Where the finished pipelines go, a folder tiny_{model_type} each."""
     vae_steps: int = 2600
     """Batches of 4 images that the autoencoder learns from."""
-    encoder_steps: int = 1000
+    encoder_steps: int = 2000
     """Batches of 64 prompts that the text encoders learn from."""
-    denoiser_steps: int = 1500
+    denoiser_steps: int = 3000
     """Batches of 32 prompts that the denoiser learns from."""
     limit: int | None = None
     """Learn the first N images only, for a try."""
@@ -82,8 +82,9 @@ def _train(options: Train, emojis: list[emoji.Emoji]) -> None:
     flux.vae.load_state_dict(sdxl.vae.state_dict())
     stages.train_clip_encoders(sdxl, emojis, pixels, options.encoder_steps, 64, folder)
     stages.share_words(sdxl, flux)
-    stages.train_t5_encoder(flux, emojis, pixels, options.encoder_steps // 2, 64, folder)
     for kind in options.model_type:
+        if kind == "flux":
+            stages.train_t5_encoder(flux, emojis, pixels, options.encoder_steps // 4, 64, folder)
         pipe = pipes[kind]
         stages.set_scale(pipe.vae, pixels)
         latents = stages.latents_of(pipe.vae, pixels)
@@ -103,17 +104,15 @@ def _evaluate(options: Train, emojis: list[emoji.Emoji]) -> None:
     seeds = range(options.seed, options.seed + SEEDS)
     shares: evaluate.Shares = {}
     sentences: dict[str, list[float]] = {}
-    sharpness = None
+    sharpness: dict[str, evaluate.Sharpness] = {}
     for model_type in options.model_type:
         measured = evaluate.Measured(model_type, emojis)
         shares |= measured.shares_right(options.names, seeds)
         shown = measured.sentences_shown(seeds)
         sentences[model_type] = [evaluate.share_shown(one) for one in shown]
-        sharpness = measured.sharpness()
+        sharpness[model_type] = measured.sharpness()
         for sentence, name in shown[0].items():
             print(f"{model_type}: {sentence} -> {name}")
-    if not sharpness:
-        return
     steps, quality = report.steps_table(shares), report.quality_table(shares, sentences, sharpness)
     print(f"{steps}\n\n{quality}")
     if set(options.model_type) == {"sdxl", "flux"}:
