@@ -39,8 +39,10 @@ class Train(Options):
     """Batches of 4 images that the autoencoder learns from."""
     encoder_steps: int = 2000
     """Batches of 64 prompts that the text encoders learn from."""
-    denoiser_steps: int = 3000
-    """Batches of 32 prompts that the denoiser learns from."""
+    unet_steps: int = 3000
+    """Batches of 32 prompts that SDXL's denoiser learns from."""
+    transformer_steps: int = 2000
+    """Batches of 32 prompts that Flux's denoiser learns from."""
     limit: int | None = None
     """Learn the first N images only, for a try."""
     seed: int = 0
@@ -89,8 +91,10 @@ def _train(options: Train, emojis: list[emoji.Emoji]) -> None:
         stages.set_scale(pipe.vae, pixels)
         latents = stages.latents_of(pipe.vae, pixels)
         embeddings = stages.embeddings_of(pipe, emojis, options.seed)
-        train_denoiser = {"sdxl": stages.train_unet, "flux": stages.train_transformer}[kind]
-        train_denoiser(pipe, latents, embeddings, options.denoiser_steps, 32, folder)
+        if kind == "sdxl":
+            stages.train_unet(pipe, latents, embeddings, options.unet_steps, 32, folder)
+        else:
+            stages.train_transformer(pipe, latents, embeddings, options.transformer_steps, 32, folder)
         place = Path(options.output) / f"tiny_{kind}"
         shutil.rmtree(place, ignore_errors=True)
         pipe.to(torch.float16).save_pretrained(place)
