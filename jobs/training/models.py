@@ -23,12 +23,10 @@ _VAE = {
     "sample_size": SIZE,
     "latent_channels": 16,
     "mid_block_add_attention": False,
-    "use_quant_conv": False,
-    "use_post_quant_conv": False,
 }
 VAES: dict[str, dict[str, Any]] = {
-    "sdxl": {**_VAE, "shift_factor": None, "force_upcast": True},
-    "flux": {**_VAE, "shift_factor": 0.0, "force_upcast": False},
+    "sdxl": {**_VAE, "force_upcast": True},
+    "flux": {**_VAE, "shift_factor": 0.0, "use_quant_conv": False, "use_post_quant_conv": False},
 }
 """The same weights for both. SDXL's own has 4 channels; at 64 pixels 16 are what edges and colours need."""
 

@@ -75,17 +75,23 @@ def _varied(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 @torch.no_grad()
 def set_scale(vae: Any, pixels: torch.Tensor) -> None:
-    """Have the autoencoder's config say the scale at which the latents of these images have unit variance.
-
-    SDXL's decoding takes no shift, so its config has a mean and a deviation per channel; all have the same deviation,
-    for weak channels are to stay weak.
-    """
+    """Have the config of Flux's autoencoder say where the latents of these images have mean 0 and unit variance."""
     latents = _encoded(vae, pixels)
-    if vae.config.force_upcast and vae.config.shift_factor is None:
-        mean, std = latents.mean((0, 2, 3)), latents.std()
-        vae.register_to_config(latents_mean=mean.tolist(), latents_std=[std.item()] * len(mean), scaling_factor=1.0)
-    else:
-        vae.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
+    vae.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
+
+
+@torch.no_grad()
+def copy_vae(flux: Any, sdxl: Any, pixels: torch.Tensor) -> None:
+    """Give SDXL the trained autoencoder of Flux; what SDXL has in addition takes the latents' mean out and in again.
+
+    Its pipeline's own decoding knows no shift, and a mean per channel for four channels only.
+    """
+    sdxl.load_state_dict(flux.state_dict(), strict=False)
+    sdxl.register_to_config(scaling_factor=flux.config.scaling_factor)
+    mean = _encoded(flux, pixels).mean((0, 2, 3))
+    for part, bias in ((sdxl.quant_conv, F.pad(-mean, (0, len(mean)))), (sdxl.post_quant_conv, mean)):
+        part.weight.copy_(torch.eye(len(bias)).view(len(bias), len(bias), 1, 1))
+        part.bias.copy_(bias)
 
 
 @torch.no_grad()
@@ -97,11 +103,7 @@ def psnr(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
 
 def latents_of(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
     """Latents (n, c, h/4, w/4) as the denoiser sees them, of about unit variance."""
-    latents, config = _encoded(vae, pixels), vae.config
-    if config.latents_mean is not None:
-        mean, std = (torch.tensor(value).view(1, -1, 1, 1) for value in (config.latents_mean, config.latents_std))
-        return (latents - mean) / std * config.scaling_factor
-    return (latents - config.shift_factor) * config.scaling_factor
+    return (_encoded(vae, pixels) - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
 
 
 def train_clip_encoders(

@@ -80,15 +80,15 @@ def _train(options: Train, emojis: list[emoji.Emoji]) -> None:
     vocabulary = captions.words(emojis)
     pipes = {kind: models.untrained(kind, vocabulary, options.seed) for kind in ("sdxl", "flux")}
     sdxl, flux = pipes["sdxl"], pipes["flux"]
-    stages.train_vae(sdxl.vae, pixels, options.vae_steps, 4, folder)
-    flux.vae.load_state_dict(sdxl.vae.state_dict())
+    stages.train_vae(flux.vae, pixels, options.vae_steps, 4, folder)
+    stages.set_scale(flux.vae, pixels)
+    stages.copy_vae(flux.vae, sdxl.vae, pixels)
     stages.train_clip_encoders(sdxl, emojis, pixels, options.encoder_steps, 64, folder)
     stages.share_words(sdxl, flux)
     for kind in options.model_type:
         if kind == "flux":
             stages.train_t5_encoder(flux, emojis, pixels, options.encoder_steps // 4, 64, folder)
         pipe = pipes[kind]
-        stages.set_scale(pipe.vae, pixels)
         latents = stages.latents_of(pipe.vae, pixels)
         embeddings = stages.embeddings_of(pipe, emojis, options.seed)
         if kind == "sdxl":

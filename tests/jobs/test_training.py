@@ -123,7 +123,18 @@ def test_sentences_name_emoji_that_the_models_learn():
 @pytest.mark.slow
 def test_training_from_nothing_to_pipelines_that_load(tmp_path):
     assert _data()
-    steps = ["--vae_steps", "4", "--encoder_steps", "2", "--unet_steps", "2", "--transformer_steps", "2", "--limit", "30"]
+    steps = [
+        "--vae_steps",
+        "4",
+        "--encoder_steps",
+        "2",
+        "--unet_steps",
+        "2",
+        "--transformer_steps",
+        "2",
+        "--limit",
+        "30",
+    ]
     folders = ["--folder", str(tmp_path / "work"), "--output", str(tmp_path)]
     for reported in ("step 4 of 4", "tiny_flux"):  # the second time everything is there
         command = [sys.executable, "-m", "jobs.training.train", *steps, *folders]
