@@ -135,7 +135,7 @@ def test_training_from_nothing_to_pipelines_that_load(tmp_path):
         "--limit",
         "30",
     ]
-    folders = ["--folder", str(tmp_path / "work"), "--output", str(tmp_path)]
+    folders = ["--limit", "30", "--folder", str(tmp_path / "work"), "--output", str(tmp_path)]
     for reported in ("step 4 of 4", "tiny_flux"):  # the second time everything is there
         command = [sys.executable, "-m", "jobs.training.train", *steps, *folders]
         result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400)
