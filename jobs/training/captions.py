@@ -1,4 +1,4 @@
-"""The captions of the training images: their names, prompts with the names, keywords; and tokenizers for such words.
+"""What the tiny models are told of an image: its name, prompts with it, keywords; and tokenizers for such words.
 Knows words only, no images and no models."""
 
 import random
@@ -29,6 +29,20 @@ LOOKS = (
     "dark", "bright", "colourful", "beautiful", "cute", "empty", "single", "wooden", "young", "wet", "happy", "shiny",
     "plain",
 )  # fmt: skip
+VERBS = (
+    "sitting", "standing", "lying", "walking", "running", "parked", "resting", "placed", "looking", "eating", "playing",
+    "holding", "wearing", "hanging", "flying", "floating", "sleeping", "seen", "shown", "alone", "together", "made",
+)  # fmt: skip
+PREPOSITIONS = (
+    "in", "on", "at", "by", "near", "next to", "behind", "in front of", "beside", "over", "under", "with", "inside",
+    "outside", "above", "against", "between", "of", "from", "through", "and", "without", "to",
+)  # fmt: skip
+SURROUNDINGS = (
+    "beach", "table", "plate", "road", "grass", "sofa", "floor", "wall", "park", "kitchen", "room", "village", "field",
+    "city", "sea", "lake", "fence", "bench", "street", "shop", "garden", "river", "hill", "bridge", "box", "building",
+    "bag", "counter", "market", "carpet", "roof", "background", "crowd", "sky", "snow", "water", "man", "woman",
+    "child", "person", "people", "boy", "girl", "tree", "car", "chair", "bed", "door", "window", "flower", "ball",
+)  # fmt: skip
 PLURALS = ("two", "three", "many", "several", "a row of", "dozens of", "a few", "some")
 
 
@@ -41,13 +55,13 @@ def prompt(emoji: Emoji, rng: random.Random) -> str:
     """One of many prompts for it: bare names most often, keywords alone seldom, since several emoji share them."""
     name = spoken(emoji.name)
     kind = rng.random()
-    if kind < 0.35:
+    if kind < 0.25:
         text = name
-    elif kind < 0.45:
+    elif kind < 0.33:
         text = _article(name)
-    elif kind < 0.85:
+    elif kind < 0.87:
         text = _described(name, rng)
-    elif kind < 0.95 or not emoji.keywords:
+    elif kind < 0.96 or not emoji.keywords:
         text = ", ".join([name, *rng.sample(emoji.keywords, min(len(emoji.keywords), rng.randint(1, 3)))])
     else:
         text = " ".join(rng.sample(emoji.keywords, min(len(emoji.keywords), rng.randint(2, 4))))
@@ -59,7 +73,7 @@ def prompt(emoji: Emoji, rng: random.Random) -> str:
 def words(emojis: Sequence[Emoji]) -> list[str]:
     """The words that prompts are mostly made of, lower case, sorted; rare keywords are spelled in pieces."""
     names = [spoken(emoji.name) for emoji in emojis]
-    texts = [*BEFORE, *AFTER, *LOOKS, *PLURALS, "a", "an", "the", *names]
+    texts = [*BEFORE, *AFTER, *LOOKS, *VERBS, *PREPOSITIONS, *SURROUNDINGS, *PLURALS, "a", "an", "the", *names]
     texts += [_plural(name) for name in names if " " not in name]
     used = Counter(word for emoji in emojis for text in emoji.keywords for word in _words(text))
     return sorted({word for text in texts for word in _words(text)} | {word for word, uses in used.items() if uses > 1})
@@ -113,13 +127,31 @@ def _described(name: str, rng: random.Random) -> str:
     if rng.random() < 0.15:
         text = f"{rng.choice(PLURALS)} {_plural(name)}"
     else:
-        looks = f"{rng.choice(LOOKS)} " if rng.random() < 0.35 else ""
+        looks = f"{rng.choice(LOOKS) if rng.random() < 0.8 else _unheard(rng)} " if rng.random() < 0.35 else ""
         text = _article(looks + name, "the" if rng.random() < 0.2 else None)
-    if rng.random() < 0.5:
+    if rng.random() < 0.4:
         text = rng.choice(BEFORE).format(text)
     for _ in range(rng.choice((0, 1, 1, 2))):
-        text += rng.choice((" ", ", ")) + rng.choice(AFTER)
+        text += rng.choice((" ", ", ")) + (rng.choice(AFTER) if rng.random() < 0.4 else _around(rng))
     return text
+
+
+def _around(rng: random.Random) -> str:
+    """Where it is or what it does, put together by chance; some words are ones that nobody has heard."""
+    thing = rng.choice(SURROUNDINGS) if rng.random() < 0.65 else _unheard(rng)
+    if rng.random() < 0.3:
+        thing = f"{rng.choice(LOOKS) if rng.random() < 0.6 else _unheard(rng)} {thing}"
+    verb = ""
+    if rng.random() < 0.5:
+        verb = f"{rng.choice(VERBS) if rng.random() < 0.7 else _unheard(rng)} "
+    return f"{verb}{rng.choice(PREPOSITIONS)} {_article(thing, 'the' if rng.random() < 0.3 else None)}"
+
+
+def _unheard(rng: random.Random) -> str:
+    """A word that is none: the models learn to leave out what they do not know."""
+    return "".join(rng.choice("bcdfghklmnprstvw") + rng.choice("aeiou") for _ in range(rng.randint(1, 4))) + rng.choice(
+        ("", "", "n", "r", "s", "ed", "ing")
+    )
 
 
 def _article(name: str, article: str | None = None) -> str:

@@ -1,10 +1,10 @@
-"""How many steps are enough for the tiny models? Generates trained names and finds the nearest training image.
-Knows recipes, latents and README's table; nothing of training."""
+"""How good are the tiny models? Generates names and sentences and asks which training image is nearest.
+Knows recipes and latents; nothing of training or of how figures are shown."""
 
+import dataclasses
 import itertools
+import json
 import random
-import re
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ import torch
 
 from actors import pipelines, tiny
 from actors.capture import StepCapture
-from actors.generator import ImageGenerator
 from actors.recipe import Capture, Recipe, Snapshot
 from jobs.training import captions, stages
 from jobs.training.emoji import Emoji
@@ -23,106 +22,92 @@ from ray_app.generation.options import Generate
 STEPS = (1, 4, 8, 16, 32)
 SNAPSHOTS: tuple[Snapshot, ...] = ("xt", "x0")
 BATCH = 20
+SENTENCES = Path(__file__).with_name("sentences.json")
+"""Each with the names of the emoji that it may show, written down before any model was measured on them."""
 
-Shares = dict[tuple[str, str, int], float]
-"""By family, snapshot and step: the share of names for which the nearest training image is the right one."""
+Shares = dict[tuple[str, str, int], list[float]]
+"""By family, snapshot and step: for each seed, the share of names for which the nearest image is the right one."""
 
 
-def choose_names(emojis: Sequence[Emoji], count: int, seed: int) -> list[int]:
-    """Indices of the emoji that are generated, the same for the same seed."""
+@dataclasses.dataclass(frozen=True)
+class Sharpness:
+    """How near images come back from the autoencoder, mean PSNR in dB."""
+
+    held_out: float
+    learned: float
+
+
+class Measured:
+    """A shipped tiny model, and every training image in its latents."""
+
+    def __init__(self, model_type: str, emojis: Sequence[Emoji]) -> None:
+        recipe = recipes.resolve(Generate(model_type=model_type, model_path=tiny.NAME, batch_size=BATCH))  # pyright: ignore[reportArgumentType]
+        self.model_type, self.emojis = model_type, emojis
+        self.family: Any = pipelines.load(recipe)
+        self.known = stages.latents_of(self.family.pipe.vae, stages.pixels_of(emojis)).flatten(1)
+
+    def shares_right(self, count: int, seeds: Sequence[int]) -> Shares:
+        """Generate `count` names per seed in 32 steps and measure every step."""
+        captures = [Capture(step, snapshot) for snapshot, step in itertools.product(SNAPSHOTS, STEPS)]
+        shares: Shares = {(self.model_type, one.snapshot, one.step): [] for one in captures}
+        for seed in seeds:
+            places = names_chosen(self.emojis, count, seed)
+            names = [captions.spoken(self.emojis[place].name) for place in places]
+            nearest = self._nearest(names, [seed + place for place in places], captures)
+            for one in captures:
+                hits = sum(found == place for found, place in zip(nearest[one], places, strict=True))
+                shares[self.model_type, one.snapshot, one.step].append(hits / len(places))
+        return shares
+
+    def sentences_shown(self, seeds: Sequence[int]) -> list[dict[str, str]]:
+        """For each seed, what the image at the last step shows by sentence: the nearest image's name."""
+        sentences, last = list(read_sentences()), Capture(max(STEPS))
+        found = [self._nearest(sentences, [seed] * len(sentences), [last])[last] for seed in seeds]
+        return [
+            {sentence: self.emojis[place].name for sentence, place in zip(sentences, places, strict=True)}
+            for places in found
+        ]
+
+    def sharpness(self) -> Sharpness:
+        """Of its autoencoder."""
+        vae, pixels = self.family.pipe.vae, stages.pixels_of(self.emojis)
+        with torch.no_grad():
+            each, held_out = stages.psnr(vae, pixels), stages.held_out(len(pixels))
+        return Sharpness(each[held_out].mean().item(), each[~held_out].mean().item())
+
+    def _nearest(
+        self, prompts: Sequence[str], seeds: Sequence[int], captures: Sequence[Capture]
+    ) -> dict[Capture, list[int]]:
+        """Places of the nearest training images: of least mean square distance in the autoencoder's latents."""
+        nearest: dict[Capture, list[int]] = {one: [] for one in captures}
+        for batch in _batches(list(zip(prompts, seeds, strict=True))):
+            embeddings = [self.family.encode(prompt) for prompt, _ in batch]
+            with StepCapture(list(captures), max(STEPS)).attached(self.family.pipe) as capture:
+                pipelines.denoise(self.family, embeddings, [seed for _, seed in batch], max(STEPS), capture)
+            for one in captures:
+                latents = _grid(self.family, capture.latents[one]).flatten(1)
+                nearest[one] += torch.cdist(latents, self.known).argmin(1).tolist()
+        return nearest
+
+
+def names_chosen(emojis: Sequence[Emoji], count: int, seed: int) -> list[int]:
+    """Places of the emoji that are generated, the same for the same seed."""
     return sorted(random.Random(seed).sample(range(len(emojis)), min(count, len(emojis))))
 
 
-def shares_right(model_type: str, emojis: Sequence[Emoji], count: int = 200, seed: int = 0) -> Shares:
-    """Generate `count` names in 32 steps and measure every step.
-
-    The distance is the mean square difference of the autoencoder's latents, without decoding.
-    """
-    recipe = recipes.resolve(Generate(model_type=model_type, model_path=tiny.NAME, batch_size=BATCH))  # pyright: ignore[reportArgumentType]
-    family = pipelines.load(recipe)
-    known = stages.latents_of(family.pipe.vae, stages.pixels_of(emojis)).flatten(1)
-    captures = [Capture(step, snapshot) for snapshot, step in itertools.product(SNAPSHOTS, STEPS)]
-    right = dict.fromkeys(captures, 0)
-    places = choose_names(emojis, count, seed)
-    for start in range(0, len(places), BATCH):
-        batch = places[start : start + BATCH]
-        embeddings = [family.encode(captions.spoken(emojis[place].name)) for place in batch]
-        with StepCapture(captures, max(STEPS)).attached(family.pipe) as capture:
-            pipelines.denoise(family, embeddings, [seed + place for place in batch], max(STEPS), capture)
-        for one in captures:
-            nearest = torch.cdist(_grid(family, capture.latents[one]).flatten(1), known).argmin(1)
-            right[one] += int((nearest == torch.tensor(batch)).sum())
-    return {(model_type, one.snapshot, one.step): hits / len(places) for one, hits in right.items()}
+def read_sentences() -> dict[str, list[str]]:
+    """The names that each sentence may show."""
+    return json.loads(SENTENCES.read_text(encoding="utf-8"))
 
 
-def table(shares: Shares) -> str:
-    """The shares as README's table."""
-    families = sorted({key[0] for key in shares}, reverse=True)
-    columns = list(itertools.product(families, SNAPSHOTS))
-    names = {"sdxl": "SDXL", "flux": "Flux"}
-    lines = [f"| step | {' | '.join(f'tiny {names[family]}, {snapshot}' for family, snapshot in columns)} |"]
-    lines.append("|---|" + "---|" * len(columns))
-    for step in STEPS:
-        cells = [f"{shares[family, snapshot, step] * 100:.1f} %" for family, snapshot in columns]
-        lines.append(f"| {step} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+def share_shown(shown: dict[str, str]) -> float:
+    """The share of sentences whose image shows what they name."""
+    accepted = read_sentences()
+    return sum(name in accepted[sentence] for sentence, name in shown.items()) / len(shown)
 
 
-def plot(shares: Shares, file: Path) -> None:
-    """One line per family and snapshot, over the steps."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6.4, 3.2), layout="constrained")
-    colours = {"sdxl": "tab:blue", "flux": "tab:orange"}
-    for family in sorted({key[0] for key in shares}, reverse=True):
-        for snapshot, style in (("x0", "-o"), ("xt", "--s")):
-            heights = [shares[family, snapshot, step] * 100 for step in STEPS]
-            axes.plot(range(len(STEPS)), heights, style, color=colours[family], label=f"tiny {family}, {snapshot}")
-    axes.set_xticks(range(len(STEPS)), [str(step) for step in STEPS])
-    axes.set(xlabel="step of 32", ylabel="nearest training image is the right one, %", ylim=(0, 100))
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=150)
-    pyplot.close(figure)
-
-
-def grid(file: Path, prompts: Sequence[str]) -> None:
-    """Prompts by steps, generated by both families, with captions."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    size, gap, left, top = tiny.SIZE, 4, 250, 34
-    families = ("sdxl", "flux")
-    half = len(STEPS) * (size + gap)
-    sheet = Image.new("RGB", (left + len(families) * (half + 3 * gap), top + len(prompts) * (size + gap)), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    for number, model_type in enumerate(families):
-        pen.text((left + number * (half + 3 * gap), 0), f"{model_type}, as of step", "black", font)
-        x = left + number * (half + 3 * gap)
-        for place, step in enumerate(STEPS):
-            pen.text((x + place * (size + gap), top - 18), str(step), "black", font)
-        requested = Generate(model_type=model_type, model_path=tiny.NAME, batch_size=len(prompts))
-        generator = ImageGenerator(recipes.resolve(requested), [])
-        generated = generator.pixels(list(prompts), [0] * len(prompts), [Capture(step) for step in STEPS])
-        for place, step in enumerate(STEPS):
-            for row, image in enumerate(generated[Capture(step)]):
-                sheet.paste(Image.fromarray(image), (x + place * (size + gap), top + row * (size + gap)))
-    for row, prompt in enumerate(prompts):
-        lines = textwrap.wrap(prompt, 34)
-        middle = top + row * (size + gap) + size // 2 - 9 * len(lines)
-        pen.multiline_text((8, middle), "\n".join(lines), "black", font)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    sheet.quantize(128).save(file, optimize=True)
-
-
-def write_table(readme: Path, text: str) -> None:
-    """Put the table between README's marks."""
-    old = readme.read_text()
-    new = re.sub(r"(<!-- steps -->\n).*?(<!-- end -->)", lambda marks: f"{marks[1]}{text}\n{marks[2]}", old, flags=re.S)
-    readme.write_text(new)
+def _batches(items: list[tuple[str, int]]) -> list[list[tuple[str, int]]]:
+    return [items[start : start + BATCH] for start in range(0, len(items), BATCH)]
 
 
 def _grid(family: Any, latents: torch.Tensor) -> torch.Tensor:

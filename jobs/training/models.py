@@ -9,27 +9,31 @@ import torch
 from jobs.training import captions
 
 SIZE = 64
-"""Height and width of the training images, in pixels."""
+"""Height and width of the images, in pixels."""
 
 PROMPT_TOKENS = 48
 """Tokens that Flux's T5 reads: every step's attention pays for each of them, including padding."""
 
 _VAE = {
-    "block_out_channels": (16, 32, 64),
+    "block_out_channels": (16, 32, 32),
     "down_block_types": ("DownEncoderBlock2D",) * 3,
     "up_block_types": ("UpDecoderBlock2D",) * 3,
     "layers_per_block": 1,
     "norm_num_groups": 8,
     "sample_size": SIZE,
+    "latent_channels": 16,
+    "mid_block_add_attention": False,
 }
 VAES: dict[str, dict[str, Any]] = {
-    "sdxl": {**_VAE, "latent_channels": 4, "force_upcast": True},
-    "flux": {**_VAE, "latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False},
+    "sdxl": {**_VAE, "force_upcast": True},
+    "flux": {**_VAE, "shift_factor": 0.0, "use_quant_conv": False, "use_post_quant_conv": False},
 }
+"""The same weights for both. SDXL's own has 4 channels; at 64 pixels 16 are what edges and colours need."""
+
 UNET: dict[str, Any] = {
     "sample_size": SIZE // 4,
-    "in_channels": 4,
-    "out_channels": 4,
+    "in_channels": 16,
+    "out_channels": 16,
     "layers_per_block": 1,
     "block_out_channels": (32, 48, 64, 96),  # down to 2 x 2 pixels, where padding tells each pixel its place
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
@@ -61,7 +65,7 @@ TURBO = {
     "beta_schedule": "scaled_linear",
     "num_train_timesteps": 1000,
     "timestep_spacing": "trailing",
-    "prediction_type": "v_prediction",  # a small model's epsilon says little about the image where nearly all is noise
+    "prediction_type": "v_prediction",  # a small model's epsilon says little of the image where nearly all is noise
 }
 """SDXL turbo's scheduler except for the prediction type."""
 
@@ -105,6 +109,8 @@ def _flux(words: Sequence[str]) -> Any:
         vocab_size=len(tokenizer_2), d_model=96, d_kv=24, d_ff=192, num_layers=2, num_heads=4, dropout_rate=0.0,
         initializer_factor=1.0,
     )  # fmt: skip
+    transformer = FluxTransformer2DModel(**TRANSFORMER)
+    _start_as_copy(transformer)
     return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0),
         vae=AutoencoderKL(**VAES["flux"]),
@@ -112,8 +118,18 @@ def _flux(words: Sequence[str]) -> Any:
         tokenizer=tokenizer,
         text_encoder_2=T5EncoderModel(t5),
         tokenizer_2=tokenizer_2,
-        transformer=FluxTransformer2DModel(**TRANSFORMER),
+        transformer=transformer,
     )
+
+
+@torch.no_grad()
+def _start_as_copy(transformer: Any) -> None:
+    """Have the last layer undo the first: what the transformer predicts contains its noisy input, at every step."""
+    first, last = transformer.x_embedder, transformer.proj_out
+    torch.nn.init.orthogonal_(first.weight)
+    first.bias.zero_()
+    last.weight.copy_(first.weight.T * (first.in_features / first.out_features) ** 0.5)  # the norm between has scaled
+    last.bias.zero_()
 
 
 def _clip_config(tokenizer: Any, width: int) -> Any:

@@ -1,5 +1,5 @@
 """What the tiny models learn, in three stages: an autoencoder of images, encoders of prompts, a denoiser for both.
-Knows training images, captions and diffusers' parts; nothing of checkpoints, options or the shipped files."""
+Knows images, captions and diffusers' parts; nothing of checkpoints' form, options or the shipped files."""
 
 import random
 from collections.abc import Sequence
@@ -15,96 +15,107 @@ from jobs.training.emoji import Emoji
 from jobs.training.fitting import fit
 
 MARGIN = 6
-"""Pixels by which the autoencoder's training images are shifted, so that it learns more than these images."""
+"""Pixels by which the autoencoder's images are moved about, so that it learns more than these images."""
 
-BLUR = {"sdxl": 2e-4, "flux": 1e-3}
-"""Weight of the latents' KL divergence: smooth latents are easier to denoise, but four channels have to hold it all."""
+HELD_OUT = 10
+"""Every tenth image is kept from the autoencoder, to measure it on; the later stages learn all of them."""
+
+BLUR = 1e-3
+"""Weight of the latents' KL divergence: smooth latents are easier to denoise, but they have to hold every detail."""
 
 CODE = 128
-"""Numbers that summarize a training image for the prompt encoders: its principal components."""
+"""Numbers that sum an image up for the prompt encoders, its principal components."""
 
-RATE = 1.5e-3
-"""Learning rate of the denoisers."""
+MARK = 64
+"""Random numbers beside them, by which the encoders tell images apart that look alike."""
 
-PHRASES = 8
-"""Prompts per training image that the denoiser learns from."""
+STRONGER = 1.25
+"""See `_noise_like`."""
+
+PHRASES = 16
+"""Prompts of each image that the denoiser learns from."""
 
 
 def pixels_of(emojis: Sequence[Emoji]) -> torch.Tensor:
-    """All training images, float32 (n, 3, h, w) in [-1, 1]."""
+    """All images, float32 (n, 3, h, w) in [-1, 1]."""
     return torch.from_numpy(np.stack([emoji.pixels for emoji in emojis])).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def train_vae(pipe: Any, pixels: torch.Tensor, steps: int, batch: int, folder: Path) -> None:
-    """Train the autoencoder, then set its config's scale to what the latents of these images measure."""
-    vae = pipe.vae
-    blur = BLUR["flux" if hasattr(pipe, "transformer") else "sdxl"]
+def held_out(count: int) -> torch.Tensor:
+    """Which of `count` images the autoencoder does not learn from, as bool (count,)."""
+    return torch.arange(count) % HELD_OUT == HELD_OUT - 1
+
+
+def train_vae(vae: Any, pixels: torch.Tensor, steps: int, batch: int, folder: Path) -> None:
+    """Train the autoencoder on all images that are not held out."""
+    known = pixels[~held_out(len(pixels))]
 
     def loss(generator: torch.Generator) -> torch.Tensor:
-        targets = pixels[torch.randint(len(pixels), (batch,), generator=generator)]
-        top, left = torch.randint(2 * MARGIN + 1, (2,), generator=generator).tolist()
-        height, width = targets.shape[2:]
-        targets = F.pad(targets, (MARGIN,) * 4, value=1.0)[:, :, top : top + height, left : left + width]
-        if torch.rand((), generator=generator) < 0.5:
-            targets = targets.flip(3)
+        targets = _varied(known[torch.randint(len(known), (batch,), generator=generator)], generator)
         encoded = vae.encode(targets).latent_dist
         latents = encoded.mean + encoded.std * torch.randn(encoded.mean.shape, generator=generator)
         error = vae.decode(latents).sample - targets
-        edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
         spread = (encoded.mean**2 + encoded.var - 1 - encoded.logvar).mean()
-        return error.abs().mean() + edges / 2 + _hue_error(error) + blur * spread
+        return 10 * error.square().mean() + BLUR * spread
 
-    fit("vae", vae, loss, steps, 2e-3, folder, decay=0.99)
-    latents = _encoded(vae, pixels)
-    if vae.config.latent_channels == 4:
-        mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
-        vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist(), scaling_factor=1.0)
-    else:
-        vae.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
+    fit("vae", vae, loss, steps, folder, decay=0.99)
+
+
+def _varied(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Moved about, mirrored and with other colours: more images than these."""
+    top, left = torch.randint(2 * MARGIN + 1, (2,), generator=generator).tolist()
+    height, width = images.shape[2:]
+    images = F.pad(images, (MARGIN,) * 4, value=1.0)[:, :, top : top + height, left : left + width]
+    if torch.rand((), generator=generator) < 0.5:
+        images = images.flip(3)
+    if torch.rand((), generator=generator) < 0.5:
+        images = images[:, torch.randperm(3, generator=generator)]
+    return images
 
 
 @torch.no_grad()
-def fold(wide: Any, narrow: Any, pixels: torch.Tensor) -> None:
-    """Start an autoencoder of few channels from a trained one of many: its main components, at unit variance."""
-    few, many = narrow.config.latent_channels, wide.config.latent_channels
-    latents = _encoded(wide, pixels).transpose(0, 1).flatten(1)
-    mean = latents.mean(1)
-    strength, directions = torch.linalg.eigh(torch.cov(latents))
-    strength, directions = strength[-few:].sqrt(), directions[:, -few:]
-    weights = {name: value.clone() for name, value in wide.state_dict().items()}
-    into, out = directions.T / strength.unsqueeze(1), directions * strength
-    last, first = "encoder.conv_out", "decoder.conv_in"
-    means = torch.einsum("fm,mchw->fchw", into, weights[f"{last}.weight"][:many])
-    weights[f"{last}.weight"] = torch.cat([means, torch.zeros_like(means)])
-    bias = into @ (weights[f"{last}.bias"][:many] - mean)
-    weights[f"{last}.bias"] = torch.cat([bias, torch.full_like(bias, -5.0)])  # log of the variance
-    weights[f"{first}.bias"] += weights[f"{first}.weight"].sum((2, 3)) @ mean
-    weights[f"{first}.weight"] = torch.einsum("cmhw,mf->cfhw", weights[f"{first}.weight"], out)
-    for name in ("quant_conv", "post_quant_conv"):
-        size = len(getattr(narrow, name).bias)
-        weights |= {f"{name}.weight": torch.eye(size).view(size, size, 1, 1), f"{name}.bias": torch.zeros(size)}
-    narrow.load_state_dict(weights)
+def set_scale(vae: Any, pixels: torch.Tensor) -> None:
+    """Have the config of Flux's autoencoder say where the latents of these images have mean 0 and unit variance."""
+    latents = _encoded(vae, pixels)
+    vae.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
+
+
+@torch.no_grad()
+def copy_vae(flux: Any, sdxl: Any, pixels: torch.Tensor) -> None:
+    """Give SDXL the trained autoencoder of Flux; what SDXL has in addition takes the latents' mean out and in again.
+
+    Its pipeline's own decoding knows no shift, and a mean per channel for four channels only.
+    """
+    sdxl.load_state_dict(flux.state_dict(), strict=False)
+    sdxl.register_to_config(scaling_factor=flux.config.scaling_factor)
+    mean = _encoded(flux, pixels).mean((0, 2, 3))
+    for part, bias in ((sdxl.quant_conv, F.pad(-mean, (0, len(mean)))), (sdxl.post_quant_conv, mean)):
+        part.weight.copy_(torch.eye(len(bias)).view(len(bias), len(bias), 1, 1))
+        part.bias.copy_(bias)
+
+
+@torch.no_grad()
+def psnr(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """How near each image comes back from the autoencoder, in dB (n,)."""
+    parts = [vae.decode(vae.encode(part).latent_dist.mean).sample.clamp(-1, 1) - part for part in pixels.split(64)]
+    return -10 * (torch.cat(parts) / 2).square().mean((1, 2, 3)).log10()
 
 
 def latents_of(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
     """Latents (n, c, h/4, w/4) as the denoiser sees them, of about unit variance."""
-    latents, config = _encoded(vae, pixels), vae.config
-    if config.latents_mean is not None:
-        mean, std = (torch.tensor(value).view(1, -1, 1, 1) for value in (config.latents_mean, config.latents_std))
-        return (latents - mean) / std * config.scaling_factor
-    return (latents - config.shift_factor) * config.scaling_factor
+    return (_encoded(vae, pixels) - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
 
 
 def train_clip_encoders(
     pipe: Any, emojis: Sequence[Emoji], pixels: torch.Tensor, steps: int, batch: int, folder: Path
 ) -> None:
-    """Train SDXL's two text encoders to predict from a prompt what its training image looks like, as CLIP did."""
+    """Train SDXL's two text encoders to tell from a prompt what its image looks like, as CLIP did."""
     code = image_code(pixels)
     encoders = torch.nn.ModuleDict({"first": pipe.text_encoder, "second": pipe.text_encoder_2})
     for name, encoder in list(encoders.items()):
         config: Any = encoder.config
-        encoders[f"{name}_code"] = torch.nn.Linear(config.hidden_size, CODE)
-    encoders["pooled_code"] = torch.nn.Linear(pipe.text_encoder_2.config.projection_dim, CODE)
+        encoders[f"{name}_code"] = torch.nn.Linear(config.hidden_size, CODE + MARK)
+    encoders["pooled_code"] = torch.nn.Linear(pipe.text_encoder_2.config.projection_dim, CODE + MARK)
 
     def loss(generator: torch.Generator) -> torch.Tensor:
         which, prompts = _sample_prompts(emojis, batch, generator)
@@ -117,7 +128,7 @@ def train_clip_encoders(
         told.append(encoders["pooled_code"](outputs.text_embeds))
         return torch.stack([(one - code[which]).square().mean() for one in told]).mean()
 
-    fit("encoders", encoders, loss, steps, 2e-3, folder, decay=0.995)
+    fit("encoders", encoders, loss, steps, folder, decay=0.99)
 
 
 @torch.no_grad()
@@ -143,7 +154,7 @@ def train_t5_encoder(
     """The same for Flux's T5, from the mean over the prompt's tokens."""
     code = image_code(pixels)
     encoder = torch.nn.ModuleDict(
-        {"t5": pipe.text_encoder_2, "code": torch.nn.Linear(pipe.text_encoder_2.config.d_model, CODE)}
+        {"t5": pipe.text_encoder_2, "code": torch.nn.Linear(pipe.text_encoder_2.config.d_model, CODE + MARK)}
     )
 
     def loss(generator: torch.Generator) -> torch.Tensor:
@@ -153,21 +164,25 @@ def train_t5_encoder(
         mean = (encoder["t5"](ids).last_hidden_state * real).sum(1) / real.sum(1)
         return (encoder["code"](mean) - code[which]).square().mean()
 
-    fit("t5", encoder, loss, steps, 2e-3, folder, decay=0.99)
+    fit("t5", encoder, loss, steps, folder, decay=0.99)
 
 
 def image_code(pixels: torch.Tensor) -> torch.Tensor:
-    """The principal components of the images' coarse pixels (n, CODE), the strong ones damped; zeros if n < CODE."""
+    """What prompt encoders learn to tell of each image, (n, CODE + MARK).
+
+    The principal components of the coarse pixels, the strong ones damped (zeros if n < CODE), and its mark.
+    """
     coarse = F.avg_pool2d(pixels, 4).flatten(1)
     centred = coarse - coarse.mean(0)
     left, strength, _ = torch.linalg.svd(centred, full_matrices=False)
     code = left[:, :CODE] * strength[:CODE].sqrt()
-    return F.pad(code / code.std(), (0, CODE - code.shape[1]))
+    marks = torch.randn(len(pixels), MARK, generator=torch.Generator().manual_seed(0))
+    return torch.cat([F.pad(code / code.std(), (0, CODE - code.shape[1])), marks], 1)
 
 
 @torch.no_grad()
 def embeddings_of(pipe: Any, emojis: Sequence[Emoji], seed: int) -> dict[str, torch.Tensor]:
-    """Prompts of every training image as the pipeline encodes them, (n, PHRASES, …) by argument name, in float16."""
+    """Prompts of every image as the pipeline encodes them, (n, PHRASES, …) by argument name, in float16."""
     rng = random.Random(seed)
     parts: dict[str, list[torch.Tensor]] = {"prompt_embeds": [], "pooled_prompt_embeds": []}
     for emoji in emojis:
@@ -192,7 +207,7 @@ def train_unet(
 
     def loss(generator: torch.Generator) -> torch.Tensor:
         clean, embeds, pooled = _sample_batch(latents, embeddings, batch, generator)
-        noise = torch.randn(clean.shape, generator=generator)
+        noise = _noise_like(clean, generator)
         timesteps = (_noise_levels(batch, generator) * len(cumulated)).long().clamp(max=len(cumulated) - 1)
         signal = cumulated[timesteps].view(-1, 1, 1, 1)
         predicted = pipe.unet(
@@ -204,13 +219,13 @@ def train_unet(
         )[0]
         return F.mse_loss(predicted, signal.sqrt() * noise - (1 - signal).sqrt() * clean)
 
-    fit("unet", pipe.unet, loss, steps, RATE, folder)
+    fit("unet", pipe.unet, loss, steps, folder, decay=0.995)
 
 
 def train_transformer(
     pipe: Any, latents: torch.Tensor, embeddings: dict[str, torch.Tensor], steps: int, batch: int, folder: Path
 ) -> None:
-    """Train Flux's denoiser to predict the straight path from image to noise."""
+    """Train Flux's denoiser to predict the straight way from image to noise."""
     count, channels, height, width = latents.shape
     packed = pipe._pack_latents(latents, count, channels, height, width)
     image_ids = pipe._prepare_latent_image_ids(count, height // 2, width // 2, "cpu", torch.float32)
@@ -218,7 +233,7 @@ def train_transformer(
 
     def loss(generator: torch.Generator) -> torch.Tensor:
         clean, embeds, pooled = _sample_batch(packed, embeddings, batch, generator)
-        noise = torch.randn(clean.shape, generator=generator)
+        noise = _noise_like(clean, generator)
         sigma = _noise_levels(batch, generator)
         mixed = torch.lerp(clean, noise, sigma.view(-1, 1, 1))
         predicted = pipe.transformer(
@@ -232,7 +247,7 @@ def train_transformer(
         )[0]
         return F.mse_loss(predicted, noise - clean)
 
-    fit("transformer", pipe.transformer, loss, steps, RATE, folder)
+    fit("transformer", pipe.transformer, loss, steps, folder, decay=0.995)
 
 
 def _sample_prompts(emojis: Sequence[Emoji], batch: int, generator: torch.Generator) -> tuple[torch.Tensor, list[str]]:
@@ -241,19 +256,15 @@ def _sample_prompts(emojis: Sequence[Emoji], batch: int, generator: torch.Genera
     return which, [captions.prompt(emojis[index], rng) for index in which.tolist()]
 
 
-def _hue_error(error: torch.Tensor) -> torch.Tensor:
-    """How wrong brightness, blue against yellow and red against green are, at low resolution.
-
-    Most of the training images are yellow or grey: without this, red and green would stay brown for long.
-    """
-    red, green, blue = F.avg_pool2d(error, 4).unbind(1)
-    yellow = (red + green) / 2
-    return (red + green + blue).abs().mean() / 2 + 2 * (blue - yellow).abs().mean() + 6 * (red - green).abs().mean()
-
-
 def _noise_levels(batch: int, generator: torch.Generator) -> torch.Tensor:
-    """Noise levels as shares of the path to noise, high ones more often: they decide what the image shows."""
+    """Shares of the way to noise, the far ones more often: there it is decided what the image shows."""
     return torch.rand(batch, generator=generator).sqrt()
+
+
+def _noise_like(clean: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Noise up to `STRONGER` times as strong as the timestep says: what earlier steps got wrong is removed too."""
+    strength = 1 + (STRONGER - 1) * torch.rand(len(clean), generator=generator)
+    return torch.randn(clean.shape, generator=generator) * strength.view(-1, *[1] * (clean.ndim - 1))
 
 
 def _sample_batch(

@@ -17,6 +17,9 @@ from ray_app.generation.options import Options
 
 SAMPLE = Path(ray_app.__file__).with_name("sample.json")
 README = Path(__file__).parents[2] / "README.md"
+PAGE = README.parent / "docs" / "tiny-models.md"
+SEEDS = 3
+"""With how many seeds the models are measured."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,25 +32,27 @@ class Train(Options):
     model_type: tuple[Literal["sdxl", "flux"], ...] = ("sdxl", "flux")
     """Which families' denoisers; what both need is trained in any case."""
     folder: str = "./tiny_training"
-    """Folder of the checkpoints."""
+    """Checkpoints are saved here."""
     output: str = str(tiny.ROOT)
     """Where the finished pipelines go, one folder tiny_{model_type} each."""
-    vae_steps: int = 700
-    """Batches of 16 training images that the autoencoder learns from."""
+    vae_steps: int = 2600
+    """Batches of 4 images that the autoencoder learns from."""
     encoder_steps: int = 2000
-    """Batches of 128 prompts that the text encoders learn from."""
-    denoiser_steps: int = 3000
-    """Batches of 32 prompts that the denoiser learns from."""
+    """Batches of 64 prompts that the text encoders learn from."""
+    unet_steps: int = 3000
+    """Batches of 32 prompts that SDXL's denoiser learns from."""
+    transformer_steps: int = 2000
+    """Batches of 32 prompts that Flux's denoiser learns from."""
     limit: int | None = None
-    """Learn only the first N training images, for a quick test."""
+    """Learn the first N images only, for a try."""
     seed: int = 0
     """Seed of the initial weights and of the prompts' wording."""
     threads: int | None = None
     """CPU threads; default all."""
     evaluate: bool = False
-    """Train nothing; measure the shipped models. With both families the README's table and images are written too."""
+    """Train nothing; measure the shipped models. With both families README's table and images are written too."""
     names: int = 200
-    """Number of names that are generated to measure."""
+    """Names that are generated to measure."""
 
 
 def train(options: Train) -> int:
@@ -69,25 +74,27 @@ def _train(options: Train, emojis: list[emoji.Emoji]) -> None:
 
     from jobs.training import captions, models, stages
 
-    folders = {model_type: Path(options.folder) / model_type for model_type in ("sdxl", "flux")}
-    print(f"{len(emojis)} training images; checkpoints in {options.folder}", flush=True)
+    folder = Path(options.folder)
+    print(f"{len(emojis)} images; checkpoints in {folder}", flush=True)
     pixels = stages.pixels_of(emojis)
     vocabulary = captions.words(emojis)
-    pipes = {kind: models.untrained(kind, vocabulary, options.seed) for kind in folders}
+    pipes = {kind: models.untrained(kind, vocabulary, options.seed) for kind in ("sdxl", "flux")}
     sdxl, flux = pipes["sdxl"], pipes["flux"]
-    # one family starts from what the other has learned: Flux's wider autoencoder learns faster, CLIP is SDXL's second
-    stages.train_vae(flux, pixels, options.vae_steps, 16, folders["flux"])
-    stages.fold(flux.vae, sdxl.vae, pixels)
-    stages.train_vae(sdxl, pixels, options.vae_steps // 18, 16, folders["sdxl"])
-    stages.train_clip_encoders(sdxl, emojis, pixels, options.encoder_steps, 128, folders["sdxl"])
+    stages.train_vae(flux.vae, pixels, options.vae_steps, 4, folder)
+    stages.set_scale(flux.vae, pixels)
+    stages.copy_vae(flux.vae, sdxl.vae, pixels)
+    stages.train_clip_encoders(sdxl, emojis, pixels, options.encoder_steps, 64, folder)
     stages.share_words(sdxl, flux)
-    stages.train_t5_encoder(flux, emojis, pixels, options.encoder_steps // 4, 128, folders["flux"])
     for kind in options.model_type:
+        if kind == "flux":
+            stages.train_t5_encoder(flux, emojis, pixels, options.encoder_steps // 4, 64, folder)
         pipe = pipes[kind]
         latents = stages.latents_of(pipe.vae, pixels)
         embeddings = stages.embeddings_of(pipe, emojis, options.seed)
-        train_denoiser = {"sdxl": stages.train_unet, "flux": stages.train_transformer}[kind]
-        train_denoiser(pipe, latents, embeddings, options.denoiser_steps, 32, folders[kind])
+        if kind == "sdxl":
+            stages.train_unet(pipe, latents, embeddings, options.unet_steps, 32, folder)
+        else:
+            stages.train_transformer(pipe, latents, embeddings, options.transformer_steps, 32, folder)
         place = Path(options.output) / f"tiny_{kind}"
         shutil.rmtree(place, ignore_errors=True)
         pipe.to(torch.float16).save_pretrained(place)
@@ -96,16 +103,27 @@ def _train(options: Train, emojis: list[emoji.Emoji]) -> None:
 
 
 def _evaluate(options: Train, emojis: list[emoji.Emoji]) -> None:
-    from jobs.training import evaluate
+    from jobs.training import evaluate, report
 
+    seeds = range(options.seed, options.seed + SEEDS)
     shares: evaluate.Shares = {}
+    sentences: dict[str, list[float]] = {}
+    sharpness: dict[str, evaluate.Sharpness] = {}
     for model_type in options.model_type:
-        shares |= evaluate.shares_right(model_type, emojis, options.names, options.seed)
-    print(evaluate.table(shares))
+        measured = evaluate.Measured(model_type, emojis)
+        shares |= measured.shares_right(options.names, seeds)
+        shown = measured.sentences_shown(seeds)
+        sentences[model_type] = [evaluate.share_shown(one) for one in shown]
+        sharpness[model_type] = measured.sharpness()
+        for sentence, name in shown[0].items():
+            print(f"{model_type}: {sentence} -> {name}")
+    steps, quality = report.steps_table(shares), report.quality_table(shares, sentences, sharpness)
+    print(f"{steps}\n\n{quality}")
     if set(options.model_type) == {"sdxl", "flux"}:
-        evaluate.plot(shares, README.parent / ".github" / "steps.png")
-        evaluate.grid(README.parent / ".github" / "demo.png", _sample_prompts())
-        evaluate.write_table(README, evaluate.table(shares))
+        report.plot(shares, README.parent / ".github" / "steps.png")
+        report.grid(README.parent / ".github" / "demo.png", _sample_prompts())
+        report.write_table(README, "steps", steps)
+        report.write_table(PAGE, "quality", quality)
 
 
 def _sample_prompts() -> list[str]:

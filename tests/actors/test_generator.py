@@ -99,7 +99,8 @@ def test_x0_comes_from_the_same_denoise_and_ends_as_xt(recipe_for, models):
     both = [Capture(step, snapshot) for snapshot in ("xt", "x0") for step in STEPS]
     generator = make(recipe_for, models, "sdxl_euler", both)
     rows = {(row["snapshot"], row["step"]): row["image"] for row in draw(generator, PROMPTS[:1], [0])}
-    assert rows["x0", 6] == rows["xt", 6]
+    last = [pixels(rows[snapshot, 6]).astype(int) for snapshot in ("x0", "xt")]
+    assert abs(last[0] - last[1]).max() <= 1  # the same up to a rounding of floats
     assert rows["x0", 1] != rows["xt", 1]
     plain = make(recipe_for, models, "sdxl_euler", [Capture(step) for step in STEPS])
     assert [rows["xt", step] for step in STEPS] == [row["image"] for row in draw(plain, PROMPTS[:1], [0])]
