@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -157,6 +158,13 @@ def kill_compaction(output: Path, chance: random.Random) -> None:
         check_all_images_exist(output)
 
 
+def batches_begun(log: Path, processes: Sequence[int] | None = None) -> list[tuple[int, int]]:
+    """Process and number of prompts of each batch that began, of these processes."""
+    lines = log.read_text().splitlines() if log.exists() else []
+    batches = [(int(process), int(size)) for process, size in map(str.split, lines)]
+    return [batch for batch in batches if processes is None or batch[0] in processes]
+
+
 def test_a_node_is_taken_away_and_brought_back(tmp_path, undisturbed):
     log = tmp_path / "drawn"
     with cluster("--num-cpus=1", PYTHONPATH=str(ROOT), DRAWN_LOG=str(log)) as nodes:
@@ -166,15 +174,18 @@ def test_a_node_is_taken_away_and_brought_back(tmp_path, undisturbed):
         joined = ["--address", nodes.address, "--num_workers", "2"]
         driver = start_cli(*COMMAND, *joined, cwd=tmp_path, program=PACED, **auth(False))
         worker = "ray::MapWorker(MapBatches(PacedWorker))."
-        wait_for("the node generates", lambda: children(node.pid, worker) and read_tree(output), 120)
+        wait_for("the node's worker", lambda: children(node.pid, worker) and read_tree(output), 120)
+        own = children(node.pid, worker)
+        begun = len(batches_begun(log, own))
+        wait_for("a batch begins on the node", lambda: len(batches_begun(log, own)) > begun, 60)
         kill_tree(node)
         check_only_finished_images(output)
         nodes.start(f"--address={nodes.address}", "--num-cpus=1")
         _, err = driver.communicate(timeout=400)
     assert driver.returncode == 0, err
     check_all_is_there(output, undisturbed)
-    sizes = log.read_text().split()
-    assert set(sizes) == {"4"}  # what went with the node is drawn elsewhere in whole batches, not prompt by prompt
+    sizes = [size for _, size in batches_begun(log)]
+    assert set(sizes) == {4}  # what went with the node is drawn elsewhere in whole batches, not prompt by prompt
     assert len(sizes) > DENOISES // 4
 
 

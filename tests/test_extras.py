@@ -54,11 +54,11 @@ def test_other_commands_do_without(tmp_path):
 @pytest.mark.slow
 def test_a_node_without_scikit_image_is_told(tmp_path):
     """Found by the driver, which does not import it, and broken where the tasks do."""
-    from tests.evaluation.test_convergence import draw
+    from tests.evaluation.test_convergence import write_output
 
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/skimage.py").write_text("raise ModuleNotFoundError(\"No module named 'skimage'\")\n")
-    draw(tmp_path / "out", range(2), [("xt", 2), ("xt", 4)])
+    write_output(tmp_path / "out", range(2), [("xt", 2), ("xt", 4)])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path / "broken"), str(ROOT)])}
     command = [sys.executable, "-m", "ray_app", "convergence", "--output_base_path", str(tmp_path / "out")]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)

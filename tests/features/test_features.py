@@ -277,7 +277,7 @@ def resume(here: Path, command: list[str]) -> None:
 def test_ctrl_c_keeps_what_is_encoded_and_the_same_command_resumes(here):
     command = many(here)
     driver = start_cli(*command, program=PACED)
-    assert wait_for(lambda: written(here), 120)
+    wait_for("the first vectors", lambda: written(here), 120)
     driver.send_signal(signal.SIGINT)
     _, error = driver.communicate(timeout=60)
     assert driver.returncode == 130, error
@@ -292,7 +292,7 @@ def test_ctrl_c_keeps_what_is_encoded_and_the_same_command_resumes(here):
 def test_a_killed_driver_loses_no_vector_that_was_committed(here):
     command = many(here)
     driver = start_cli(*command, program=PACED)
-    assert wait_for(lambda: written(here), 120)
+    wait_for("the first vectors", lambda: written(here), 120)
     kill_tree(driver)
     assert 0 < written(here) < 156
     resume(here, command)
@@ -305,9 +305,9 @@ def test_killed_actors_lose_nothing(here):
     command = many(here)
     driver = start_cli(*command, program=PACED)
     for _ in range(2):
-        assert wait_for(lambda: children(driver.pid, "MapWorker") or driver.poll() is not None, 120)
+        wait_for("an actor", lambda: children(driver.pid, "MapWorker") or driver.poll() is not None, 120)
         before = written(here)
-        assert wait_for(lambda before=before: written(here) > before or driver.poll() is not None, 60)
+        wait_for("more vectors", lambda before=before: written(here) > before or driver.poll() is not None, 60)
         for actor in children(driver.pid, "MapWorker")[:1]:
             kill(actor)
     _, error = driver.communicate(timeout=240)

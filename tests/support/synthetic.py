@@ -125,7 +125,7 @@ class PacedGenerator(SyntheticGenerator):
     def generate(self, batch: dict[str, Sequence[Any]]) -> list[list[Row]]:
         if DRAWN_LOG:
             with open(DRAWN_LOG, "a") as log:
-                log.write(f"{len(batch['prompt'])}\n")
+                log.write(f"{os.getpid()} {len(batch['prompt'])}\n")
         time.sleep(SECONDS_A_PROMPT * len(batch["prompt"]))
         return super().generate(batch)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from actors import memory
+from actors import memory, pipelines
 from actors.families import FAMILIES, sdxl
 from actors.generator import ImageGenerator
 from actors.recipe import Capture, Recipe
@@ -111,7 +111,7 @@ def test_every_batch_size_guidance_and_dtype(name, size, full):
 def change(generator: ImageGenerator, **fields: Any) -> None:
     """Give a generator another recipe of the same model."""
     generator.recipe = generator.model.recipe = dataclasses.replace(generator.recipe, **fields)
-    generator._sizer = memory.BatchSizer(generator.recipe.batch_size, "cuda")
+    generator._sizer = memory.BatchSizer(generator.recipe.batch_size, "cuda", pipelines.most_decoded(generator.recipe))
     generator._embeddings.clear()
 
 
