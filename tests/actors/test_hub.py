@@ -227,7 +227,7 @@ def test_a_disk_without_room_is_said_before_the_first_byte(served, small_disk, r
     (small_disk / "ballast").write_bytes(b"0" * 2_000_000)
     with pytest.raises(ModelError) as raised:
         fetched(recipe, said)
-    assert str(raised.value).startswith(f"{small_disk}: 15.7 MB are needed for lab/sdxl and ")
+    assert str(raised.value).startswith(f"{small_disk}: 14.1 MB are needed for lab/sdxl and ")
     assert str(raised.value).endswith(" MB are free; make room, or set HF_HOME to a folder of another disk")
     assert not any(name in served.got for name in WEIGHTS)
 
@@ -283,4 +283,4 @@ def test_a_download_may_take_longer_than_ray_data_waits_for_progress(served, tmp
     served.bytes_per_second = 600_000
     result = generate(served, tmp_path / "home", tmp_path / "out", RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S="3")
     assert result.returncode == 0, result.stderr
-    assert " of 15.7 MB of lab/sdxl fetched, " in result.stderr
+    assert " of 14.1 MB of lab/sdxl fetched, " in result.stderr

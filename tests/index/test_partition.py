@@ -13,7 +13,7 @@ from ray_app.index.partition import Partition
 from ray_app.index.schema import SCHEMA, VERSION_KEY
 from ray_app.output.open import open_output
 from tests.conftest import ROOT, SAMPLE, read_tree
-from tests.support.outputs import check_all_images_exist, parts, write_images
+from tests.support.outputs import TINY_OF_0_1_0, check_all_images_exist, parts, write_images
 
 COMMANDS = {
     "query": ("query", "SELECT count(*) AS n FROM images", "--format", "json"),
@@ -138,7 +138,7 @@ def output_of_0_1_0(tmp_path):
 def test_an_output_of_0_1_0_is_verified_resumed_queried_and_compacted(output_of_0_1_0, capsys, monkeypatch):
     """As an output of a model that is still the same: the tiny one is said to be that of 0.1.0."""
     output, before = output_of_0_1_0, read_tree(output_of_0_1_0)
-    monkeypatch.setattr(tiny, "revision", lambda _: "builtin:245ff976647506b0")
+    monkeypatch.setattr(tiny, "revision", lambda _: TINY_OF_0_1_0)
     assert main(["verify", "--output_base_path", str(output), "--deep"]) == 0
     assert main(resume_command(output)) == 0
     said = capsys.readouterr()
@@ -156,5 +156,5 @@ def test_other_tiny_models_than_those_of_0_1_0_do_not_resume_its_output(output_o
     before = read_tree(output_of_0_1_0)
     monkeypatch.setattr(tiny, "revision", lambda _: "builtin:another")
     assert main(resume_command(output_of_0_1_0)) == 2
-    assert "the model's revision: this output has 'builtin:245ff976647506b0'" in capsys.readouterr().err
+    assert f"the model's revision: this output has {TINY_OF_0_1_0!r}" in capsys.readouterr().err
     assert read_tree(output_of_0_1_0) == before

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from actors import tiny
 from ray_app.cli import main
 from ray_app.demo import SAMPLE
 from ray_app.errors import OK
@@ -16,7 +17,7 @@ from ray_app.index.partition import Partition
 from ray_app.machine import PIXEL_PACKAGES, pixel_versions
 from ray_app.output.open import open_output
 from tests.conftest import ROOT
-from tests.support.outputs import parts, set_hardware, set_versions, write_images
+from tests.support.outputs import TINY_OF_0_1_0, parts, set_hardware, set_versions, write_images
 from tests.support.synthetic import SyntheticWorker
 
 RUNS = ("run-1", "run-2")
@@ -80,7 +81,8 @@ def test_versions_that_are_none_are_damage(output):
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_a_part_of_0_1_0_has_the_versions_of_its_runs_record(tmp_path, capsys):
+def test_a_part_of_0_1_0_has_the_versions_of_its_runs_record(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tiny, "revision", lambda _: TINY_OF_0_1_0)
     output = Path(shutil.copytree(ROOT / "tests/data/output_0.1.0", tmp_path / "out"))
     (record,) = output.glob("runs/*.json")
     record.write_text(json.dumps(json.loads(record.read_text()) | {"versions": HERE | OLDER}))

@@ -30,6 +30,9 @@ from ray_app.output.output import Writer
 
 RECIPE: Recipe = resolve(Generate(model_path="tiny"))
 
+TINY_OF_0_1_0 = "builtin:245ff976647506b0"
+"""Revision of the tiny SDXL that generated tests/data/output_0.1.0: other weights than those shipped now."""
+
 KILLS = """
 import json, os, shutil, signal, sys
 from ray_app.maintenance import clean, compact, verify
