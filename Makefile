@@ -13,7 +13,7 @@ install: ## make .venv with everything that development needs
 	python3 -m venv .venv
 	.venv/bin/pip install -q -e '.[dev]'
 
-test: ## the default tests, about five minutes on two cores
+test: ## the default tests, about six minutes on two cores
 	$(PYTHON) -m pytest
 
 slow: ## the slow tests: kills, full disks, clusters, submitted jobs

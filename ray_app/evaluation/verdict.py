@@ -10,6 +10,8 @@ from ray_app.evaluation.scores_table import LAST_STEP, TEXT, Row
 from ray_app.evaluation.scoring import MEAN_AP, Entry
 
 LEVEL = 0.05
+FEW_QUERIES = 30
+"""With fewer a bootstrap over queries is too sure of itself."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +32,10 @@ class Found:
     def difference(self, entry: Entry, other: str) -> Row | None:
         """What its score has more than another's."""
         return self.rows.get((entry, self.metric, other))
+
+    def queries(self) -> int:
+        """How many queries were scored."""
+        return max(row.n for row in self.rows.values())
 
     def entries(self, method: str, control: str = controls.NONE) -> list[Entry]:
         """A method's entries at the reported weight under a control, by step; none where it was not scored."""
@@ -99,6 +105,11 @@ def sentences(found: Found) -> list[str]:
         told.append(
             f"weights: {', '.join(swept)}, the best of the last step on these same queries, so their scores are a"
             " little too high; steps and controls are compared at one weight"
+        )
+    if found.queries() < FEW_QUERIES:
+        told.append(
+            f"only {found.queries()} queries: from fewer than {FEW_QUERIES} the bootstrap's intervals come out too"
+            " narrow and its p-values too small"
         )
     return told
 

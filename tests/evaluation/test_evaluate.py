@@ -117,6 +117,7 @@ def test_what_is_printed_answers_the_question(copy, capsys):
     )
     assert re.search(r"text\+proxy: step 32 gains \+\d+\.\d mAP@10 over text alone .* own proxies are worth", told)
     assert "the gain is also had" not in told
+    assert "only 12 queries: from fewer than 30" in told
 
 
 def test_a_gain_of_the_shuffled_control_is_told(tmp_path, capsys):
