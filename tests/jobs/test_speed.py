@@ -58,6 +58,7 @@ def psnr(one: np.ndarray, other: np.ndarray) -> float:
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
+@pytest.mark.slow
 def test_the_figures_follow_from_the_seconds(measured):
     report, _ = measured
     assert report["work"] == {"slots": 5, "different": 4, "steps": list(STEPS), "images": 15}
@@ -102,6 +103,7 @@ def test_rates_and_ratios_of_several_rounds():
     }
 
 
+@pytest.mark.slow
 def test_every_variant_draws_what_it_says(measured):
     """Separate runs end where ours ends and differ on the way; the callback script's images are equal to ours."""
     _, folder = measured
@@ -119,6 +121,7 @@ def test_every_variant_draws_what_it_says(measured):
         assert len(list((folder / "round0" / variant).rglob("*.*"))) == last * len(STEPS)
 
 
+@pytest.mark.slow
 def test_similarity_is_that_of_the_images(measured):
     """All that two variants both show of the round."""
     report, folder = measured
