@@ -12,7 +12,7 @@ import torch
 
 from actors import device, encoders, memory, preprocessing
 from actors.encoders import Encoded, Encoder
-from actors.errors import DeviceLost, DeviceUnfit, ModelError, ModelNeedsMemory
+from actors.errors import DeviceLost, DeviceUnfit, ModelError, ModelNeedsMemory, one_line
 from actors.preprocessing import BadImage
 
 LOG = logging.getLogger("proxyqueue")
@@ -57,7 +57,7 @@ class ImageEncoder:
             if device.is_device_error(error):
                 raise DeviceUnfit(device.describe(error)) from error
             kind = ModelNeedsMemory if memory.is_out_of_memory(error) else ModelError
-            raise kind(f"{encoder.path}: can't be loaded as an encoder: {_one_line(error)}") from error
+            raise kind(f"{encoder.path}: can't be loaded as an encoder: {one_line(error)[:500]}") from error
 
     def _load(self) -> None:
         import transformers
@@ -147,7 +147,7 @@ class ImageEncoder:
                 raise BadImage("no bytes")
             return self._prepare_image(preprocessing.decode(image))
         except Exception as error:
-            return Encoded(None, type(error).__name__, _one_line(error))
+            return Encoded(None, type(error).__name__, one_line(error)[:500])
 
     def _encode_all(self, inputs: Inputs, encode: Callable[[Inputs], np.ndarray]) -> list[Encoded]:
         """Each input's result, in batches that fit; one that fails costs no other."""
@@ -161,7 +161,7 @@ class ImageEncoder:
         except Exception as error:
             if loss := device.find_loss(self.probe):
                 raise DeviceLost(device.describe(error)) from loss
-            failure = Encoded(None, memory.error_type(error), _one_line(error))
+            failure = Encoded(None, memory.error_type(error), one_line(error)[:500])
             is_smaller = self._sizer.on_error(error, "batch")
         if is_smaller:
             return self._encode_all(inputs, encode)
@@ -188,7 +188,3 @@ def _checked(vector: np.ndarray) -> Encoded:
     if np.isfinite(vector).all():
         return Encoded(vector)
     return Encoded(None, "NonFiniteVector", "the vector is not finite")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:500] or type(error).__name__

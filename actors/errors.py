@@ -1,6 +1,11 @@
 """Errors of a model or a device, defined without torch, so that the driver and the queue can distinguish them."""
 
 
+def one_line(error: BaseException) -> str:
+    """An error's message on one line, or its class where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 class ModelError(Exception):
     """The model can't be loaded or can't generate what the recipe requests; the message is one line."""
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from actors import device, memory, pipelines, schedule
 from actors.capture import StepCapture
-from actors.errors import DeviceLost, DeviceUnfit, ModelError, ModelNeedsMemory
+from actors.errors import DeviceLost, DeviceUnfit, ModelError, ModelNeedsMemory, one_line
 from actors.recipe import Capture, Recipe
 from actors.schedule import Schedule
 from actors.timing import Timing, Work, timed
@@ -99,7 +99,7 @@ class ImageGenerator:
             if not memory.is_out_of_memory(error) and device.is_device_error(error):
                 raise DeviceUnfit(device.describe(error)) from error
             kind = ModelNeedsMemory if memory.is_out_of_memory(error) else ModelError
-            raise kind(f"{recipe.model_path}: can't be loaded as {recipe.model_type}: {_reason(error)}") from error
+            raise kind(f"{recipe.model_path}: can't be loaded as {recipe.model_type}: {one_line(error)}") from error
         self.hardware = device.hardware(recipe.device)
         """What generates the images, as it is recorded."""
         self.on_timing: Callable[[Timing], object] = lambda timing: None
@@ -319,7 +319,7 @@ class ImageGenerator:
                 return
             if device.is_device_error(error) or device.find_loss(self.probe):
                 raise DeviceUnfit(device.describe(error)) from error
-            raise ModelError(f"{self.recipe.model_path}: {steps} steps with {name}: {_reason(error)}") from error
+            raise ModelError(f"{self.recipe.model_path}: {steps} steps with {name}: {one_line(error)}") from error
         first, second = (each.float() for each in latents)
         is_same = (first - second).abs() <= SAME * first.abs().max()
         if not (is_same | first.isnan()).all():
@@ -346,11 +346,6 @@ class ImageGenerator:
     def _failed(self, capture: Capture, failure: Failure) -> GeneratedImage:
         why = {"status": "failed", "error_type": failure.error_type, "error_message": failure.message}
         return GeneratedImage({**self._blank(capture), **why, "prompt_truncated": False}, None)
-
-
-def _reason(error: Exception) -> str:
-    """An error's message on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 OUTPUT_COLUMNS = (

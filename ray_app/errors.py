@@ -2,6 +2,8 @@
 
 import errno
 
+from actors import errors
+
 OK = 0
 PROBLEMS = 1
 REFUSED = 2
@@ -82,4 +84,4 @@ def is_transient(error: OSError) -> bool:
 
 def one_line(error: BaseException, limit: int = 500) -> str:
     """An exception's message on one line, its type where it has none."""
-    return (" ".join(str(error).split()) or type(error).__name__)[:limit]
+    return errors.one_line(error)[:limit]

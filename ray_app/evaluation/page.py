@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from PIL import Image
 
+from ray_app import page_templates
 from ray_app.errors import InputRefused
 from ray_app.evaluation.features import image_key
 
@@ -46,17 +46,10 @@ def render(
         plots: PNGs by their titles.
         examples: chosen queries, see `example`.
     """
-    environment = jinja2.Environment(
-        autoescape=True,
-        loader=jinja2.FileSystemLoader(HERE),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     style = (HERE / "evaluation.css").read_text()
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     shown_plots = [{"title": title, "source": _data_url(png, "png")} for title, png in plots.items()]
-    return environment.get_template("evaluation.html.jinja").render(
+    return page_templates.load(HERE / "evaluation.html.jinja").render(
         style=style,
         style_hash=f"sha256-{digest}",
         groups=groups,

@@ -132,7 +132,7 @@ def _encode(job: Job, writer: Writer, interrupts: Interrupts, worker: type[Featu
         if job.plan.items.num_rows:
             with connection.connected(job.options.address):
                 run.run()
-        outcome = {"state": "some failed" if run.counts["failed"] else "complete"}
+        outcome = {"state": runs.SOME_FAILED if run.counts["failed"] else runs.COMPLETE}
     except KeyboardInterrupt:
         outcome = {"state": "interrupted"}
         raise
@@ -145,7 +145,7 @@ def _encode(job: Job, writer: Writer, interrupts: Interrupts, worker: type[Featu
             record.end(**outcome, summary=summary)
             summarize(_summary_text(summary, job, writer))
         except OSError:
-            if outcome["state"] in ("complete", "some failed"):
+            if outcome["state"] in (runs.COMPLETE, runs.SOME_FAILED):
                 raise  # else the error that is already being raised is the one to report
     return SOME_FAILED if run.counts["failed"] else OK
 

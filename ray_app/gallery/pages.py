@@ -11,8 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
+from ray_app import page_templates
 from ray_app.annotations import circo
 from ray_app.errors import OK as EXIT_OK
 from ray_app.errors import InputRefused, one_line
@@ -97,14 +96,7 @@ class _Pages:
         """Write the thumbnails, then the pages that show them."""
         self.folder.mkdir(parents=True, exist_ok=True)
         new_thumbnails = self._write_thumbnails() if self.options.thumbnails else 0
-        environment = jinja2.Environment(
-            autoescape=True,
-            loader=jinja2.FileSystemLoader(HERE),
-            undefined=jinja2.StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        template = environment.get_template("gallery.html.jinja")
+        template = page_templates.load(HERE / "gallery.html.jinja")
         search_entries: list[tuple[int, int, str]] = []
         for number, chunk in enumerate(self.chunks, 1):
             sections = [self._section(query_id) for query_id in chunk]

@@ -19,8 +19,6 @@ from ray_app.messages import summarize
 from ray_app.output import layout
 from ray_app.output.output import Writer
 
-COMPLETE, SOME_IMAGES_FAILED = "complete", "some failed"
-"""How a run's record says that it ended, where it ran to its end."""
 OF_PRINTING = ("quiet", "format")
 """Flags that a run's record leaves out: they change nothing of what is generated."""
 
@@ -48,7 +46,7 @@ def generate(options: Generate, worker: type[ImageWorker] = ImageWorker) -> int:
             # the last of them may have been killed after its last row; the output may be read-only by now
             with contextlib.suppress(OSError), job.output.writing(runs.new_id()) as writer:
                 runs.mark_dead_runs(writer)
-            report.print_json(job, SOME_IMAGES_FAILED if given_up else COMPLETE)
+            report.print_json(job, runs.SOME_FAILED if given_up else runs.COMPLETE)
             return SOME_FAILED if given_up else OK
         with job.output.writing(runs.new_id(), others_write=True) as writer:
             return _generate(job, writer, interrupts, worker)
@@ -65,7 +63,7 @@ def _generate(job: Job, writer: Writer, interrupts: Interrupts, worker: type[Ima
         _remove_caches(job)
         with connection.connected(job.options.address):
             run.run()
-        outcome = {"state": SOME_IMAGES_FAILED if run.counts["failed"] else COMPLETE}
+        outcome = {"state": runs.SOME_FAILED if run.counts["failed"] else runs.COMPLETE}
     except KeyboardInterrupt:
         outcome = {"state": "interrupted"}
         raise
@@ -81,7 +79,7 @@ def _generate(job: Job, writer: Writer, interrupts: Interrupts, worker: type[Ima
             if run.counts["denoises"]:
                 summarize(report.describe_run(summary, writer))
         except OSError:
-            if outcome["state"] in (COMPLETE, SOME_IMAGES_FAILED):
+            if outcome["state"] in (runs.COMPLETE, runs.SOME_FAILED):
                 raise  # else the error that is already being raised is the one to report
     report.print_json(job, outcome["state"], writer, summary)
     return SOME_FAILED if run.counts["failed"] or job.plan.images_given_up else OK

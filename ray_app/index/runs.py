@@ -31,6 +31,7 @@ SILENT = "silent_seconds"
 ORPHAN_SECONDS = 10.0
 """How long an unfinished file without a recorded run may still be in use after it was last written to."""
 RUNNING, DIED = "running", "died"
+COMPLETE, SOME_FAILED = "complete", "some failed"
 
 
 def new_id() -> str:
