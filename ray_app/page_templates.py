@@ -7,7 +7,7 @@ import jinja2
 
 
 def load(file: Path) -> jinja2.Template:
-    """The template in a file; templates that it includes lie beside it."""
+    """The template in a file; templates that it includes are found next to it."""
     environment = jinja2.Environment(
         autoescape=True,
         loader=jinja2.FileSystemLoader(file.parent),
