@@ -47,6 +47,7 @@ def evaluate(options: Evaluate) -> int:
         raise InputRefused(
             f"--show_queries {min(unknown)}: no query with this id in the annotations", flag="show_queries"
         )
+    results = server.read_results(options.results) if options.results else []
     photos = page.ImageFolder(options.images)
     features = feature_files.read(output, options.encoder)
     indexes = {name: proxies.read_index(output, name) for name in layout.model_types(options.model_type)}
@@ -60,7 +61,7 @@ def evaluate(options: Evaluate) -> int:
         raise OutputRefused(
             f"{output.display_path(layout.INDEX)}: no image of this selection in it; set --output_base_path"
         )
-    _write(options, output, features, gallery, groups, photos)
+    _write(options, output, features, gallery, groups, photos, results)
     return OK
 
 
@@ -71,6 +72,7 @@ def _write(
     gallery: Gallery,
     groups: list[Group],
     photos: page.ImageFolder,
+    results: list[server.Result],
 ) -> None:
     tables = [
         scores_table.to_table(group.slots.model, group.slots.snapshot, features.encoder, group.rows) for group in groups
@@ -79,8 +81,7 @@ def _write(
         if not queries.have_ground_truth(groups[0].vectors.queries):
             submitted = _write_submissions(writer, gallery, groups)
             print(f"submissions      {len(submitted):,} files in {output.display_path(layout.SUBMISSIONS)}")
-            if options.results:
-                tables.append(_server_rows(options.results, submitted, features.encoder))
+            tables += _server_rows(results, submitted, features.encoder)
         found = {group.name: group.found for group in groups}
         plots = {"Score by step": (layout.EVALUATION_PLOTS["step"], evaluation_plot.by_step(found))}
         by_weight = evaluation_plot.by_weight(found)
@@ -114,14 +115,22 @@ def _write_submissions(writer: Writer, gallery: Gallery, groups: list[Group]) ->
     return submitted
 
 
-def _server_rows(path: str, submitted: dict[str, tuple[Group, Entry]], encoder: str) -> pa.Table:
+def _server_rows(
+    results: list[server.Result], submitted: dict[str, tuple[Group, Entry]], encoder: str
+) -> list[pa.Table]:
+    """The server's scores as rows.
+
+    Raises:
+        Refused: one names a submission that this evaluation does not have.
+    """
     tables = []
-    for name, values in server.read_results(path, list(submitted)).items():
-        group, entry = submitted[name]
-        count = len(group.vectors.queries)
-        rows = [scores_table.Row(entry, metric, None, value, None, None, count) for metric, value in values]
-        tables.append(scores_table.to_table(group.slots.model, group.slots.snapshot, encoder, rows))
-    return pa.concat_tables([scores_table.SCHEMA.empty_table(), *tables])
+    for result in results:
+        if result.file not in submitted:
+            raise InputRefused(f"{result.where}: {result.file!r} is no submission of this evaluation", flag="results")
+        group, entry = submitted[result.file]
+        row = scores_table.Row(entry, result.metric, None, result.value, None, None, len(group.vectors.queries))
+        tables.append(scores_table.to_table(group.slots.model, group.slots.snapshot, encoder, [row]))
+    return tables
 
 
 def _page(

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,13 +32,22 @@ def submission(queries: Sequence[ScoredQuery], gallery: Gallery, best: np.ndarra
     return json.dumps(rankings).encode()
 
 
-def read_results(path: str, known_files: Sequence[str]) -> dict[str, list[tuple[str, float]]]:
-    """Metrics and values by the name of the submission.
+class Result(NamedTuple):
+    """A line of the server's scores; `file` is the name of a submission, `where` names the line in messages."""
+
+    where: str
+    file: str
+    metric: str
+    value: float
+
+
+def read_results(path: str) -> list[Result]:
+    """The scores, in the order of the file.
 
     Raises:
-        Refused: a file that can't be read, lacks a column, or names a submission that this evaluation does not have.
+        Refused: a file that can't be read or lacks a column, or a value that is not a number.
     """
-    found: dict[str, list[tuple[str, float]]] = {}
+    found: list[Result] = []
     try:
         with open(Path(path).expanduser(), encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
@@ -49,9 +59,7 @@ def read_results(path: str, known_files: Sequence[str]) -> dict[str, list[tuple[
             for line in reader:
                 name, metric, value = (str(line[field] or "").strip() for field in FIELDS)
                 where = f"--results {path}: line {reader.line_num}"
-                if name not in known_files:
-                    raise InputRefused(f"{where}: {name!r} is no submission of this evaluation", flag="results")
-                found.setdefault(name, []).append((metric, _number(value, where)))
+                found.append(Result(where, name, metric, _number(value, where)))
     except OSError as error:
         raise InputRefused(f"--results {path}: can't be read: {error.strerror}", flag="results") from None
     except (UnicodeDecodeError, csv.Error) as error:
