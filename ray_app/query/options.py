@@ -58,7 +58,7 @@ class Query(OutputFlags):
 class Status(ReportFlags, SnapshotFlags, StepFlags, AnnotationFlags, FamilyFlags, OutputFlags):
     """Show progress: images done, failed and missing, the runs, and the time that active runs have left.
 
-    The column "asked" counts requested images, from all run records or from --json_file. Done: the index says ok and
+    Requested images ("asked" in the JSON) are those of all run records, or of --json_file. Done: the index says ok and
     the file has the recorded size. Missing: neither done nor failed.
 
     Example: proxyqueue status --output_base_path out --watch

@@ -33,7 +33,7 @@ pc: Any = pyarrow.compute
 RATE_SECONDS = 300
 """Images/s are measured over the last five minutes, or since the first image within them."""
 NUMBERS = ("step", "asked", "done", "failed", "missing", "bytes")
-"""Columns of the table of steps."""
+"""Columns of the table of steps, by their names in the JSON; the text calls what was asked for requested."""
 MOST_RUNS = 10
 """How many runs the text names, the newest; json names all."""
 
@@ -256,7 +256,7 @@ def _show(report: dict[str, Any], options: Status) -> None:
 
 def _format_report(report: dict[str, Any]) -> str:
     lines = [report["output"]]
-    table = [["model", "snapshot", *NUMBERS]]
+    table = [["model", "snapshot", *(name.replace("asked", "requested") for name in NUMBERS)]]
     for row in report["images"]:
         numbers = ["?" if row[name] is None else f"{row[name]:,}" for name in NUMBERS]
         table.append([row["model"], row["snapshot"], *numbers])
