@@ -4,7 +4,7 @@ VERSION ?= Unreleased
 LOWEST_TESTS = tests/actors tests/generation/test_generate.py tests/work_queue tests/index tests/query tests/export \
 	tests/cluster/test_connection.py tests/evaluation tests/gallery
 
-.PHONY: help install test slow lowest lint docs reference wheel release-notes ci
+.PHONY: help install test slow lowest lint docs reference illustrations wheel release-notes ci
 
 help: ## list the commands
 	@grep -E '^[a-z-]+: ## ' $(MAKEFILE_LIST) | sed 's/: ## /\t/' | expand -t 16
@@ -34,6 +34,9 @@ docs: ## the documentation as a site, in site/
 
 reference: ## regenerate help texts and columns in docs/
 	$(PYTHON) -m tests.docs.test_reference
+
+illustrations: ## the illustrations of README and docs, in .github/
+	$(PYTHON) -m jobs.illustrations.make
 
 wheel: ## the wheel, in dist/
 	$(PYTHON) -m pip wheel -q --no-deps -w dist .

@@ -9,7 +9,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 HOME = "README.md"
 PAGES = (HOME, "BENCHMARKS.md", "CONTRIBUTING.md", "CHANGELOG.md")
-FILES = (".github/*.png", "cluster.yaml", "jobs/rayjob.yaml", "LICENSE", "CITATION.cff")
+FILES = (".github/*.png", ".github/*.svg", "cluster.yaml", "jobs/rayjob.yaml", "LICENSE", "CITATION.cff")
 """Of the repository, which pages link to or show."""
 
 LINK = re.compile(r"(?<=\]\()(?!https?:|#)([^)#\s]+)")

@@ -2,22 +2,22 @@
 Knows the stages' order and sizes and where the result goes; what is learned is in `stages`."""
 
 import dataclasses
-import json
 import shutil
 import sys
 from pathlib import Path
 from typing import Literal
 
-import ray_app
 from actors import tiny
+from jobs.illustrations import record
 from jobs.training import emoji
 from ray_app.cli import run_module
 from ray_app.errors import OK
 from ray_app.generation.options import Options
 
-SAMPLE = Path(ray_app.__file__).with_name("sample.json")
-README = Path(__file__).parents[2] / "README.md"
+README = record.ROOT / "README.md"
 PAGE = README.parent / "docs" / "tiny-models.md"
+PLOT = "steps.png"
+PLOT_SOURCES = ("actors/tiny_sdxl", "actors/tiny_flux", "jobs/training/evaluate.py", "jobs/training/report.py")
 SEEDS = 3
 """With how many seeds the models are measured."""
 
@@ -50,7 +50,7 @@ class Train(Options):
     threads: int | None = None
     """CPU threads; default all."""
     evaluate: bool = False
-    """Train nothing; measure the shipped models. With both families README's table and images are written too."""
+    """Train nothing; measure the shipped models. With both families README's table and the plot are written too."""
     names: int = 200
     """Names that are generated to measure."""
 
@@ -120,15 +120,10 @@ def _evaluate(options: Train, emojis: list[emoji.Emoji]) -> None:
     steps, quality = report.steps_table(shares), report.quality_table(shares, sentences, sharpness)
     print(f"{steps}\n\n{quality}")
     if set(options.model_type) == {"sdxl", "flux"}:
-        report.plot(shares, README.parent / ".github" / "steps.png")
-        report.grid(README.parent / ".github" / "demo.png", _sample_prompts())
+        report.plot(shares, record.FOLDER / PLOT)
+        record.write(PLOT, PLOT_SOURCES)
         report.write_table(README, "steps", steps)
         report.write_table(PAGE, "quality", quality)
-
-
-def _sample_prompts() -> list[str]:
-    """The first prompt of each of the demo's queries."""
-    return [query["multi_gpt-3.5_opt"][0] for query in json.loads(SAMPLE.read_text())]
 
 
 if __name__ == "__main__":
