@@ -54,6 +54,8 @@ class History:
     failures: list[str | None] = dataclasses.field(default_factory=list)
     """The batch of each failure; None for a failure while a worker loaded."""
     batches_since: int = 0
+    items: set[str] = dataclasses.field(default_factory=set)
+    """Items of a blamed batch that the card failed with, run alone, since one of them was done."""
 
 
 class CardRecords:
@@ -63,6 +65,7 @@ class CardRecords:
         self._histories: dict[Card, History] = {}
         self._failed_on: dict[str, set[Card]] = {}
         self._left_out: dict[Card, str] = {}
+        self._blamed: set[str] = set()
 
     @property
     def left_out(self) -> Mapping[Card, str]:
@@ -76,34 +79,61 @@ class CardRecords:
         if history.batches_since >= FEW_BATCHES:
             history.failures.clear()
 
-    def failed(self, card: Card, batch: str | None, error: str) -> bool:
-        """A card failed with a batch, or while a worker loaded; whether the card is to blame and not the batch."""
+    def worked_alone(self, card: Card) -> None:
+        """An item of a blamed batch was done on a card, so others of it are to blame."""
+        self._histories.setdefault(card, History()).items.clear()
+
+    def failed(self, card: Card, batch: str | None, error: str, item: str | None = None, is_last: bool = False) -> bool:
+        """A card failed with a batch, or while a worker loaded; whether the card is to blame and not the batch.
+
+        Args:
+            item: which of the batch's items, if they run one by one.
+            is_last: no other card is left that could show whether the batch is the reason.
+        """
+        history = self._histories.setdefault(card, History())
         if batch is not None:
             self._failed_on.setdefault(batch, set()).add(card)
-            if self.is_blamed(batch):
-                self._clear_of(batch)
-                return False
-        history = self._histories.setdefault(card, History())
+            if batch in self._blamed:
+                return self._failed_alone(card, batch, error, item)
         history.failures.append(batch)
         history.batches_since = 0
+        if batch is not None and self._is_reason(batch, history, is_last):
+            self._blamed.add(batch)
+            self._clear_of(batch)
+            return False
         if len(history.failures) >= FAILURES:
             self._left_out[card] = error
         return True
 
+    def _is_reason(self, batch: str, history: History, is_last: bool) -> bool:
+        """Whether a batch failed on so many cards that it is the reason, or, without other cards, again on this one."""
+        if len(self._failed_on[batch]) > CARDS_EXCUSED:
+            return True
+        return is_last and len(history.failures) >= FAILURES and set(history.failures) == {batch}
+
+    def _failed_alone(self, card: Card, batch: str, error: str, item: str | None) -> bool:
+        """A card failed with an item of a blamed batch. If it does with one after another, few cards were too few."""
+        history = self._histories[card]
+        if item is not None:
+            history.items.add(item)
+        if len(self._failed_on[batch]) <= CARDS_EXCUSED and len(history.items) >= FAILURES:
+            self._left_out[card] = error
+            return True
+        return False
+
     def is_blamed(self, batch: str) -> bool:
-        """Whether the batch has failed on so many cards that it is the reason."""
-        return len(self._failed_on.get(batch, ())) > CARDS_EXCUSED
+        """Whether the batch is taken for the reason why cards failed with it."""
+        return batch in self._blamed
 
     def forget(self, batch: str) -> None:
         """The batch is done."""
         self._failed_on.pop(batch, None)
+        self._blamed.discard(batch)
 
     def _clear_of(self, batch: str) -> None:
         """Use those cards again that were left out for this batch."""
         for card in self._failed_on[batch]:
-            history = self._histories.get(card)
-            if history is None:
-                continue
+            history = self._histories[card]
             history.failures = [other for other in history.failures if other != batch]
             if len(history.failures) < FAILURES:
                 self._left_out.pop(card, None)

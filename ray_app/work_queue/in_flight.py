@@ -129,13 +129,14 @@ class InFlightTracker:
     def card_failed(self, worker: str, batch: str | None, error: str) -> None:
         """A worker is about to end, since its card has failed: with a batch, or while it loaded.
 
-        What the worker has in flight is not to blame, unless the batch fails on card after card.
+        What the worker has in flight is not to blame, unless the batch fails on card after card, or again on the last.
         """
         self._loading.discard(worker)
         card = self._card_of.get(worker)
         if card is None:
             return
-        is_cards_fault = self._cards.failed(card, batch, error)
+        others = {*self._card_of.values()} - {card, *self._cards.left_out}
+        is_cards_fault = self._cards.failed(card, batch, error, self._item_alone(batch), is_last=not others)
         for other, in_flight in self._batches.items():
             if in_flight.worker == worker:
                 in_flight.card_failed = is_cards_fault or other != batch
@@ -148,6 +149,12 @@ class InFlightTracker:
             self.notice(f"{card}: {error}; restarting its worker", f"{card} failed")
         if self._holders is not None:
             self._holders.release(self._cards.left_out)
+
+    def _item_alone(self, batch: str | None) -> str | None:
+        """Which item of a batch is being processed, if they run one by one."""
+        current = self._batches.get(batch or "")
+        alone = (item for item, suspect in self._suspects.items() if suspect.in_flight is current is not None)
+        return next(alone, None)
 
     def _keep_out(self, card: Card) -> None:
         if self._holders is not None:
@@ -195,7 +202,9 @@ class InFlightTracker:
 
     def end_alone(self, item: str) -> None:
         """The item is done, or failed without killing its worker."""
-        self._suspects.pop(item, None)
+        suspect = self._suspects.pop(item, None)
+        if suspect is not None and suspect.in_flight is not None and suspect.in_flight.worker in self._card_of:
+            self._cards.worked_alone(self._card_of[suspect.in_flight.worker])
 
     def end(self, batch: str) -> None:
         """The batch is done."""

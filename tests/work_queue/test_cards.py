@@ -48,7 +48,7 @@ class CardSquares(Worker):
         time.sleep(0.2)
         with (self._log / "sizes").open("a") as sizes:
             sizes.write(f"{len(batch['number'])}\n")
-        if self._failing and self._done >= self._failing["batches"]:
+        if self._failing.get("poison") in batch["number"] or self._done >= self._failing.get("batches", 1_000):
             self._fail("illegal memory access")
         self._done += 1
         return [(number, number * number, None) for number in batch["number"]]
@@ -106,12 +106,15 @@ def run_scenario(failing: dict[str, Any]) -> dict[str, Any]:
         }
 
 
+POISON = 13
+"""The number that breaks every card in the scenario of that name."""
 SCENARIOS: dict[str, Any] = {
     "first batch": {"0": {"batches": 0}},
     "later batch": {"0": {"batches": 2}},
     "once": {"1": {"batches": 1, "times": 1}},
     "while loading": {"0": {"loads": 1}},
     "all": {"0": {"batches": 1}, "1": {"batches": 0}},
+    "poison": {"0": {"poison": POISON}, "1": {"poison": POISON}},
 }
 
 
@@ -162,6 +165,16 @@ def test_a_run_without_a_card_that_works_ends(outcomes):
     assert all(square == number * number for number, square, _ in outcome["rows"])
 
 
+@pytest.mark.slow
+def test_an_item_that_breaks_both_cards_fails_alone(outcomes):
+    outcome = outcomes["poison"]
+    assert outcome["error"] is None
+    failed = {number: error for number, _, error in outcome["rows"] if error}
+    assert set(failed) == {POISON}
+    assert failed[POISON].startswith("WorkerDied: Run on its own, this number crashed the worker 2 times")
+    assert len(outcome["rows"]) == 36
+
+
 @pytest.fixture
 def records() -> CardRecords:
     return CardRecords()
@@ -207,6 +220,39 @@ def test_a_card_that_failed_with_other_batches_too_stays_out(records):
     for card, batch in ((A, "b2"), (A, "b1"), (A, "b3"), (B, "b1"), (C, "b1")):
         records.failed(card, batch, "device-side assert")
     assert set(records.left_out) == {A}
+
+
+def test_without_another_card_a_batch_that_fails_again_is_to_blame(records):
+    assert records.failed(A, "b1", "device-side assert", is_last=True)
+    assert not records.failed(A, "b1", "device-side assert", is_last=True)
+    assert records.is_blamed("b1")
+    assert records.left_out == {}
+
+
+def test_without_another_card_one_that_fails_with_two_batches_is_left_out(records):
+    for batch in ("b1", "b2"):
+        assert records.failed(A, batch, "illegal access", is_last=True)
+    assert set(records.left_out) == {A}
+
+
+def test_the_last_card_frees_the_one_that_the_same_batch_took_out(records):
+    for card, is_last in ((A, False), (A, False), (B, True)):
+        assert records.failed(card, "b1", "device-side assert", is_last=is_last)
+    assert set(records.left_out) == {A}
+    assert not records.failed(B, "b1", "device-side assert", is_last=True)
+    assert records.left_out == {}
+
+
+@pytest.mark.parametrize("is_one_done", [True, False])
+def test_a_card_that_fails_with_one_item_after_another_is_left_out(records, is_one_done):
+    for _ in range(2):
+        records.failed(A, "b1", "illegal access", is_last=True)
+    for _ in range(2):
+        assert not records.failed(A, "b1", "illegal access", "p1", is_last=True)
+    if is_one_done:
+        records.worked_alone(A)
+    assert records.failed(A, "b1", "illegal access", "p2", is_last=True) != is_one_done
+    assert (A in records.left_out) != is_one_done
 
 
 @pytest.fixture
