@@ -169,7 +169,7 @@ def explain(error: BaseException, repository: str, revision: str | None = None) 
         return f"{place}: {cause.strerror} ({size(_free())} are free); make room, or set HF_HOME to another folder"
     if _status(error):
         return f"{repository}: {_why(error)}"
-    advice = "use a local folder instead, or --model_path tiny to try the pipeline"
+    advice = "use a local folder instead, or tiny, which comes with the package"
     return f"{repository}: not in the local cache, and {_why(error)}; {advice}"
 
 

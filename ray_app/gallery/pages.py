@@ -108,7 +108,8 @@ class _Pages:
         self._replace("queries.js", f"window.QUERIES = {json.dumps(search_entries, ensure_ascii=True)};\n")
         self._remove_other_pages()
         slots = sum(1 for _ in self.shown.of(self.query_ids))
-        summarize(f"gallery          {len(self.query_ids):,} queries, {slots:,} slots, {len(self.chunks):,} pages")
+        pages = "1 page" if len(self.chunks) == 1 else f"{len(self.chunks):,} pages"
+        summarize(f"gallery          {len(self.query_ids):,} queries, {slots:,} slots, {pages}")
         if self.options.thumbnails:
             summarize(f"thumbnails       {new_thumbnails:,} new")
         summarize(f"open             {self.folder / layout.gallery_page(1)}")

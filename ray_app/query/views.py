@@ -16,7 +16,7 @@ from actors import families
 from ray_app.errors import OutputRefused, one_line
 from ray_app.features import parts as feature_parts
 from ray_app.features.parts import FeatureParts, encoders_of
-from ray_app.index import runs
+from ray_app.index import runs, schema
 from ray_app.index.partition import Partition, part_names
 from ray_app.index.schema import KEY
 from ray_app.messages import LOG
@@ -56,7 +56,7 @@ def connected(output: Output) -> Iterator[duckdb.DuckDBPyConnection]:
     """A locked in-memory DuckDB with all views; a partition is read when a query uses it.
 
     Raises:
-        Refused: the output has no index, or a part that may be whole can't be opened.
+        Refused: the output has neither an index nor features, or a part that may be whole can't be opened.
         FileNotFoundError: a part no longer exists, as after a compaction; call it again.
     """
     with tempfile.TemporaryDirectory(prefix="proxyqueue-") as scratch, duckdb.connect(":memory:") as connection:
@@ -82,6 +82,9 @@ def _define(
             f"(SELECT *, '{model_type}' AS model FROM parts_{model_type} QUALIFY row_number() OVER"
             f" (PARTITION BY {', '.join(KEY)} ORDER BY created_at DESC) = 1)"
         )
+    if not selects:  # features of other images only
+        connection.register("no_images", schema.SCHEMA.append(pa.field("model", pa.string())).empty_table())
+        selects.append("(FROM no_images)")
     select_features = _register_features(connection, output)
     connection.register("run_records", run_table(output))
     _register_evaluation(connection, output)
@@ -144,7 +147,7 @@ def run_table(output: Output) -> pa.Table:
 def _partitions(output: Output) -> dict[str, Partition]:
     """Each model's partition; warns of damaged parts."""
     partitions = _readable(output)
-    if not partitions:
+    if not partitions and not encoders_of(output):
         raise OutputRefused(f"{output.display_path(layout.INDEX)}: no index; set --output_base_path")
     rows = 0
     for partition in partitions.values():
