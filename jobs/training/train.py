@@ -39,9 +39,9 @@ class Train(Options):
     """Batches of 4 images that the autoencoder learns from."""
     encoder_steps: int = 2000
     """Batches of 64 prompts that the text encoders learn from."""
-    unet_steps: int = 3000
+    unet_steps: int = 7000
     """Batches of 32 prompts that SDXL's denoiser learns from."""
-    transformer_steps: int = 2000
+    transformer_steps: int = 15000
     """Batches of 32 prompts that Flux's denoiser learns from."""
     limit: int | None = None
     """Learn the first N images only, for a try."""
