@@ -12,6 +12,7 @@ from ray_app.files import whole_file
 WHAT = {
     "separate": "one run per number of steps, batch 1, images saved",
     "callback": "decodes and saves in the callback, batch 1, the last image decoded twice",
+    "ray_data": "a Ray Data script: map_batches with an actor pool, decodes and saves in the callback, no index",
     "proxyqueue": "Ray, actors, writer and index; from the first denoise to the last committed row",
     "limit": "the pipeline's loop over full batches and the decodes; no encoding, no files",
     "batch_of_one": "the bare pipeline, prompt by prompt",
