@@ -15,7 +15,9 @@ VARIANTS = ("separate", "callback", "ray_data", "proxyqueue", "limit")
 """In the order of the first round."""
 
 Variant = Literal["separate", "callback", "ray_data", "proxyqueue", "limit"]
-Optimization = Literal["batch_of_one", "usual_malloc", "vae_bfloat16", "channels_last", "fused_qkv", "compiled"]
+Optimization = Literal[
+    "batch_of_one", "usual_malloc", "vae_bfloat16", "vae_float16", "channels_last", "fused_qkv", "compiled"
+]
 Part = Literal["images", "plan", "resume", "index"]
 
 

@@ -18,6 +18,7 @@ WHAT = {
     "batch_of_one": "the bare pipeline, prompt by prompt",
     "usual_malloc": "the bare pipeline with the C library's own settings for freed memory",
     "vae_bfloat16": "the bare pipeline with the VAE in bfloat16",
+    "vae_float16": "the bare pipeline with the VAE in float16",
     "channels_last": "the bare pipeline with denoiser and VAE in torch's channels_last format",
     "fused_qkv": "the bare pipeline with fused projections of queries, keys and values",
     "compiled": "the bare pipeline with the denoiser's blocks compiled",
