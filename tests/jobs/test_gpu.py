@@ -12,7 +12,7 @@ from jobs.benchmarks.gpu import __main__ as gpu
 from jobs.benchmarks.gpu import plan, report
 from jobs.benchmarks.gpu.__main__ import Measurement, measure_gpu
 from jobs.benchmarks.gpu.pieces import PIECES, Piece, Size
-from jobs.benchmarks.gpu.rates import assumed_rates, probed_rates
+from jobs.benchmarks.gpu.rates import LOAD_SECONDS, assumed_rates, probed_rates
 from jobs.benchmarks.gpu.run import run
 from jobs.benchmarks.options import Speed
 from ray_app.cli import run_module
@@ -106,7 +106,7 @@ def test_seconds_follow_from_the_probe():
     """Of a GPU that is half as fast as assumed, twice as long but for what does not depend on it."""
     assumed = assumed_rates("flux", 512, 4)
     case = {"pixels": 512, "batch_size": 4, "step_ms": 2000 * assumed.step, "decode_ms": 2000 * assumed.decode}
-    found = probed_rates({"load_seconds": assumed.load, "cases": [case]}, "flux", 512, 4)
+    found = probed_rates({"load_seconds": LOAD_SECONDS["flux"], "cases": [case]}, "flux", 512, 4)
     (piece,) = (piece for piece in PIECES if piece.name == "long_flux_512")
     size = Size(prompts=20, rounds=1)  # of which 19 are unique: five batches, twice
     work = 2 * 20 * (32 * assumed.step + 5 * assumed.decode)

@@ -120,7 +120,7 @@ def _run(*arguments: str) -> tuple[int, dict[str, Any]]:
 
 
 def _to_generate(report: dict[str, Any]) -> int | None:
-    """How many images a run of generate had to generate; None if it was refused."""
+    """The number of images that generate had to generate; None if it was refused."""
     return report.get("plan", {}).get("images_to_generate")
 
 

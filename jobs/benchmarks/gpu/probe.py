@@ -2,11 +2,13 @@
 Knows one loaded pipeline; `pieces` plans by what it finds."""
 
 import dataclasses
+import json
 import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import tyro
 
 from actors import memory, pipelines
@@ -47,20 +49,16 @@ class Probe(Options):
 
 def probe(options: Probe) -> int:
     """Measure and write; the exit code."""
-    began = time.perf_counter()
-    torch = _torch()
     device = "cpu" if options.try_ else "cuda"
     model_path = "tiny" if options.try_ else "full"
     used_before = _used_gb()
     recipe = recipes.resolve(Generate(model_type=options.model_type, model_path=model_path, device=device))
-    imported = time.perf_counter()
+    began = time.perf_counter()
     model = pipelines.load(recipe)
-    _wait(torch, device)
-    loaded = time.perf_counter()
+    _wait(device)
     report: dict[str, Any] = {
         "model_type": options.model_type,
-        "import_seconds": imported - began,
-        "load_seconds": loaded - began,
+        "load_seconds": time.perf_counter() - began,
         "weights_gb": torch.cuda.memory_allocated() / GB if device == "cuda" else None,
         "gpu_used_before_gb": used_before,
         "estimated_overhead_gb": memory_estimate.OVERHEAD / GB,
@@ -72,13 +70,13 @@ def probe(options: Probe) -> int:
             report["cases"].append(case)
             print(case, flush=True)
             with whole_file(Path(options.output), "--output") as staged:
-                staged.write_text(_json(report))
+                staged.write_text(json.dumps(report, indent=1) + "\n")
     return OK
 
 
 def _measured(model: pipelines.Model, recipe: Recipe) -> dict[str, Any]:
     """One batch size: its figures, or why there are none, such as too little memory."""
-    torch, family = _torch(), FAMILIES[recipe.model_type]
+    family = FAMILIES[recipe.model_type]
     batch = memory_estimate.Batch(recipe.batch_size, recipe.height, recipe.width)
     case: dict[str, Any] = {
         "pixels": recipe.height,
@@ -105,13 +103,13 @@ def _measured(model: pipelines.Model, recipe: Recipe) -> dict[str, Any]:
 
 def _timed(model: pipelines.Model) -> dict[str, float]:
     """Milliseconds per image of a step, and of a decode to pixels on the host."""
-    torch, recipe = _torch(), model.recipe
+    recipe = model.recipe
     marks: list[float] = []
     kept: list[Any] = []
 
     def mark(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         if index + 1 in (WARM_UP_STEPS, STEPS):
-            _wait(torch, recipe.device)
+            _wait(recipe.device)
             marks.append(time.perf_counter())
             kept[:] = [tensors["latents"]]
         return tensors
@@ -129,7 +127,7 @@ def _timed(model: pipelines.Model) -> dict[str, float]:
     }
 
 
-def _wait(torch: Any, device: str) -> None:
+def _wait(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
 
@@ -137,18 +135,6 @@ def _wait(torch: Any, device: str) -> None:
 def _used_gb() -> float:
     """Memory of the first GPU that is in use, by whatever process."""
     return next((float(used) * 2**20 / GB for (used,) in query_gpus("memory.used")), 0.0)
-
-
-def _torch() -> Any:
-    import torch
-
-    return torch
-
-
-def _json(report: dict[str, Any]) -> str:
-    import json
-
-    return json.dumps(report, indent=1) + "\n"
 
 
 if __name__ == "__main__":

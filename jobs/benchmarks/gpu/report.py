@@ -137,8 +137,8 @@ def _optimizations(pieces: dict[str, Figures]) -> Iterable[list[str]]:
             of_family = [figures for piece, figures in pieces.items() if piece.endswith(f"_{model_type}")]
             found = [figures for figures in of_family if f"{name}/limit" in figures.get("ratios", {})]
             ratio = found[0]["ratios"][f"{name}/limit"] if found else None
-            likeness = found[0]["likeness"][name] if found else None
-            cells += [_ratio(ratio), _cell(likeness, lambda entry: _psnr(entry["median_psnr"]))]
+            similarity = found[0]["likeness"][name] if found else None
+            cells += [_ratio(ratio), _cell(similarity, lambda entry: _psnr(entry["median_psnr"]))]
         yield [name, *cells]
 
 
