@@ -188,7 +188,8 @@ def _explain(text: str, options_class: type, arguments: list[str]) -> str:
 
 def _explain_unknown(text: str, options_class: type, arguments: list[str]) -> str:
     """The first flag that the command does not have, or else the first value that no flag takes."""
-    flags = [field.name for field in dataclasses.fields(options_class)]  # type: ignore[arg-type]
+    names = (field.name for field in dataclasses.fields(options_class))  # type: ignore[arg-type]
+    flags = [name.removesuffix("_") for name in names]
     for argument in arguments:
         name = argument.partition("=")[0].lstrip("-")
         if argument.startswith("--") and name.replace("-", "_") not in flags:

@@ -11,17 +11,19 @@ from ray_app.errors import InputRefused
 from ray_app.flags import DEFAULT_MODEL_TYPE, DEFAULT_STEPS, ModelType
 from ray_app.generation.options import Generate, parse_steps
 
-VARIANTS = ("separate", "callback", "proxyqueue", "limit")
+VARIANTS = ("separate", "callback", "ray_data", "proxyqueue", "limit")
 """In the order of the first round."""
 
-Variant = Literal["separate", "callback", "proxyqueue", "limit"]
-Optimization = Literal["batch_of_one", "usual_malloc", "vae_bfloat16", "channels_last", "fused_qkv", "compiled"]
+Variant = Literal["separate", "callback", "ray_data", "proxyqueue", "limit"]
+Optimization = Literal[
+    "batch_of_one", "usual_malloc", "vae_bfloat16", "vae_float16", "channels_last", "fused_qkv", "compiled"
+]
 Part = Literal["images", "plan", "resume", "index"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Speed(Options):
-    """Compare proxyqueue with separate runs, the callback script and the bare model: same prompts, same hardware.
+    """Compare proxyqueue with separate runs, scripts and the bare model: same prompts, same hardware.
 
     All variants are measured in one run, interleaved, in an order that rotates each round; ratios are medians of the
     rounds' own ratios. On CPUs nothing else should be running.
@@ -58,7 +60,7 @@ class Speed(Options):
     batch_size: int | None = None
     """Prompts that proxyqueue and the bare model denoise together. Default depends on the model."""
     num_workers: str | None = None
-    """Actors of proxyqueue, as in generate; default one per core, or one on a GPU."""
+    """Actors of proxyqueue and ray_data, as in generate; default one per core, or one on a GPU."""
     vae_dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """VAE dtype of proxyqueue and the bare model, as in generate."""
     compile: bool = False

@@ -12,11 +12,13 @@ from ray_app.files import whole_file
 WHAT = {
     "separate": "one run per number of steps, batch 1, images saved",
     "callback": "decodes and saves in the callback, batch 1, the last image decoded twice",
+    "ray_data": "a Ray Data script: map_batches with an actor pool, decodes and saves in the callback, no index",
     "proxyqueue": "Ray, actors, writer and index; from the first denoise to the last committed row",
     "limit": "the pipeline's loop over full batches and the decodes; no encoding, no files",
     "batch_of_one": "the bare pipeline, prompt by prompt",
     "usual_malloc": "the bare pipeline with the C library's own settings for freed memory",
     "vae_bfloat16": "the bare pipeline with the VAE in bfloat16",
+    "vae_float16": "the bare pipeline with the VAE in float16",
     "channels_last": "the bare pipeline with denoiser and VAE in torch's channels_last format",
     "fused_qkv": "the bare pipeline with fused projections of queries, keys and values",
     "compiled": "the bare pipeline with the denoiser's blocks compiled",

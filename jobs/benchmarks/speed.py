@@ -1,4 +1,4 @@
-"""`python -m jobs.benchmarks.speed`: proxyqueue, separate runs, the callback script and the bare model, interleaved.
+"""`python -m jobs.benchmarks.speed`: proxyqueue, separate runs, scripts and the bare model, interleaved.
 Knows where each timing begins and ends; how each variant generates is in `variants`."""
 
 import contextlib
@@ -18,14 +18,15 @@ import numpy as np
 import pyarrow as pa
 
 from actors.recipe import Recipe
+from jobs.benchmarks import ray_data, timings
 from jobs.benchmarks import report as reports
-from jobs.benchmarks import timings
 from jobs.benchmarks.machine import GpuBusy, cores, describe
 from jobs.benchmarks.options import Speed
 from jobs.benchmarks.pool import Arrangement, Pool, arrangements, deal, started_pool
 from jobs.benchmarks.work import Work, choose, working_folder
 from ray_app.cli import run_module
 from ray_app.cluster import connection
+from ray_app.cluster.capacity import Capacity, Request
 from ray_app.errors import OK, InputRefused
 from ray_app.evaluation import image_similarity
 from ray_app.files import check_place
@@ -40,6 +41,8 @@ from ray_app.machine import versions
 from ray_app.output import layout
 from ray_app.output.open import open_output
 
+ON_RAY = frozenset({"proxyqueue", "ray_data"})
+"""Variants whose processes are Ray's; the others share a pool of processes."""
 WRITER_IMAGES = 200
 """Images that are written again, alone, to measure what writing one costs."""
 
@@ -72,12 +75,12 @@ def measure(options: Speed, machine: dict[str, Any], folder: Path, kept: bool) -
     spread = _candidates(options, recipe)
     with contextlib.ExitStack() as stack:
         ray_start = 0.0
-        if "proxyqueue" in options.variants:
+        if not ON_RAY.isdisjoint(options.variants):
             began = time.perf_counter()
             stack.enter_context(connection.connected("local"))
             ray_start = time.perf_counter() - began
         names = (*options.variants, *options.levers)
-        others = [name for name in names if name != "proxyqueue"]
+        others = [name for name in names if name not in ON_RAY]
         processes = max((arrangement.processes for arrangement in spread), default=1) if others else 0
         pool = stack.enter_context(started_pool(recipe, work.steps, processes))
         rounds = _Rounds(work, recipe, requested, pool, folder, kept)
@@ -158,6 +161,8 @@ class _Rounds:
         with self._place(f"round{number}", name) as place:
             if name == "proxyqueue":
                 seconds = self._proxyqueue(place)
+            elif name == "ray_data":
+                seconds = self._ray_data(place)
             else:
                 chosen = self.arrangements[name]
                 seconds = self._generate(name, Arrangement(chosen["processes"], chosen["threads"]), place)
@@ -234,6 +239,21 @@ class _Rounds:
         if (busy := gpu.percent(warm, last)) is not None:
             self._gpu_busy.append(busy)
         return last - first
+
+    def _ray_data(self, place: Path) -> float:
+        """With as many actors and threads as proxyqueue has."""
+        batches = math.ceil(len(self.work.slots) / self.recipe.batch_size)
+        request = Request(self.requested.gpus(), self.requested.worker_bounds())
+        actors = Capacity(connection.living_nodes()).choose_pool_size(request, batches)
+        threads = 1 if self.recipe.device == "cpu" else None
+        gc.collect()
+        seconds = ray_data.generate(self.recipe, self.work.slots, self.work.steps, place, actors, threads)
+        gc.collect()
+        generated = sum(1 for _ in place.glob("step*/*"))
+        if generated != self.work.images:
+            raise InputRefused(f"ray_data generated {generated:,} of {self.work.images:,} images")
+        self.arrangements["ray_data"] = {"processes": actors, "threads": threads or cores(), "tried": []}
+        return seconds
 
     @contextlib.contextmanager
     def _place(self, stage: str, name: str) -> Iterator[Path]:

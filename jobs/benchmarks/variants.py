@@ -224,6 +224,13 @@ def vae_bfloat16(model: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def vae_float16(model: Any) -> Iterator[None]:
+    """Likewise, in the dtype that a VAE must be made for: others overflow in it."""
+    with vae_in(model.pipe, "float16"):
+        yield
+
+
+@contextlib.contextmanager
 def channels_last(model: Any) -> Iterator[None]:
     """The weights of convolutions, and so their inputs, in the order for which some kernels are faster."""
     parts = (model.denoiser, model.pipe.vae)
@@ -258,6 +265,7 @@ VARIANTS: dict[str, Callable[[Any, Sequence[int], Path], Variant]] = {
     "batch_of_one": functools.partial(Limit, batch_size=1),
     "usual_malloc": functools.partial(Limit, optimization=usual_malloc),
     "vae_bfloat16": functools.partial(Limit, optimization=vae_bfloat16),
+    "vae_float16": functools.partial(Limit, optimization=vae_float16),
     "channels_last": functools.partial(Limit, optimization=channels_last),
     "fused_qkv": functools.partial(Limit, optimization=fused_qkv),
     "compiled": functools.partial(Limit, optimization=compiled),

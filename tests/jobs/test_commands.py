@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from jobs.benchmarks.features import Measure
+from jobs.benchmarks.gpu.__main__ import Measurement
 from jobs.benchmarks.options import EvaluateScale, Scale, Speed
 from jobs.training.train import Train
 from ray_app.cli import run_module
@@ -22,6 +23,7 @@ COMMANDS = {
     "jobs.benchmarks.scale": Scale,
     "jobs.benchmarks.evaluate": EvaluateScale,
     "jobs.benchmarks.features": Measure,
+    "jobs.benchmarks.gpu": Measurement,
     "jobs.training.train": Train,
 }
 

@@ -28,7 +28,7 @@ PROMPTS = ["a dog", "a cat on a mat", "a red car", "a dog", "birds on a wire"]
 
 @pytest.fixture(scope="module")
 def measured(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
-    """One round of all four with the tiny model, and the folder with all their images."""
+    """One round of all five with the tiny model, and the folder with all their images."""
     folder = tmp_path_factory.mktemp("bench")
     annotations = folder / "five.json"
     annotations.write_text(json.dumps([{"id": 0, "reference_img_id": 1, "multi_gpt-3.5_opt": PROMPTS}]))
@@ -105,16 +105,18 @@ def test_rates_and_ratios_of_several_rounds():
 
 @pytest.mark.slow
 def test_every_variant_draws_what_it_says(measured):
-    """Separate runs end where ours ends and differ on the way; the callback script's images are equal to ours."""
+    """Separate runs end where ours ends and differ on the way; the scripts' images are equal to ours."""
     _, folder = measured
     for slot in range(5):
         for step in STEPS:
-            ours, separate, callback = (
-                saved_image(folder, variant, step, slot) for variant in ("proxyqueue", "separate", "callback")
+            ours, separate, callback, ray_data = (
+                saved_image(folder, variant, step, slot)
+                for variant in ("proxyqueue", "separate", "callback", "ray_data")
             )
             assert psnr(ours, callback) > 40
+            assert psnr(ours, ray_data) > 40
             assert (psnr(ours, separate) > 40) == (step == 4)
-    for variant in ("separate", "callback"):
+    for variant in ("separate", "callback", "ray_data"):
         assert len(list((folder / "round0" / variant).rglob("*.jpg"))) == 15  # equal prompts are generated again
     for variant in ("limit", "batch_of_one"):  # they save nothing but what is compared
         last = 4 if variant == "limit" else 1  # of the images of the last batch
