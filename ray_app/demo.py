@@ -32,7 +32,7 @@ EMOJI_CIR = Path(__file__).with_name("emoji_cir")
 QUERIES = EMOJI_CIR / "demo.json"
 """The part of the benchmark that the demo takes."""
 IMAGES = EMOJI_CIR / "images.parquet"
-PICTURE = "images.png"
+SHEET = "images.png"
 """Of some queries' images, in OUTPUT; written last."""
 
 PROMPTS = 2
@@ -41,7 +41,7 @@ TEXTS = ("multi_gpt-3.5_opt",)
 WEIGHT = "0.5"
 """Share of the proxy where text and proxy are added: chosen beforehand, not on these queries."""
 SHOWN = (0, 3, 22)
-"""Which of the queries' images the demo's picture shows."""
+"""Which of the queries' images the contact sheet shows."""
 SQL = f"""SELECT step, count(*) AS images, round(avg(sigma), 2) AS noise_left, round(avg(denoise_seconds), 2) AS seconds
 FROM images WHERE model = '{DEFAULT_MODEL_TYPE}' AND snapshot = 'xt' GROUP BY step ORDER BY step"""
 
@@ -75,7 +75,7 @@ def _work(out: str) -> int:
             return code
     if code := _run("evaluate  text alone, proxies alone, both", functools.partial(evaluate, _evaluating(out))):
         return code
-    return _run("picture   of three queries", functools.partial(_draw, out))
+    return _run("sheet     of the images of three queries", functools.partial(_draw, out))
 
 
 def _generating(out: str) -> list[Generate]:
@@ -114,7 +114,7 @@ def _evaluating(out: str) -> Evaluate:
 
 def _is_done(out: str) -> bool:
     """Whether an earlier demo has done everything; starts no Ray."""
-    if not (Path(out).expanduser() / PICTURE).is_file():
+    if not (Path(out).expanduser() / SHEET).is_file():
         return False
     from ray_app.features import features
     from ray_app.generation import job
@@ -152,7 +152,7 @@ def _draw(out: str) -> int:
         with output.writing(runs.new_id()) as writer:
             writer.write(layout.EVALUATION_ANSWER, answer.plot(_scores(out)))
     shown = tuple(_queries()[place]["id"] for place in SHOWN)
-    sheet = Path(out).expanduser() / PICTURE
+    sheet = Path(out).expanduser() / SHEET
     return gallery(Gallery(output_base_path=out, json_file=str(QUERIES), query_ids=shown, contact_sheet=str(sheet)))
 
 
@@ -167,7 +167,7 @@ def _show(out: str) -> None:
     scores, folder = _scores(out), Path(out)
     table = text_table.align(answer.table(scores), right=range(1, 9))
     beside = "" if scores.text is None else f"; text alone has {scores.text['value']:.1f}"
-    summarize(f"\nimages  {folder / PICTURE}")
+    summarize(f"\nimages  {folder / SHEET}")
     if (folder.expanduser() / layout.EVALUATION_ANSWER).is_file():
         summarize(f"plot    {folder / layout.EVALUATION_ANSWER}")
     summarize(f"page    {folder / layout.EVALUATION_PAGE}")

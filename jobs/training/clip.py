@@ -111,7 +111,7 @@ def train(
         read = _unit(model.get_text_features(**tokens).pooler_output)
         vectors, scale = _unit(known.weight), model.logit_scale.exp().clamp(max=SHARPEST)
         by_emoji = sum(F.cross_entropy(scale * side @ vectors.T, which) for side in (seen, read))
-        return by_emoji + _contrast(scale * seen @ read.T, which)
+        return by_emoji + contrast(scale * seen @ read.T, which)
 
     fit("clip", taught, loss, steps, folder, decay=0.99, learning_rate=2e-3, matrix_rate=0.01)
 
@@ -155,7 +155,7 @@ def _sampled(
     return torch.where(is_generated, generated, pixels[which])
 
 
-def _contrast(similarities: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+def contrast(similarities: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
     """CLIP's loss; pairs of the same emoji in a batch are no counterexamples."""
     own = torch.arange(len(which))
     is_same = (which[:, None] == which[None, :]) & (own[:, None] != own[None, :])

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 METRIC = "mAP@10"
+LAST_STEP = "last step"
+"""What the differences that count are to."""
 COLOURS = {"proxy": "#0b57d0", "text+proxy": "#2e7d32"}
 STYLES = {"x0": "-o", "xt": "--s"}
 TEXT_COLOUR = "#1d1d1f"
@@ -31,12 +33,16 @@ class Scores:
         self.methods = list(dict.fromkeys(row["method"] for row in of_proxies))
         self.steps = sorted({row["step"] for row in of_proxies})
         self._scores = {_key(row): row for row in of_proxies}
-        self._to_last = {_key(row): row for row in own if row["compared_with"] == "last step"}
+        self._to_last = {_key(row): row for row in own if row["compared_with"] == LAST_STEP}
 
     def line(self, model: str, snapshot: str, method: str) -> list[Row]:
         """The scores by step; empty where none were measured."""
         keys = [(model, snapshot, method, step) for step in self.steps]
         return [self._scores[key] for key in keys if key in self._scores]
+
+    def to_last(self, model: str, snapshot: str, method: str) -> Row | None:
+        """The difference of the step before the last one to it."""
+        return self._to_last.get((model, snapshot, method, self.steps[-2])) if len(self.steps) > 1 else None
 
     def enough(self, model: str, snapshot: str, method: str, level: float = 0.05) -> Row | None:
         """The difference to the last step of the first step for which none is shown, nor for any later one."""
@@ -64,13 +70,14 @@ def sentences(scores: Scores, method: str = "proxy") -> list[str]:
     told, last = [], scores.steps[-1]
     for model in scores.models:
         for snapshot in scores.snapshots:
-            name, row = f"{model} {snapshot}", scores.enough(model, snapshot, method)
-            if row is None:
-                told.append(f"{name}: every step before {last} retrieves worse than step {last}, or differently")
-            else:
+            row = scores.enough(model, snapshot, method)
+            finding = f"from step {row['step']} on no difference to step {last} is shown" if row else None
+            row = row or scores.to_last(model, snapshot, method)
+            if row is not None:
+                finding = finding or f"step {row['step']} still differs from step {last}"
                 told.append(
-                    f"{name}: from step {row['step']} on no difference to step {last} is shown"
-                    f" ({row['value']:+.1f} at step {row['step']}, 95 %: {row['low']:.1f} to {row['high']:.1f})"
+                    f"{model} {snapshot}: {finding} ({row['value']:+.1f} at step {row['step']},"
+                    f" 95 %: {row['low']:.1f} to {row['high']:.1f})"
                 )
     return told
 
