@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from actors import checksums, hub, weights
+from actors import checksums, hub, tiny, weights
 from actors.errors import ModelError
 from actors.hub import Tell
 
@@ -32,8 +32,8 @@ class Encoder:
     """Everything that decides a vector but the image or text itself, and how the work is done.
 
     Attributes:
-        path: a hub id, or a local folder.
-        revision: the hub's commit, or "sha256:…" of a local folder's files.
+        path: a hub id, a local folder, or `tiny.NAME` for the built-in CLIP.
+        revision: the hub's commit, or "sha256:…" of a local folder's files, or "builtin:…".
         kind: a key of `KINDS`.
         image_size: height and width of what it sees, in pixels.
         vector_size: numbers of a vector.
@@ -53,7 +53,7 @@ class Encoder:
     @property
     def is_of_hub(self) -> bool:
         """Whether it is downloaded from the hub."""
-        return not self.revision.startswith("sha256:")
+        return not self.revision.startswith(("sha256:", "builtin:"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +101,8 @@ def folder_of(encoder: Encoder, tell: Tell) -> Path:
     """
     if encoder.is_of_hub:
         return files_of(encoder, tell).fetch()
+    if encoder.path == tiny.NAME:
+        return tiny.folder(tiny.CLIP)
     folder = Path(encoder.path)
     if not folder.is_dir():
         raise ModelError(f"{encoder.path}: no such folder on this machine")

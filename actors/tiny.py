@@ -1,4 +1,4 @@
-"""The tiny built-in models: small SDXL and Flux pipelines, trained by jobs/training, shipped in this folder.
+"""The tiny built-in models: small SDXL and Flux pipelines and a CLIP, trained by jobs/training, shipped in this folder.
 Knows where they are and how their weights are identified; they are loaded like any other model."""
 
 import functools
@@ -8,16 +8,19 @@ from pathlib import Path
 from actors.families import FAMILIES
 
 NAME = "tiny"
-"""What `--model_path` calls them."""
+"""What `--model_path` and `--encoder` call them."""
+
+CLIP = "clip"
+"""The encoder among them."""
 
 ROOT = Path(__file__).parent
 
 SIZE = 64
-"""Height and width that both are trained for, in pixels."""
+"""Height and width that they are trained for, in pixels."""
 
 
 def folder(model_type: str) -> Path:
-    """The family's pipeline, as save_pretrained left it."""
+    """The pipeline of a family, or the encoder `CLIP`, as save_pretrained left it."""
     return ROOT / f"tiny_{model_type}"
 
 

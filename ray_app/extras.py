@@ -24,7 +24,7 @@ class Extra(NamedTuple):
 
     def check(self, command: str, *modules: str) -> None:
         """Raise Refused if a module that the command needs is not installed here, with the command that installs it."""
-        missing = [self.packages[module] for module in modules if not _is_installed(module)]
+        missing = [self.packages[module] for module in modules if not is_installed(module)]
         if missing:
             raise InputRefused(f"{command} needs {' and '.join(missing)}: {self.install}")
 
@@ -32,7 +32,8 @@ class Extra(NamedTuple):
 PLOT = Extra("plot", {"skimage": "scikit-image", "matplotlib": "matplotlib"})
 
 
-def _is_installed(module: str) -> bool:
+def is_installed(module: str) -> bool:
+    """Whether a module can be imported here, without importing it."""
     try:
         return importlib.util.find_spec(module) is not None
     except ImportError:

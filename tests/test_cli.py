@@ -2,13 +2,16 @@
 
 import importlib.metadata
 import re
+import shlex
 import signal
 import subprocess
 import sys
 
+import pyarrow.parquet as pq
 import pytest
 
 import ray_app
+from jobs.training import demo_scores
 from ray_app import cli, machine
 from ray_app.cli import COMMANDS, main
 from ray_app.generation.options import Demo
@@ -81,17 +84,39 @@ def test_an_interrupted_run_leaves_a_true_index_and_goes_on(tmp_path):
 
 
 @pytest.mark.slow
-def test_demo_draws_both_models_and_asks_the_index(tmp_path):
+@pytest.mark.timeout(900)
+def test_demo_ends_with_the_answer_and_does_nothing_twice(tmp_path):
     result = run_cli("demo", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert len(read_tree(tmp_path / "proxyqueue_demo")) == 2 * 6 * 5 * 5
-    assert "proxy_images_flux_step32/\n    combined/  25 files\n    combined_query4/  5 files" in result.stdout
-    assert result.stdout.count("SELECT") == 3
-    assert "\nflux     32      30        29 " in result.stdout
-    assert result.stdout.endswith(f"open             {tmp_path}/proxyqueue_demo/gallery/index.html\n")
-    assert len(list((tmp_path / "proxyqueue_demo/gallery/thumbnails").rglob("*.jpg"))) == 2 * 6 * 5 * 5
+    out = tmp_path / "proxyqueue_demo"
+    assert [path.name for path in tmp_path.iterdir()] == ["proxyqueue_demo"]
+    images = [name for name in read_tree(out) if name.startswith("proxy_images_")]
+    assert len(images) == 2 * 32 * 2 * 5 * 2
+    assert {"images.png", "evaluation/answer.png", "evaluation/index.html"} <= {
+        path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()
+    }
+    assert re.search(r"^step  sdxl xt  sdxl x0  flux xt  flux x0$", result.stdout, re.MULTILINE)
+    assert len(result.stdout.splitlines()) < 50
+    text = demo_scores.TABLE.read_text()
+    recorded = {answer_key(row): row for row in demo_scores.from_csv(text)}
+    scores = pq.read_table(out / "evaluation/evaluation.parquet").to_pylist()
+    own = [row for row in scores if demo_scores.is_recorded(row) and row["compared_with"] is None]
+    assert len(own) == len([row for row in recorded.values() if row["compared_with"] is None])
+    assert all(recorded[answer_key(row)]["low"] <= row["value"] <= recorded[answer_key(row)]["high"] for row in own)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     again = run_cli("demo", cwd=tmp_path)
-    assert again.stdout.count("nothing to generate: all 150 requested images exist") == 2
+    assert "nothing to generate: all 1,280 images exist, with their vectors and scores" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    assert again.stdout.split("\n\n", 1)[1] == result.stdout.split("\n\n", 1)[1]
+    next_commands = [line.strip() for line in result.stdout.splitlines() if line.startswith("  proxyqueue ")]
+    assert len(next_commands) == 3
+    for command in next_commands:
+        tried = run_cli(*shlex.split(command)[1:], cwd=tmp_path)
+        assert tried.returncode == 0, tried.stderr
+
+
+def answer_key(row):
+    return tuple(row[name] for name in ("model", "snapshot", "step", "method", "compared_with"))
 
 
 def test_a_submitted_jobs_entry_point_is_generate():

@@ -12,6 +12,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.docs.test_versions import EXTRAS, NEEDED
 from tests.support.outputs import write_images
+from tests.support.planted import plant
 
 HIDE = """
 import sys
@@ -49,6 +50,16 @@ def test_other_commands_do_without(tmp_path):
     write_images(tmp_path, "run-1", [0, 1])
     result = run_without({"matplotlib", "skimage"}, "verify", "--output_base_path", str(tmp_path))
     assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.slow
+def test_evaluate_leaves_out_plots(tmp_path):
+    plant(tmp_path)
+    flags = ["--output_base_path", str(tmp_path / "out"), "--json_file", str(tmp_path / "val.json")]
+    result = run_without({"matplotlib", "skimage"}, "evaluate", *flags, "--methods", "proxy", "--bootstrap", "100")
+    assert result.returncode == 0, result.stderr
+    assert "no plots: matplotlib is not installed (pip install 'proxyqueue[plot]')" in result.stderr
+    assert {path.name for path in (tmp_path / "out/evaluation").iterdir()} == {"evaluation.parquet", "index.html"}
 
 
 @pytest.mark.slow

@@ -19,5 +19,7 @@ def test_the_wheel_has_neither_benchmarks_nor_training(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     assert {"ray_app/cli.py", "jobs/generate.py", "actors/tiny_sdxl/model_index.json"} <= set(names)
+    assert {"actors/tiny_clip/model.safetensors", "ray_app/emoji_cir/images.parquet"} <= set(names)
+    assert "ray_app/emoji_cir/OFL.txt" in names
     assert (ROOT / "jobs/benchmarks/speed.py").is_file()
     assert not [name for name in names if name.startswith(("jobs/benchmarks", "jobs/training", "tests"))]

@@ -44,7 +44,7 @@ def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
 
 def inner_matrices(module: torch.nn.Module) -> list[torch.nn.Parameter]:
     """Its linear and convolution weights, but neither those that read or write pixels or latents nor embeddings."""
-    ends = ("conv_in", "conv_out", "x_embedder", "code")
+    ends = ("conv_in", "conv_out", "x_embedder", "code", "patch_embedding")
     weights: list[torch.nn.Parameter] = []
     for name, part in module.named_modules():
         is_end = name.endswith(ends) or name == "proj_out"

@@ -25,6 +25,7 @@ from ray_app.evaluation.group import Group, score_group
 from ray_app.evaluation.options import Evaluate
 from ray_app.evaluation.scoring import Entry
 from ray_app.index import part_writer, runs
+from ray_app.messages import LOG
 from ray_app.output import layout
 from ray_app.output.open import open_output
 from ray_app.output.output import Output, Writer
@@ -36,7 +37,6 @@ def evaluate(options: Evaluate) -> int:
     Raises:
         Refused: no features or images, vectors that don't fit, a gallery without the right images, bad files.
     """
-    extras.PLOT.check("evaluate", "matplotlib")
     output = open_output(options.output_base_path)
     output.check_writable()
     requested = queries.load(options.json_file, options.prompt_field, options.caption_field)
@@ -48,7 +48,7 @@ def evaluate(options: Evaluate) -> int:
             f"--show_queries {min(unknown)}: no query with this id in the annotations", flag="show_queries"
         )
     results = server.read_results(options.results) if options.results else []
-    photos = page.ImageFolder(options.images)
+    photos = page.Photos(options.images)
     features = feature_files.read(output, options.encoder)
     indexes = {name: proxies.read_index(output, name) for name in layout.model_types(options.model_type)}
     gallery = gallery_vectors.build(features, proxies.own_images(output), options.gallery)
@@ -71,7 +71,7 @@ def _write(
     features: Features,
     gallery: Gallery,
     groups: list[Group],
-    photos: page.ImageFolder,
+    photos: page.Photos,
     results: list[server.Result],
 ) -> None:
     tables = [
@@ -83,10 +83,7 @@ def _write(
             print(f"submissions      {len(submitted):,} files in {output.display_path(layout.SUBMISSIONS)}")
             tables += _server_rows(results, submitted, features.encoder)
         found = {group.name: group.found for group in groups}
-        plots = {"Score by step": (layout.EVALUATION_PLOTS["step"], evaluation_plot.by_step(found))}
-        by_weight = evaluation_plot.by_weight(found)
-        if by_weight:
-            plots["Score by weight"] = (layout.EVALUATION_PLOTS["weight"], by_weight)
+        plots = _plots(found)
         for path, png in plots.values():
             writer.write(path, png)
         writer.write(layout.EVALUATION_TABLE, part_writer.to_parquet(pa.concat_tables(tables)))
@@ -99,6 +96,18 @@ def _write(
         print("\n".join(verdict.sentences(group.found)))
     print(f"table            {output.display_path(layout.EVALUATION_TABLE)}")
     print(f"page             {output.display_path(layout.EVALUATION_PAGE)}")
+
+
+def _plots(found: evaluation_plot.Groups) -> dict[str, tuple[str, bytes]]:
+    """File and PNG of each plot by its title; none, with a warning, where matplotlib is not installed."""
+    if not extras.is_installed("matplotlib"):
+        LOG.warning(f"no plots: matplotlib is not installed ({extras.PLOT.install})")
+        return {}
+    plots = {"Score by step": (layout.EVALUATION_PLOTS["step"], evaluation_plot.by_step(found))}
+    by_weight = evaluation_plot.by_weight(found)
+    if by_weight:
+        plots["Score by weight"] = (layout.EVALUATION_PLOTS["weight"], by_weight)
+    return plots
 
 
 def _write_submissions(writer: Writer, gallery: Gallery, groups: list[Group]) -> dict[str, tuple[Group, Entry]]:
@@ -140,7 +149,7 @@ def _page(
     gallery: Gallery,
     groups: list[Group],
     plots: dict[str, bytes],
-    photos: page.ImageFolder,
+    photos: page.Photos,
 ) -> str:
     shown = []
     chosen: list[Any] = []

@@ -16,7 +16,7 @@ TOP = 10
 
 
 def find_examples(
-    options: Evaluate, output: Output, gallery: Gallery, group: Group, photos: page.ImageFolder
+    options: Evaluate, output: Output, gallery: Gallery, group: Group, photos: page.Photos
 ) -> list[dict[str, Any]]:
     """The chosen queries' proxies and best images at each step, by the best method at its reported weight."""
     method = group.found.best_method()
@@ -50,7 +50,7 @@ def _step(
     output: Output,
     gallery: Gallery,
     group: Group,
-    photos: page.ImageFolder,
+    photos: page.Photos,
     method: str,
     place: int,
     step: int,

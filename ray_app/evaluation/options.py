@@ -74,7 +74,7 @@ class Evaluate(SnapshotFlags, StepFlags, FamilyFlags, OutputFlags):
     gallery: str | None = None
     """File with the gallery's image ids, one per line; default every named image that the output did not generate."""
     images: str | None = None
-    """Folder with photos of the gallery, for the page."""
+    """Photos of the gallery, for the page: a folder, or a Parquet file as features takes it."""
     show_queries: tuple[int, ...] = ()
     """Queries that the page shows with their images; default the first three."""
     results: str | None = None

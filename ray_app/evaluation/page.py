@@ -3,9 +3,9 @@ Knows what is shown; how it looks is in evaluation.html.jinja and evaluation.css
 
 import base64
 import dataclasses
+import functools
 import hashlib
 import io
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from PIL import Image
 from ray_app import page_templates
 from ray_app.errors import InputRefused
 from ray_app.evaluation.features import image_key
+from ray_app.features import sources
 
 HERE = Path(__file__).parent
 PIXELS = 128
@@ -73,30 +74,35 @@ def thumbnail(read: ReadImage) -> str | None:
     return _data_url(buffer.getvalue(), "jpeg")
 
 
-class ImageFolder:
-    """The photos of a folder by the ids of their names; without a folder, none.
+class Photos:
+    """The photos of a folder or a Parquet file by the ids of their names; without either, none.
 
     Raises:
-        Refused: a folder that can't be listed.
+        Refused: a folder that can't be listed, a Parquet file without images.
     """
 
-    def __init__(self, folder: str | None):
-        self._files: dict[str, str] = {}
-        if folder is None:
-            return
-        try:
-            with os.scandir(Path(folder).expanduser()) as entries:
-                for entry in entries:
-                    stem, suffix = os.path.splitext(entry.name)
-                    if suffix.lower() in SUFFIXES:
-                        self._files[image_key(stem)] = entry.path
-        except OSError as error:
-            raise InputRefused(f"--images {folder}: can't be listed: {error.strerror}", flag="images") from None
+    def __init__(self, url: str | None):
+        self._reads: dict[str, ReadImage] = {}
+        if url is not None and url.endswith(".parquet"):
+            gallery = sources.Gallery(url)
+            for row in gallery.read().to_pylist():
+                read = functools.partial(sources.read_image, [gallery.place] * 2, row)
+                self._reads[image_key(row["name"])] = read
+        elif url is not None:
+            self._reads = {image_key(path.stem): path.read_bytes for path in _list(url)}
 
     def thumbnail(self, name: str) -> str | None:
-        """A photo as a data URL; None if the folder does not have it."""
-        path = self._files.get(name)
-        return None if path is None else thumbnail(Path(path).read_bytes)
+        """A photo as a data URL; None if it does not exist."""
+        read = self._reads.get(name)
+        return None if read is None else thumbnail(read)
+
+
+def _list(folder: str) -> list[Path]:
+    try:
+        files = list(Path(folder).expanduser().iterdir())
+    except OSError as error:
+        raise InputRefused(f"--images {folder}: can't be listed: {error.strerror}", flag="images") from None
+    return [file for file in files if file.suffix.lower() in SUFFIXES]
 
 
 def _data_url(data: bytes, kind: str) -> str:

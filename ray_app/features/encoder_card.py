@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from actors import checksums, encoders, hub, weights
+from actors import checksums, encoders, hub, tiny, weights
 from actors.encoders import CONFIG, KINDS, PROCESSOR, Encoder
 from actors.errors import ModelError
 from ray_app.errors import ModelRefused, one_line
@@ -29,15 +29,18 @@ def resolve(options: Features) -> Encoder:
     """
     path, revision = options.encoder_path(), options.revision
     folder = Path(os.path.expanduser(path))
-    if path and folder.is_dir():
-        if revision is not None:
-            raise ModelRefused(f"--revision {revision}: {path} is not a hub id; leave it out", flag="revision")
+    if revision is not None and (path == tiny.NAME or (path and folder.is_dir())):
+        raise ModelRefused(f"--revision {revision}: {path} is not a hub id; leave it out", flag="revision")
+    if path == tiny.NAME:
+        folder, commit = tiny.folder(tiny.CLIP), tiny.revision(tiny.CLIP)
+        names = weights.names_in(folder)
+    elif path and folder.is_dir():
         path, names, commit = str(folder.resolve()), weights.names_in(folder), None
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", path) and not path.startswith("."):
         snapshot = _look_up(path, revision)
         folder, names, commit = snapshot.folder, list(snapshot.sizes), snapshot.commit
     else:
-        known = ", ".join(encoders.SHORT_NAMES)
+        known = ", ".join([tiny.NAME, *encoders.SHORT_NAMES])
         raise ModelRefused(
             f"--encoder {path or repr(path)}: no such folder, no hub id (owner/name), and none of {known}",
             flag="encoder",

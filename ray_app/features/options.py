@@ -4,7 +4,7 @@ Knows names, defaults and bounds; nothing of files."""
 import dataclasses
 from typing import Annotated, Literal
 
-from actors import encoders
+from actors import encoders, tiny
 from ray_app.arguments import AtLeast, Seconds
 from ray_app.errors import InputRefused
 from ray_app.flags import ClusterFlags, FamilyFlags, OutputFlags, PoolFlags, SnapshotFlags, StepFlags
@@ -28,7 +28,8 @@ class Features(ClusterFlags, PoolFlags, SnapshotFlags, StepFlags, FamilyFlags, O
     _: dataclasses.KW_ONLY
     encoder: str
     """CLIP or SigLIP of transformers: a hub id, a local folder, or L or G, as retrieval scripts call
-    openai/clip-vit-large-patch14 and laion/CLIP-ViT-g-14-laion2B-s12B-b42K. Safetensors only, never remote code."""
+    openai/clip-vit-large-patch14 and laion/CLIP-ViT-g-14-laion2B-s12B-b42K; tiny is the built-in CLIP, which knows
+    emoji. Safetensors only, never remote code."""
     revision: str | None = None
     """Branch, tag or commit of a hub encoder; what it resolves to is recorded and loaded everywhere."""
     preprocessing: Literal["targetpad", "model"] = "targetpad"
@@ -44,7 +45,7 @@ class Features(ClusterFlags, PoolFlags, SnapshotFlags, StepFlags, FamilyFlags, O
     batch_size: Annotated[int | None, AtLeast(1)] = None
     """Images or texts encoded together. Default 256 on GPUs, 32 on CPUs."""
     device: Literal["cuda", "cpu"] | None = None
-    """Default cuda, in float16; cpu in float32."""
+    """Default cuda, in float16; cpu, and with tiny the default, in float32."""
     batch_timeout: Annotated[float | None, Seconds()] = None
     """Seconds until a batch counts as hung and its actor is replaced. Default: 20 times the median, at least 600."""
     dry_run: bool = False
@@ -56,7 +57,7 @@ class Features(ClusterFlags, PoolFlags, SnapshotFlags, StepFlags, FamilyFlags, O
 
     def target_device(self) -> Literal["cuda", "cpu"]:
         """Where to encode."""
-        return self.device or "cuda"
+        return self.device or ("cpu" if self.encoder == tiny.NAME else "cuda")
 
     def gpus(self) -> float:
         """GPUs that each actor reserves; 0 if it takes a CPU instead."""

@@ -184,15 +184,15 @@ class Preview(ModelFlags, NoiseFlags, DenoiseFlags):
 
 @dataclasses.dataclass(frozen=True)
 class Demo(OutputFlags):
-    """Run everything on this machine, offline: six sample queries, tiny SDXL and tiny Flux, a local Ray, CPUs only.
+    """From queries to the answer on this machine, offline: 32 queries of Emoji CIR, tiny models, a local Ray, CPUs.
 
-    Prints the output's tree and three sample queries on the index, and writes a gallery.
+    Generates, encodes and evaluates; prints scores by step, one query of the index, and three commands to try next.
 
     Example: proxyqueue demo
     """
 
     output_base_path: str = "./proxyqueue_demo"
-    """OUTPUT of the demo; a second demo in the same folder finds that all images exist."""
+    """OUTPUT of the demo; a second demo in the same folder finds that everything exists."""
 
 
 def parse_steps(texts: tuple[str, ...], num_inference_steps: int) -> list[int]:

@@ -23,6 +23,8 @@ EVALUATION = "evaluation"
 EVALUATION_TABLE = f"{EVALUATION}/evaluation.parquet"
 EVALUATION_PAGE = f"{EVALUATION}/index.html"
 EVALUATION_PLOTS = {"step": f"{EVALUATION}/score_by_step.png", "weight": f"{EVALUATION}/score_by_weight.png"}
+EVALUATION_ANSWER = f"{EVALUATION}/answer.png"
+"""What `demo` adds: all models in one plot."""
 SUBMISSIONS = f"{EVALUATION}/submissions"
 THUMBNAILS = "thumbnails"
 METADATA = "metadata.parquet"
@@ -38,7 +40,7 @@ _PART = re.compile(rf"{INDEX}/model=([a-z0-9]+)/part-[^/]+\.parquet")
 _FEATURES = re.compile(rf"{FEATURES}/encoder=[^/]+/part-[^/]+\.parquet")
 _GALLERY = re.compile(r"index\.html|page[0-9]+\.html|queries\.js|gallery\.(css|js)")
 _EVALUATION = re.compile(
-    rf"{EVALUATION}/(evaluation\.parquet|index\.html|score_by_(step|weight)\.png|submissions/[^/]+\.json)"
+    rf"{EVALUATION}/(evaluation\.parquet|index\.html|(answer|score_by_(step|weight))\.png|submissions/[^/]+\.json)"
 )
 _RUN = re.compile(rf"{RUNS}/[^/.][^/]*\.json")
 

@@ -7,11 +7,12 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from ray_app.cli import main
-from ray_app.evaluation import features, scores_table
+from ray_app.evaluation import features, page, scores_table
 from ray_app.output.open import open_output
 from tests.support.planted import ENCODER, FIRST_ID, STEPS, WIDTH, plant, write_features, write_photos
 
@@ -143,6 +144,15 @@ def test_where_text_is_best_steps_are_still_compared_with_some_proxy(tmp_path, c
     assert "weights: text+proxy at 0.75, ipcir at " in told
     assert "text+proxy: step 4 gains" in told
     assert "no gain shown" in told
+
+
+def test_photos_may_be_in_a_parquet_file(planted, tmp_path):
+    photos = sorted((planted / "photos").iterdir())
+    rows = {"name": [photo.stem for photo in photos], "image": [photo.read_bytes() for photo in photos]}
+    pq.write_table(pa.table(rows), tmp_path / "photos.parquet")
+    of_folder, of_file = (page.Photos(str(where)) for where in (planted / "photos", tmp_path / "photos.parquet"))
+    assert of_file.thumbnail(str(FIRST_ID)) == of_folder.thumbnail(str(FIRST_ID)) != of_file.thumbnail("100001")
+    assert of_file.thumbnail("none") is None
 
 
 def test_the_page_is_one_file_that_loads_nothing(planted):

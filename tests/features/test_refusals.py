@@ -12,7 +12,7 @@ from ray_app.cli import main
 from tests.support.encoders import save_config
 
 KINDS = ", ".join(encoders.KINDS)
-SHORT = ", ".join(encoders.SHORT_NAMES)
+SHORT = ", ".join(["tiny", *encoders.SHORT_NAMES])
 
 
 def config(**values: object) -> Callable[[Path], object]:

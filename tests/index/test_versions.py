@@ -8,7 +8,6 @@ import pytest
 
 from actors import tiny
 from ray_app.cli import main
-from ray_app.demo import SAMPLE
 from ray_app.errors import OK
 from ray_app.generation.generate import generate
 from ray_app.generation.options import Generate
@@ -16,7 +15,7 @@ from ray_app.index import versions
 from ray_app.index.partition import Partition
 from ray_app.machine import PIXEL_PACKAGES, pixel_versions
 from ray_app.output.open import open_output
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SAMPLE
 from tests.support.outputs import TINY_OF_0_1_0, parts, set_hardware, set_versions, write_images
 from tests.support.synthetic import SyntheticWorker
 

@@ -13,7 +13,10 @@ import pytest
 from jobs.benchmarks.features import Measure
 from jobs.benchmarks.gpu.__main__ import Measurement
 from jobs.benchmarks.options import EvaluateScale, Scale, Speed
+from jobs.training.demo_scores import DemoScores
+from jobs.training.emoji_cir import EmojiCir
 from jobs.training.train import Train
+from jobs.training.train_clip import TrainClip
 from ray_app.cli import run_module
 from tests.conftest import ROOT, run_cli
 from tests.support.processes import are_gone, children, comes_true, wait_for
@@ -25,10 +28,13 @@ COMMANDS = {
     "jobs.benchmarks.features": Measure,
     "jobs.benchmarks.gpu": Measurement,
     "jobs.training.train": Train,
+    "jobs.training.train_clip": TrainClip,
+    "jobs.training.emoji_cir": EmojiCir,
+    "jobs.training.demo_scores": DemoScores,
 }
 
 
-@pytest.mark.parametrize("page", ["docs/gpus.md", "docs/tiny-models.md", "BENCHMARKS.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/gpus.md", "docs/tiny-models.md", "BENCHMARKS.md"])
 def test_commands_that_are_shown_parse(page):
     """Every command line that a page shows is one that the program accepts."""
     text = (ROOT / page).read_text()

@@ -116,13 +116,13 @@ def test_tables_have_the_mean_of_the_seeds_and_their_spread(tmp_path):
 
 
 def test_sentences_name_emoji_that_the_models_learn():
-    known = {one.name for one in _data()}
+    known = {one.name for one in training_data()}
     assert {name for names in evaluate.read_sentences().values() for name in names} <= known
 
 
 @pytest.mark.slow
 def test_training_from_nothing_to_pipelines_that_load(tmp_path):
-    assert _data()
+    assert training_data()
     steps = [
         "--vae_steps",
         "4",
@@ -150,7 +150,7 @@ def test_training_from_nothing_to_pipelines_that_load(tmp_path):
         assert np.array(pipe("a dog", num_inference_steps=2, height=64, width=64).images[0]).shape == (64, 64, 3)
 
 
-def _data():
+def training_data():
     pytest.importorskip("fontTools", reason="the extra `train` is not installed")
     if not (emoji.FONT.is_file() and emoji.NAMES.is_file()):
         pytest.skip(f"the training data is not installed: {emoji.INSTALL}")
