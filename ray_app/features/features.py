@@ -120,33 +120,23 @@ def _encode(job: Job, writer: Writer, interrupts: Interrupts, worker: type[Featu
     """Run the plan on Ray; whatever happens, what is encoded is committed and the record says how the run ended."""
     started = time.monotonic()
     writer.begin()
-    facts = {"encoder": dataclasses.asdict(job.encoder), "options": dataclasses.asdict(job.options)}
+    facts = {"encoder": dataclasses.asdict(job.encoder), "options": runs.recorded_flags(job.options)}
     record = runs.Record(writer, kind="features", **facts)
     record.begin()
     runs.mark_dead_runs(writer)
     rows = feature_parts.FeaturesWriter(writer, job.encoder.path, job.recipe, job.encoder.vector_size)
     run = Run(job.plan, job.encoder, job.options, job.places, rows, record, interrupts, worker)
-    outcome = {"state": "failed"}
-    try:
+
+    def end(outcome: dict[str, Any]) -> None:
+        summary = _summary(job, run.counts, time.monotonic() - started)
+        record.end(**outcome, summary=summary)
+        summarize(_summary_text(summary, job, writer))
+
+    with runs.end_recorded(run.counts, end):
         _write_known(job, rows, run.counts)
         if job.plan.items.num_rows:
             with connection.connected(job.options.address):
                 run.run()
-        outcome = {"state": runs.SOME_FAILED if run.counts["failed"] else runs.COMPLETE}
-    except KeyboardInterrupt:
-        outcome = {"state": "interrupted"}
-        raise
-    except Exception as error:
-        outcome = {"state": "failed", "error": str(error)}
-        raise
-    finally:
-        summary = _summary(job, run.counts, time.monotonic() - started)
-        try:
-            record.end(**outcome, summary=summary)
-            summarize(_summary_text(summary, job, writer))
-        except OSError:
-            if outcome["state"] in (runs.COMPLETE, runs.SOME_FAILED):
-                raise  # else the error that is already being raised is the one to report
     return SOME_FAILED if run.counts["failed"] else OK
 
 

@@ -4,6 +4,7 @@ Knows the order of these stages; each is implemented elsewhere."""
 import contextlib
 import dataclasses
 import time
+from typing import Any
 
 from ray_app.cluster import connection
 from ray_app.errors import OK, SOME_FAILED
@@ -18,9 +19,6 @@ from ray_app.interrupts import Interrupts
 from ray_app.messages import summarize
 from ray_app.output import layout
 from ray_app.output.output import Writer
-
-OF_PRINTING = ("quiet", "format")
-"""Flags that a run's record leaves out: they change nothing of what is generated."""
 
 
 def generate(options: Generate, worker: type[ImageWorker] = ImageWorker) -> int:
@@ -58,30 +56,21 @@ def _generate(job: Job, writer: Writer, interrupts: Interrupts, worker: type[Ima
     writer.begin()
     record = _begin(job, writer)
     run = Run(job.plan, job.recipe, job.options, writer, record, interrupts, worker)
-    outcome = {"state": "failed"}
-    try:
+
+    def end(outcome: dict[str, Any]) -> None:
+        summary = report.summarize_run(job, run.counts, time.monotonic() - started)
+        _remove_caches(job)
+        record.end(**outcome, summary=summary, notices=run.notices, hardware=run.index.hardware)
+        runs.mark_dead_runs(writer)
+        if run.counts["denoises"]:
+            summarize(report.describe_run(summary, writer))
+        if runs.has_ended_well(outcome["state"]):
+            report.print_json(job, outcome["state"], writer, summary)
+
+    with runs.end_recorded(run.counts, end):
         _remove_caches(job)
         with connection.connected(job.options.address):
             run.run()
-        outcome = {"state": runs.SOME_FAILED if run.counts["failed"] else runs.COMPLETE}
-    except KeyboardInterrupt:
-        outcome = {"state": "interrupted"}
-        raise
-    except Exception as error:
-        outcome = {"state": "failed", "error": str(error)}
-        raise
-    finally:
-        summary = report.summarize_run(job, run.counts, time.monotonic() - started)
-        try:
-            _remove_caches(job)
-            record.end(**outcome, summary=summary, notices=run.notices, hardware=run.index.hardware)
-            runs.mark_dead_runs(writer)
-            if run.counts["denoises"]:
-                summarize(report.describe_run(summary, writer))
-        except OSError:
-            if outcome["state"] in (runs.COMPLETE, runs.SOME_FAILED):
-                raise  # else the error that is already being raised is the one to report
-    report.print_json(job, outcome["state"], writer, summary)
     return SOME_FAILED if run.counts["failed"] or job.plan.images_given_up else OK
 
 
@@ -91,9 +80,8 @@ def _begin(job: Job, writer: Writer) -> runs.Record:
         (c.snapshot, c.step) for number, c in enumerate(job.plan.captures) if job.plan.has_missing_images(number)
     ]
     work = runs.claimed_images(job.recipe.model_type, job.plan.query_ids(), captures)
-    flags = {name: value for name, value in dataclasses.asdict(job.options).items() if name not in OF_PRINTING}
-    recipe = dataclasses.asdict(job.recipe)
-    facts = {"recipe": recipe, "options": flags, "work": work, "asked": job.requested}
+    facts = {"recipe": dataclasses.asdict(job.recipe), "options": runs.recorded_flags(job.options)}
+    facts |= {"work": work, "asked": job.requested}
     record = runs.Record(writer, model_type=job.recipe.model_type, **facts)
     record.begin()
     runs.mark_dead_runs(writer)

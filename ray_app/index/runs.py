@@ -2,6 +2,7 @@
 Knows what a run records for people and for the next run; nothing of how images are generated."""
 
 import contextlib
+import dataclasses
 import datetime
 import json
 import math
@@ -11,7 +12,7 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from ray_app import process
@@ -32,6 +33,8 @@ ORPHAN_SECONDS = 10.0
 """How long an unfinished file without a recorded run may still be in use after it was last written to."""
 RUNNING, DIED = "running", "died"
 COMPLETE, SOME_FAILED = "complete", "some failed"
+OF_PRINTING = ("quiet", "format")
+"""Flags that change nothing but what is printed."""
 
 
 def new_id() -> str:
@@ -110,6 +113,43 @@ class Record:
     def _write(self, **changes: Any) -> None:
         self._record |= changes
         _write_record(self.writer, self._record)
+
+
+@contextlib.contextmanager
+def end_recorded(counts: Mapping[str, int], end: Callable[[dict[str, Any]], object]) -> Iterator[None]:
+    """Whatever happens in the block, call `end` with how it ended, as a record has it: `state`, and `error` if any.
+
+    What the block raises is raised, even if `end` can't write.
+
+    Args:
+        counts: how many of the run's rows "failed".
+    """
+    outcome: dict[str, Any] = {"state": "failed"}
+    try:
+        yield
+        outcome = {"state": SOME_FAILED if counts["failed"] else COMPLETE}
+    except KeyboardInterrupt:
+        outcome = {"state": "interrupted"}
+        raise
+    except Exception as error:
+        outcome = {"state": "failed", "error": str(error)}
+        raise
+    finally:
+        try:
+            end(outcome)
+        except OSError:
+            if has_ended_well(outcome["state"]):
+                raise
+
+
+def has_ended_well(state: str) -> bool:
+    """Whether a run did all that was requested, though some of it may have failed."""
+    return state in (COMPLETE, SOME_FAILED)
+
+
+def recorded_flags(options: Any) -> dict[str, Any]:
+    """The flags of a command (a dataclass) that say what was done, not how it was shown."""
+    return {name: value for name, value in dataclasses.asdict(options).items() if name not in OF_PRINTING}
 
 
 def claimed_images(model_type: str, query_ids: Iterable[int], captures: Iterable[tuple[str, int]]) -> dict[str, Any]:
