@@ -25,9 +25,8 @@ def start(write: Callable[..., Any], count: int, placement: Mapping[str, Any]) -
     from ray import cloudpickle
 
     pickled = cloudpickle.dumps(write)
-    # tasks of the same kind share a process where they can: these differ, and so all begin at once
-    tasks = [ray.remote(num_cpus=0, max_retries=0, name=f"file process {number}")(_import) for number in range(count)]
-    return [task.options(**placement).remote(pickled) for task in tasks]
+    task = ray.remote(num_cpus=0, max_retries=0)(_import).options(**placement)
+    return [task.remote(pickled) for _ in range(count)]
 
 
 def _import(pickled: bytes) -> None:
