@@ -24,11 +24,11 @@ from jobs.benchmarks.machine import GpuBusy, cores, describe
 from jobs.benchmarks.options import Speed
 from jobs.benchmarks.pool import Arrangement, Pool, arrangements, deal, started_pool
 from jobs.benchmarks.work import Work, choose, working_folder
+from ray_app import image_files
 from ray_app.cli import run_module
 from ray_app.cluster import connection
 from ray_app.cluster.capacity import Capacity, Request
 from ray_app.errors import OK, InputRefused
-from ray_app.evaluation import image_similarity
 from ray_app.files import check_place
 from ray_app.generation import recipes
 from ray_app.generation.generate import generate
@@ -167,9 +167,7 @@ class _Rounds:
                 chosen = self.arrangements[name]
                 seconds = self._generate(name, Arrangement(chosen["processes"], chosen["threads"]), place)
                 files = {str(file.relative_to(place)): file for file in place.rglob("*.png")}
-                self._images[name] = {
-                    image: image_similarity.decode(file.read_bytes()) for image, file in files.items()
-                }
+                self._images[name] = {image: image_files.decode(file.read_bytes()) for image, file in files.items()}
         self.seconds.setdefault(name, []).append(seconds)
         return seconds
 
@@ -195,7 +193,7 @@ class _Rounds:
     def similarity_to_limit(self, name: str) -> dict[str, Any]:
         """PSNR in dB of an optimization's images to the bare pipeline's, of the last round; None if equal."""
         ours, exact = self._images[name], self._images["limit"]
-        each = sorted(image_similarity.compare(ours[image], exact[image]).psnr for image in ours.keys() & exact.keys())
+        each = sorted(image_files.psnr(ours[image], exact[image]) for image in ours.keys() & exact.keys())
         least, median = (None if math.isinf(psnr) else psnr for psnr in (each[0], statistics.median_low(each)))
         return {"pictures": len(each), "least_psnr": least, "median_psnr": median}
 

@@ -20,7 +20,7 @@ from ray_app.cluster.capacity import Capacity, PoolWatch, Request
 from ray_app.errors import ClusterRefused, Refused, one_line
 from ray_app.messages import LOG
 from ray_app.progress import PoolState
-from ray_app.work_queue import in_flight
+from ray_app.work_queue import file_processes, in_flight
 from ray_app.work_queue.cards import Holders
 from ray_app.work_queue.in_flight import Terms
 from ray_app.work_queue.watchdog import Watchdog
@@ -127,6 +127,7 @@ class Queue:
         self._actors = capacity.choose_pool_size(pool.request, len(batches))
         self._watch = PoolWatch(self._actors, self._count_actors, self._count_places, self._autoscaler)
         self._next_look_for_worker = math.inf
+        self._file_processes: list[Any] = []
 
     def run(self, on_rows: Callable[[pa.Table], object], on_tick: Callable[[], object]) -> None:
         """Process every batch, and call `on_rows` with the rows of each; `on_tick` is called several times a second.
@@ -146,6 +147,7 @@ class Queue:
                         on_rows(rows)
                     self._watchdog.tick()
                     self._check_cards()
+                    self._start_file_processes()
                     self._look_for_first_worker()
         finally:
             self.replays = self._watchdog.count_replays()
@@ -172,6 +174,13 @@ class Queue:
         card, error = [*left_out.items()][-1]
         which = "its only GPU" if len(left_out) == 1 else f"all its {len(left_out)} GPUs"
         raise ClusterRefused(f"the run has left out {which}; the last was {card}: {error}", transient=True)
+
+    def _start_file_processes(self) -> None:
+        """Start the processes that will write, on the driver's node, as soon as a worker loads; once."""
+        if self._file_processes or not self._watchdog.has_worker or self.work.write is None or self.pool.files_anywhere:
+            return
+        count = min(FILE_TASKS, len(self.batches))
+        self._file_processes = file_processes.start(self.work.write, count, connection.placement_options(False))
 
     def _look_for_first_worker(self) -> None:
         """Find out why no worker's process comes up: Ray starts it again and again, without a word.

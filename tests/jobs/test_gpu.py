@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import os
+import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,7 +20,7 @@ from jobs.benchmarks.gpu.run import run
 from jobs.benchmarks.options import Speed
 from ray_app.cli import run_module
 from tests.conftest import ROOT
-from tests.support.processes import are_gone, wait_for
+from tests.support.processes import are_gone, comes_true, wait_for
 
 MODULE = "jobs.benchmarks.gpu"
 PYTHON = [sys.executable, "-c"]
@@ -89,6 +92,19 @@ def test_all_that_a_command_started_ends_with_it(tmp_path):
     assert ended.code is None
     assert time.monotonic() - began < 20
     wait_for("the child ends", lambda: are_gone([int(ended.said.split()[0])]), 10)
+
+
+def test_ctrl_c_ends_the_piece_too(tmp_path):
+    log = tmp_path / "said.txt"
+
+    def interrupt() -> None:
+        comes_true(lambda: log.exists() and log.read_text(), 30)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        run([*PYTHON, "import os, time; print(os.getpid(), flush=True); time.sleep(99)"], 60, log)
+    assert are_gone([int(log.read_text().split()[0])])
 
 
 def test_each_piece_leaves_enough_for_those_after_it():
