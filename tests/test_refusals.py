@@ -208,6 +208,12 @@ MODELS = [
         edit("vae/config.json", block_out_channels=3),
         "vae/config.json: 'block_out_channels' is not a list of 1 to 10 blocks",
     ),
+    flag("--vae_revision main", "--vae_revision main: is for --vae_path; leave it out"),
+    (
+        model(without("unet"), "")[0],
+        asked("--vae_path model"),
+        "--vae_path model: holds a pipeline; take its folder vae",
+    ),
     (
         model(NO_X0, "")[0],
         asked("--snapshot x0", "model"),

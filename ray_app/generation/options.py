@@ -89,6 +89,8 @@ class Generate(
 
     revision: str | None = None
     """Branch, tag or commit of a hub model; what it resolves to is recorded and loaded everywhere."""
+    vae_revision: str | None = None
+    """Likewise of a VAE of the hub (--vae_path)."""
     max_sequence_length: Annotated[int, Within(1, 512)] = 256
     """Prompt tokens that Flux's T5 encoder reads, up to 512 or the encoder's own limit; changes the image."""
     negative_prompt: str | None = None
@@ -102,7 +104,8 @@ class Generate(
     """once: each prompt is denoised once, and its steps are saved from that one pass.
     separate: one denoising pass per step count, as the scripts do: finished images of N-step passes."""
     vae_dtype: Literal["float32", "float16", "bfloat16"] | None = None
-    """VAE dtype; changes pixels. Default float32 for SDXL, whose VAE overflows in float16; else that of the model."""
+    """VAE dtype; changes pixels. Default that of the model, and float32 for an SDXL VAE that overflows in float16: one
+    whose config does not say force_upcast false."""
     compile: bool = False
     """Compile the model's repeated blocks with torch.compile: takes minutes at the start of each actor, then faster.
     Output may not be bit-identical."""
