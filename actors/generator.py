@@ -1,6 +1,7 @@
 """ImageGenerator: the persistent actor's work; rows of prompts in, step-tagged encoded images out.
 A plain class that needs no Ray: call it from a test, a benchmark or a notebook."""
 
+import contextlib
 import dataclasses
 import io
 import logging
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from actors import device, memory, pipelines, schedule
+from actors import compiled, device, memory, pipelines, schedule
 from actors.capture import StepCapture
 from actors.errors import DeviceLost, DeviceUnfit, ModelError, ModelNeedsMemory, one_line
 from actors.prompts import EncodedPrompt, PromptCache
@@ -106,8 +107,17 @@ class ImageGenerator:
         """Called with the duration of each piece of work after it has ended, in the thread that did it."""
         self._prompts = PromptCache(self._encode_prompt, max(EMBEDDINGS_KEPT, 2 * recipe.batch_size), recipe.device)
         self._schedules: dict[int, Schedule] = {}
-        for steps in sorted({recipe.total_steps(capture) for capture in self.captures}):
-            self._try(steps)
+        self.peak: int | None = None
+        """Bytes of a GPU that torch reserved at most, a full batch included; None if that did not fit, and on CPUs."""
+        with self._compiling():
+            for steps in sorted({recipe.total_steps(capture) for capture in self.captures}):
+                self._try(steps)
+
+    def _compiling(self) -> AbstractContextManager[None]:
+        """While the first step compiles, other processes of this machine wait for its code, if the recipe compiles."""
+        if not self.recipe.compiled:
+            return contextlib.nullcontext()
+        return compiled.shared(self.recipe.fingerprint(), *self.hardware.values())
 
     @property
     def batch_size(self) -> int:
@@ -320,8 +330,11 @@ class ImageGenerator:
                 embeddings = [self._prompts.get("").embeddings] * self.batch_size
                 pipelines.denoise(self.model, embeddings, [0] * self.batch_size, steps, stop)
             self._to_pixels(latents[-1])
+            if self.recipe.device == "cuda":
+                self.peak = torch.cuda.max_memory_reserved()
         except Exception as error:
             if self._sizer.on_error(error, "try"):
+                self.peak = None
                 return
             if device.is_device_error(error) or device.find_loss(self.probe):
                 raise DeviceUnfit(device.describe(error)) from error

@@ -86,8 +86,17 @@ def load(recipe: Recipe) -> Model:
     pipe.to(recipe.device)
     model = Model(family, pipe, recipe)
     if recipe.compiled:
-        model.denoiser.compile_repeated_blocks()
+        _compile(model)
     return model
+
+
+def _compile(model: Model) -> None:
+    """Let the denoiser and the VAE's decoder be compiled when they are first called."""
+    if model.family.compiles_whole_denoiser:
+        model.denoiser.compile()
+    else:
+        model.denoiser.compile_repeated_blocks()
+    model.pipe.vae.decoder.compile()
 
 
 def _from_pretrained(family: Family, recipe: Recipe, dtypes: dict[str, torch.dtype]) -> Any:

@@ -62,7 +62,7 @@ class Recipe:
     image_format: str
     image_quality: int | None  # None for png, which has no quality
     mode: Mode = "once"
-    compiled: bool = dataclasses.field(default=False, metadata=LOW_BITS)  # torch.compile of its repeated blocks
+    compiled: bool = dataclasses.field(default=False, metadata=LOW_BITS)  # with torch.compile
     deterministic: bool = dataclasses.field(default=False, metadata=LOW_BITS | LATER)  # deterministic kernels of torch
     vae_path: str | None = dataclasses.field(default=None, metadata=LATER)  # a VAE other than the model's own
     vae_revision: str | None = dataclasses.field(default=None, metadata=LATER)  # as model_revision

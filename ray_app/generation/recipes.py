@@ -23,7 +23,7 @@ PIXELS_512 = 512 * 512
 
 
 def resolve(options: Generate) -> Recipe:
-    """The recipe that these options mean.
+    """The recipe that these options mean; what is chosen automatically has its default, see `automatic`.
 
     Raises:
         Refused: a model that can't be used, a size or number of steps that it can't do.
@@ -41,7 +41,7 @@ def resolve(options: Generate) -> Recipe:
     vae = _replacement_vae(options, card)
 
     batch_size = options.batch_size
-    if batch_size is None:
+    if batch_size is None or batch_size == "auto":
         batch_size = default_batch_size(options.model_type, device, height, width)
     decided_by_model = {
         "model_path": card.path,
@@ -51,6 +51,7 @@ def resolve(options: Generate) -> Recipe:
         "scheduler_config": card.scheduler_fingerprint(),
         "dtype": dtype,
         "vae_dtype": options.vae_dtype or default_dtype(family, dtype, vae.config if vae else card.vae_config),
+        "compiled": options.compile in ("on", True),  # a caller in Python may say True
         "vae_path": vae.path if vae else None,
         "vae_revision": vae.revision() if vae else None,
         "device": device,

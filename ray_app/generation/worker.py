@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
+from actors import peaks
 from actors.errors import DeviceLost, ModelError, ModelNeedsMemory
 from actors.recipe import Capture, Recipe
 from ray_app import machine
@@ -44,6 +45,8 @@ class ImageWorker(Worker):
 
         generator = ImageGenerator(recipe, captures, threads, memory_share=self._share_of_gpu())
         generator.on_notice = self._tell
+        if generator.peak is not None:
+            peaks.keep(recipe, generator.peak)
         self.prepares = recipe.device == "cuda"  # on CPUs there is no second core for it
         return generator
 

@@ -194,6 +194,7 @@ def _patches(device: Device) -> dict[str, Any]:
         "torch.cuda.get_device_properties": lambda *_: Properties(),
         "torch.cuda.set_per_process_memory_fraction": nothing,
         "torch.cuda.empty_cache": nothing,
+        "torch.cuda.max_memory_reserved": lambda *_: device.peak_bytes,
         "torch.cuda.get_rng_state": nothing,
         "torch.cuda.set_rng_state": nothing,
         "torch.cuda.Event": lambda **_: Event(),
