@@ -1,11 +1,11 @@
 """ImageGenerator: the persistent actor's work; rows of prompts in, step-tagged encoded images out.
 A plain class that needs no Ray: call it from a test, a benchmark or a notebook."""
 
+import contextlib
 import dataclasses
 import io
 import logging
 import os
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, BinaryIO
@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from actors import device, memory, pipelines, schedule
+from actors import compiled, device, memory, pipelines, schedule
 from actors.capture import StepCapture
 from actors.errors import DeviceLost, DeviceUnfit, ModelError, ModelNeedsMemory, one_line
+from actors.prompts import EncodedPrompt, PromptCache
 from actors.recipe import Capture, Recipe
 from actors.schedule import Schedule
 from actors.timing import Timing, Work, timed
@@ -26,7 +27,7 @@ LOG = logging.getLogger("proxyqueue")
 SAME = 0.01
 """Share of the largest latent by which the same step may differ when it is repeated: low bits of a GPU's kernels."""
 EMBEDDINGS_KEPT = 64
-"""Prompts whose embeddings stay on the device; a plan keeps equal prompts close together."""
+"""Prompts whose embeddings stay on the device, or two batches if that is more; a plan keeps equal prompts close."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +63,7 @@ class ImageGenerator:
     """Holds one loaded pipeline and generates the images of batches of prompts with it.
 
     `generate` needs the device, `encode` a core: two threads may overlap one batch's `encode` with the next one's
-    `generate`. Only one thread at a time may call `generate`.
+    `generate`. Only one thread at a time may call `generate`; the other may `prefetch` the next batch's prompts.
 
     Args:
         recipe: what to load and how to generate.
@@ -104,10 +105,19 @@ class ImageGenerator:
         """What generates the images, as it is recorded."""
         self.on_timing: Callable[[Timing], object] = lambda timing: None
         """Called with the duration of each piece of work after it has ended, in the thread that did it."""
-        self._embeddings: OrderedDict[str, pipelines.Embeddings] = OrderedDict()
+        self._prompts = PromptCache(self._encode_prompt, max(EMBEDDINGS_KEPT, 2 * recipe.batch_size), recipe.device)
         self._schedules: dict[int, Schedule] = {}
-        for steps in sorted({recipe.total_steps(capture) for capture in self.captures}):
-            self._try(steps)
+        self.peak: int | None = None
+        """Bytes of a GPU that torch reserved at most, a full batch included; None if that did not fit, and on CPUs."""
+        with self._compiling():
+            for steps in sorted({recipe.total_steps(capture) for capture in self.captures}):
+                self._try(steps)
+
+    def _compiling(self) -> AbstractContextManager[None]:
+        """While the first step compiles, other processes of this machine wait for its code, if the recipe compiles."""
+        if not self.recipe.compiled:
+            return contextlib.nullcontext()
+        return compiled.shared(self.recipe.fingerprint(), *self.hardware.values())
 
     @property
     def batch_size(self) -> int:
@@ -138,6 +148,10 @@ class ImageGenerator:
         for prompt, seed, indices in zip(batch["prompt"], batch["seed"], batch["captures"], strict=True):
             requests.append(Request(prompt, int(seed), [self.captures[index] for index in indices]))
         return self._generate_all(requests)
+
+    def prefetch(self, prompts: Sequence[str]) -> None:
+        """Encode prompts of a later `generate`, whose images stay the same. Does nothing on CPUs, and never raises."""
+        self._prompts.encode_ahead(prompts)
 
     def encode(self, generated: Generated) -> dict[str, list[Any]]:
         """The second half: pixels become files; the columns that `__call__` returns."""
@@ -194,18 +208,19 @@ class ImageGenerator:
         prompts = [request.prompt for request in requests]
         seeds = [request.seed for request in requests]
         captures = sorted(set().union(*(request.captures for request in requests)))
+        is_truncated = [self._prompts.get(prompt).is_truncated for prompt in prompts]
         by_capture: dict[Capture, list[GeneratedImage]] = {}
         for capture, run in self._denoise(prompts, seeds, captures).items():
-            by_capture[capture] = self._decode(capture, run, prompts)
+            by_capture[capture] = self._decode(capture, run, is_truncated)
         return [[by_capture[capture][row] for capture in request.captures] for row, request in enumerate(requests)]
 
-    def _decode(self, capture: Capture, run: StepCapture, prompts: list[str]) -> list[GeneratedImage]:
+    def _decode(self, capture: Capture, run: StepCapture, is_truncated: list[bool]) -> list[GeneratedImage]:
         """A capture's image of each prompt, possibly including prompts that don't request this capture."""
         with self.timed("decoding") as decoding:
             pixels, finite = self._to_pixels(run.latents[capture])
         bad_steps = run.first_bad_steps()
         images = []
-        for row, prompt in enumerate(prompts):
+        for row, is_prompt_truncated in enumerate(is_truncated):
             failure = self._why_bad(capture, pixels[row], bad_steps[row], finite[row])
             if failure:
                 images.append(self._failed(capture, failure))
@@ -213,10 +228,10 @@ class ImageGenerator:
             columns = {
                 **self._blank(capture),
                 "status": "ok",
-                "prompt_truncated": self.model.is_truncated(prompt),
+                "prompt_truncated": is_prompt_truncated,
                 "timestep": run.timesteps[capture.step],
                 "sigma": run.sigmas[capture.step],
-                "denoise_seconds": run.seconds[capture.step] / len(prompts),
+                "denoise_seconds": run.seconds[capture.step] / len(is_truncated),
                 "decode_seconds": decoding.seconds / len(pixels),
             }
             images.append(GeneratedImage(columns, pixels[row]))
@@ -277,7 +292,7 @@ class ImageGenerator:
             raise ValueError(f"{len(prompts)} prompts in a batch of {self.batch_size}")
         padding = self.batch_size - len(prompts)
         prompts, seeds = [*prompts, *[prompts[-1]] * padding], [*seeds, *[seeds[-1]] * padding]
-        embeddings = [self._embed(prompt) for prompt in prompts]
+        embeddings = [self._prompts.get(prompt).embeddings for prompt in prompts]
         runs: dict[int, list[Capture]] = {}
         for capture in captures:
             runs.setdefault(self.recipe.total_steps(capture), []).append(capture)
@@ -312,10 +327,14 @@ class ImageGenerator:
 
         try:
             for _ in range(2):
-                pipelines.denoise(self.model, [self._embed("")] * self.batch_size, [0] * self.batch_size, steps, stop)
+                embeddings = [self._prompts.get("").embeddings] * self.batch_size
+                pipelines.denoise(self.model, embeddings, [0] * self.batch_size, steps, stop)
             self._to_pixels(latents[-1])
+            if self.recipe.device == "cuda":
+                self.peak = torch.cuda.max_memory_reserved()
         except Exception as error:
             if self._sizer.on_error(error, "try"):
+                self.peak = None
                 return
             if device.is_device_error(error) or device.find_loss(self.probe):
                 raise DeviceUnfit(device.describe(error)) from error
@@ -328,15 +347,9 @@ class ImageGenerator:
                 " again; take another scheduler"
             )
 
-    def _embed(self, prompt: str) -> pipelines.Embeddings:
-        """A prompt's embeddings, encoded alone: encoding in a batch would change low bits."""
-        if prompt not in self._embeddings:
-            with self.timed("text encoding"):
-                self._embeddings[prompt] = self.model.encode(prompt)
-            if len(self._embeddings) > EMBEDDINGS_KEPT:
-                self._embeddings.popitem(last=False)
-        self._embeddings.move_to_end(prompt)
-        return self._embeddings[prompt]
+    def _encode_prompt(self, prompt: str) -> EncodedPrompt:
+        with self.timed("text encoding"):
+            return EncodedPrompt(self.model.encode(prompt), self.model.is_truncated(prompt))
 
     def _blank(self, capture: Capture) -> dict[str, Any]:
         known = {"snapshot": capture.snapshot, "step": capture.step, "batch_size": self.batch_size}

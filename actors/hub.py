@@ -77,14 +77,22 @@ class Files:
 
     Args:
         names_of: picks them from the names of all files.
+        index: the file that a commit must have.
 
     Raises:
         ModelError: it is not known which files there are: the cache has none, and the hub can't be reached.
     """
 
-    def __init__(self, repository: str, commit: str, names_of: Callable[[Collection[str]], list[str]], tell: Tell):
+    def __init__(
+        self,
+        repository: str,
+        commit: str,
+        names_of: Callable[[Collection[str]], list[str]],
+        tell: Tell,
+        index: str = weights.INDEX,
+    ):
         self.repository, self.commit, self.tell = repository, commit, tell
-        self.sizes = _listed(repository, commit) or look_up(repository, commit, tell).sizes
+        self.sizes = _listed(repository, commit) or look_up(repository, commit, tell, index).sizes
         self.names = [name for name in names_of(self.sizes) if name in self.sizes]
         self.folder = _repository_folder(repository) / "snapshots" / commit
 
@@ -131,6 +139,13 @@ def files_of(recipe: Recipe, tell: Tell) -> Files:
         return weights.read_by(names, recipe.model_type, recipe.variant)
 
     return Files(recipe.model_path, recipe.hub_revision or "", names_of, tell)
+
+
+def files_of_vae(recipe: Recipe, tell: Tell) -> Files:
+    """The files of the hub's VAE that a recipe takes instead of its model's own; see `Files`."""
+    return Files(
+        recipe.vae_path or "", recipe.vae_hub_revision or "", weights.read_of_vae, tell, index=weights.VAE_CONFIG
+    )
 
 
 def patiently(download: Callable[[], Result], repository: str, tell: Tell) -> Result:

@@ -2,7 +2,7 @@
 Knows what all families have in common; nothing of batches' meaning, seeds or files."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +80,23 @@ def load(recipe: Recipe) -> Model:
         pipe = random_weights.build(recipe.model_path, recipe.model_type, dtypes, recipe.device)
     else:
         pipe = _from_pretrained(family, recipe, dtypes)
+    if recipe.vae_path:
+        pipe.register_modules(vae=_vae(recipe, type(pipe.vae), dtypes["vae"]))
     pipe.set_progress_bar_config(disable=True)
     pipe.to(recipe.device)
     model = Model(family, pipe, recipe)
     if recipe.compiled:
-        model.denoiser.compile_repeated_blocks()
+        _compile(model)
     return model
+
+
+def _compile(model: Model) -> None:
+    """Let the denoiser and the VAE's decoder be compiled when they are first called."""
+    if model.family.compiles_whole_denoiser:
+        model.denoiser.compile()
+    else:
+        model.denoiser.compile_repeated_blocks()
+    model.pipe.vae.decoder.compile()
 
 
 def _from_pretrained(family: Family, recipe: Recipe, dtypes: dict[str, torch.dtype]) -> Any:
@@ -108,11 +119,31 @@ def _from_pretrained(family: Family, recipe: Recipe, dtypes: dict[str, torch.dty
     )
     for part, module in pipe.components.items():
         if isinstance(module, torch.nn.Module):
-            # diffusers leaves weights that the files lack without values
-            _check_whole(part, (name for name, value in module.state_dict().items() if value.is_meta))
+            _check_whole(part, _without_values(module))
     for part, tokenizer in family.encoders.items():
         _check_tokenizer(pipe, part, tokenizer)
     return pipe
+
+
+def _vae(recipe: Recipe, vae_class: Any, dtype: torch.dtype) -> Any:
+    """The VAE that the recipe takes instead of the model's own."""
+    folder = _folder_of_vae(recipe)
+    variant = weights.vae_variant(weights.names_in(folder))
+    vae = vae_class.from_pretrained(folder, variant=variant, use_safetensors=True, torch_dtype=dtype)
+    _check_whole(str(recipe.vae_path), _without_values(vae))
+    return vae
+
+
+def _folder_of_vae(recipe: Recipe) -> Path:
+    """Where this machine has it; see `_folder`."""
+    if recipe.vae_hub_revision:
+        return hub.files_of_vae(recipe, LOG.warning).fetch()
+    folder = Path(recipe.vae_path or "")
+    if not folder.is_dir():
+        raise ModelError(f"the folder {folder} of --vae_path does not exist on this machine")
+    if checksums.of_folder(folder, weights.read_of_vae(weights.names_in(folder))) != recipe.vae_revision:
+        raise ModelError(f"{folder}: its files on this machine are not those that the run began with; copy them again")
+    return folder
 
 
 def _folder(recipe: Recipe) -> Path:
@@ -161,6 +192,11 @@ def _encoder(folder: Path, part: str, class_name: str, dtype: torch.dtype, varia
     if unknown := sorted(loading_info["unexpected_keys"]):
         LOG.warning(f"{part}: {len(unknown)} weights that it does not use, {unknown[0]} among them")
     return encoder
+
+
+def _without_values(module: torch.nn.Module) -> Iterator[str]:
+    """The weights that a model's files lack: diffusers leaves them without values."""
+    return (name for name, value in module.state_dict().items() if value.is_meta)
 
 
 def _check_whole(part: str, lacking: Iterable[str]) -> None:

@@ -62,13 +62,20 @@ class Recipe:
     image_format: str
     image_quality: int | None  # None for png, which has no quality
     mode: Mode = "once"
-    compiled: bool = dataclasses.field(default=False, metadata=LOW_BITS)  # torch.compile of its repeated blocks
+    compiled: bool = dataclasses.field(default=False, metadata=LOW_BITS)  # with torch.compile
     deterministic: bool = dataclasses.field(default=False, metadata=LOW_BITS | LATER)  # deterministic kernels of torch
+    vae_path: str | None = dataclasses.field(default=None, metadata=LATER)  # a VAE other than the model's own
+    vae_revision: str | None = dataclasses.field(default=None, metadata=LATER)  # as model_revision
 
     @property
     def hub_revision(self) -> str | None:
         """The commit to load from the hub; None for local folders and built-in models, whose revision is a hash."""
-        return None if ":" in self.model_revision else self.model_revision
+        return _hub_commit(self.model_revision)
+
+    @property
+    def vae_hub_revision(self) -> str | None:
+        """The commit of `vae_path` to load from the hub; None for a local folder, and for the model's own VAE."""
+        return _hub_commit(self.vae_revision or "")
 
     def total_steps(self, capture: Capture) -> int:
         """Steps of the run that a capture is taken from."""
@@ -79,6 +86,10 @@ class Recipe:
         later = {field.name: field.default for field in dataclasses.fields(self) if "later" in field.metadata}
         values = dataclasses.asdict(self)
         return fingerprint({name: values[name] for name in values if values[name] != later.get(name, ...)})
+
+
+def _hub_commit(revision: str) -> str | None:
+    return None if ":" in revision or not revision else revision
 
 
 def fingerprint(value: Any) -> str:

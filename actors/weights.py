@@ -9,6 +9,8 @@ from actors.errors import ModelError
 from actors.families import FAMILIES
 
 INDEX = "model_index.json"
+VAE_CONFIG = "config.json"
+"""The config of a VAE that is a folder of its own."""
 CONFIGS = (".json", ".txt", ".model")
 """Endings of the other files that a pipeline reads: configs, vocabularies, merges."""
 PUBLISHED = ("fp16", "bf16")
@@ -36,10 +38,10 @@ def variants(names: Iterable[str], part: str) -> set[str | None]:
 
 
 def _variant_of_files(names: Iterable[str], part: str) -> dict[str, str | None]:
-    """The weights files of a part, each with its variant."""
-    variant_of_file = {}
+    """The weights files of a part, each with its variant; "" is the folder itself."""
+    variant_of_file, prefix = {}, f"{part}/" if part else ""
     for name in names:
-        match = _NAME.fullmatch(name.removeprefix(f"{part}/")) if name.startswith(f"{part}/") else None
+        match = _NAME.fullmatch(name.removeprefix(prefix)) if name.startswith(prefix) else None
         if match:
             variant_of_file[name] = match["variant"] or match["old"]
     return variant_of_file
@@ -71,6 +73,28 @@ def read_by(names: Collection[str], model_type: str, variant: str | None) -> lis
     for part in parts(model_type):
         read |= set(of_part(names, part, variant))
     return sorted(read)
+
+
+def vae_variant(names: Collection[str]) -> str | None:
+    """The variant in which a VAE in a folder of its own is loaded: none if such files exist, else a published one.
+
+    Raises:
+        ModelError: it has no weights that could be loaded.
+    """
+    found = variants(names, "")
+    for variant in (None, *PUBLISHED, *sorted(name for name in found if name)):
+        if variant in found:
+            return variant
+    raise ModelError("no .safetensors weights of a VAE in it, such as diffusion_pytorch_model.safetensors")
+
+
+def read_of_vae(names: Collection[str]) -> list[str]:
+    """The files that are read of a VAE in a folder of its own.
+
+    Raises:
+        ModelError: it has no weights that could be loaded.
+    """
+    return [VAE_CONFIG, *of_part(names, "", vae_variant(names))]
 
 
 def choose(names: Collection[str], model_type: str, requested: str | None, half: bool) -> str | None:

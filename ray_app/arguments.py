@@ -4,11 +4,12 @@ Knows no command and no flag; each command's flags are a subclass of `Options`."
 import contextlib
 import dataclasses
 import io
+import itertools
 import math
 import re
 import typing
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Literal
 
 import tyro
 
@@ -99,6 +100,9 @@ class Options:
     """The flags of a command. Groups of flags that several commands take are its subclasses, and their base classes;
     `--help` lists the flags of the last base class first, within the groups of `help_text`."""
 
+    BARE: ClassVar[Mapping[str, str]] = {}
+    """What a flag stands for that is given without its value."""
+
     quiet: bool = False
     """Print errors and requested results only: no warnings, no progress, no summary."""
 
@@ -110,7 +114,7 @@ class Options:
                     raise InputRefused(f"--{name} {text!r}: has a NUL, or bytes that are not UTF-8", flag=name)
         for name, bound in _bounds(type(self)):
             for value in _each(getattr(self, name)):
-                fault = None if value is None else bound.find_fault(value)
+                fault = None if value is None or isinstance(value, str) else bound.find_fault(value)
                 if fault:
                     raise InputRefused(f"--{name} {fault}", flag=name)
 
@@ -146,6 +150,7 @@ def parse(program: str, options_class: type, arguments: list[str]) -> Any:
         split = arguments.index("--")
         options = parse(program, options_class, arguments[:split])
         return dataclasses.replace(options, command=tuple(arguments[split + 1 :]))
+    arguments = _complete_bare(options_class, arguments)
     if not {"-h", "--help"}.isdisjoint(arguments):
         print_help(program, options_class)
         raise SystemExit(OK)
@@ -165,6 +170,17 @@ def parse(program: str, options_class: type, arguments: list[str]) -> Any:
         raise InputRefused(f"{_explain(text, options_class, arguments)} (see {program} --help)") from None
 
 
+def _complete_bare(options_class: type, arguments: list[str]) -> list[str]:
+    """The arguments, with a value for each flag of `Options.BARE` that has none."""
+    complete: list[str] = []
+    for argument, next_argument in itertools.zip_longest(arguments, arguments[1:]):
+        complete.append(argument)
+        value = getattr(options_class, "BARE", {}).get(argument.removeprefix("--")) if argument[:2] == "--" else None
+        if value is not None and (next_argument is None or next_argument.startswith("--")):
+            complete.append(value)
+    return complete
+
+
 def _explain(text: str, options_class: type, arguments: list[str]) -> str:
     """What is wrong with the arguments, by what tyro's box says: one line that names the flag and its value."""
     if text.startswith(UNKNOWN):
@@ -181,8 +197,9 @@ def _explain(text: str, options_class: type, arguments: list[str]) -> str:
         return f"{dashes}{name} {wrong}: no such value{suggest(wrong, _find_choices(annotation))}"
     if unread := re.match(r"Error parsing (--\w+): (.*) Argument helptext: --\w+ (\[.*?\]\]|\S+)", text):
         flag, reason, kind = unread.groups()
-        values = ", ".join(re.findall(r"'([^']*)'", reason.rsplit(": ", 1)[-1]))
-        return f"{flag} {values[:80]}: takes {kind.removeprefix('{None}|')}"
+        given = re.search(r"instantiated from \[(.*?)\]", reason)
+        values = ", ".join(re.findall(r"'([^']*)'", given[1] if given else reason.rsplit(": ", 1)[-1]))
+        return f"{flag} {values[:80]}: takes {kind.removeprefix('{None}|').replace('|{auto}', ' or auto')}"
     return text.split(" For full helptext")[0].rstrip(". ")
 
 

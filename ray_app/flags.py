@@ -86,6 +86,9 @@ class ModelFlags(Options):
     """Flux model, likewise."""
     model_path: str | None = None
     """A hub id or a local folder, instead of the family's path; "tiny" is the built-in model, for CPUs."""
+    vae_path: str | None = None
+    """Another VAE for the model's latents, instead of its own: a hub id or a local folder of an AutoencoderKL. SDXL's
+    decodes faster in half precision, which madebyollin/sdxl-vae-fp16-fix is made for. Changes pixels."""
     variant: str | None = None
     """Variant of the weights, as named in their files: "fp16", "bf16". Default: fp16 if all are, on a GPU."""
     device: Literal["cuda", "cpu"] | None = None

@@ -15,9 +15,9 @@ import tyro
 
 GROUPS = {
     "model": (
-        "sdxl_path", "flux_path", "variant", "revision", "device", "guidance_scale", "negative_prompt", "height",
-        "width", "Generate.seed", "Preview.seed", "seed_mode", "mode", "preprocessing", "max_sequence_length",
-        "vae_dtype", "compile", "deterministic", "batch_size",
+        "sdxl_path", "flux_path", "variant", "revision", "vae_path", "vae_revision", "device", "guidance_scale",
+        "negative_prompt", "height", "width", "Generate.seed", "Preview.seed", "seed_mode", "mode", "preprocessing",
+        "max_sequence_length", "vae_dtype", "compile", "deterministic", "batch_size",
     ),
     "output": (
         "format", "output", "output_dir", "image_format", "image_quality", "gallery_path", "thumbnails",

@@ -208,6 +208,15 @@ MODELS = [
         edit("vae/config.json", block_out_channels=3),
         "vae/config.json: 'block_out_channels' is not a list of 1 to 10 blocks",
     ),
+    flag("--batch_size auto", "--batch_size auto: is for GPUs; on CPUs give a number"),
+    flag("--batch_size four", f"--batch_size four: takes INT or auto {HELP}"),
+    flag("--compile maybe", f"--compile maybe: no such value; take one of off, on, auto {HELP}"),
+    flag("--vae_revision main", "--vae_revision main: is for --vae_path; leave it out"),
+    (
+        model(without("unet"), "")[0],
+        asked("--vae_path model"),
+        "--vae_path model: holds a pipeline; take its folder vae",
+    ),
     (
         model(NO_X0, "")[0],
         asked("--snapshot x0", "model"),

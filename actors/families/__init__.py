@@ -37,6 +37,11 @@ class Family(Protocol):
     """More arguments of the class and of its `from_pretrained`; None for a part that is not loaded."""
     denoiser: str
     """The part that predicts noise or velocity at each step."""
+    compiles_whole_denoiser: bool
+    """What `--compile` compiles of it: all, or its repeated blocks alone, which takes seconds instead of minutes. All
+    pays where much of its time is outside of these blocks."""
+    compiling_steps: float
+    """Denoising steps of an image of 1024 x 1024 pixels, on a GPU, whose savings by `--compile` pay for compiling."""
     encoders: Mapping[str, str]
     """The text encoders, each with its tokenizer; last the one that reads most of a prompt."""
     dtypes: Mapping[str, str]

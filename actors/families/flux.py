@@ -33,6 +33,8 @@ class Flux:
     pipeline = "FluxPipeline"
     load_arguments: Mapping[str, Any] = {"image_encoder": None, "feature_extractor": None}
     denoiser = "transformer"
+    compiles_whole_denoiser = False
+    compiling_steps = 120.0  # 9.6 s, and 2.2 s per image of 28 steps, on an H100
     encoders: Mapping[str, str] = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
     dtypes: Mapping[str, str] = {"cpu": "float32", "cuda": "bfloat16"}
     vae_dtype: str | None = None

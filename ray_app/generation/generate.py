@@ -28,8 +28,8 @@ def generate(options: Generate, worker: type[ImageWorker] = ImageWorker) -> int:
         Refused: bad input, before any model is loaded; or a model or an output that fails during the run.
         KeyboardInterrupt: a signal arrived; the index is consistent, and rerunning the same command resumes.
     """
-    with Interrupts() as interrupts:
-        job = prepare(options)
+    with Interrupts() as interrupts, contextlib.ExitStack() as cluster:
+        job = prepare(options, lambda: cluster.enter_context(connection.connected(options.address)))
         if options.dry_run and options.format == "text":
             print(report.describe(job), flush=True)  # the requested result, with --quiet too
             return OK

@@ -2,13 +2,14 @@
 Knows the order of these stages; each is implemented elsewhere."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from actors import random_weights, tiny
 from actors.recipe import Recipe
 from ray_app import text_table
 from ray_app.annotations import circo
-from ray_app.generation import plan, recipes
+from ray_app.generation import automatic, plan, recipes
 from ray_app.generation.options import Generate
 from ray_app.index import existing, requested
 from ray_app.messages import LOG
@@ -29,8 +30,12 @@ class Job:
     requested: dict[str, Any]
 
 
-def prepare(options: Generate) -> Job:
+def prepare(options: Generate, connect: Callable[[], object] | None = None) -> Job:
     """Check everything that can be checked before a model is loaded, and plan. Writes nothing.
+
+    Args:
+        connect: joins the cluster, or starts Ray; called only if GPUs have to be looked at. None: they are not, and
+            what is chosen automatically keeps its default.
 
     Raises:
         Refused: the first thing that is wrong.
@@ -42,11 +47,15 @@ def prepare(options: Generate) -> Job:
     output = open_output(options.output_base_path)
     output.check_writable()
     recipe = recipes.resolve(options)
+    recorded = automatic.as_recorded(options, recipe, output) if automatic.flags(options) else None
+    recipe = recorded or recipe
     _warn(_odd_options(options))
     _warn(recipes.check_recipe(output, recipe))
     captures = options.captures()
     masks = existing.find_existing(output, options.model_type, slots, captures, options.img_per_prompt)
     todo = plan.make_plan(slots, masks.ok, captures, given_up=masks.failed if options.skip_failed else None)
+    if connect and automatic.flags(options) and recorded is None and todo.images_to_generate:
+        recipe = automatic.choose(options, recipe, todo, connect)
     requested_images = requested.record(slots, [(capture.snapshot, capture.step) for capture in captures])
     return Job(options, recipe, todo, output, len(queries), len(annotations.skipped), requested_images)
 

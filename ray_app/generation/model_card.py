@@ -13,11 +13,13 @@ from actors import checksums, hub, random_weights, tiny, weights
 from actors.errors import ModelError
 from actors.families import FAMILIES, Family
 from actors.recipe import fingerprint
-from ray_app.errors import ModelRefused, one_line
+from ray_app.errors import ModelRefused
+from ray_app.generation.config_files import positive_int, read_json, vae_factor
 from ray_app.messages import LOG
 from ray_app.progress import Bytes
 
 SCHEDULER = "scheduler/scheduler_config.json"
+VAE = "vae/config.json"
 VAE_FACTOR = 8
 """Pixels per latent, in both directions, of the published models' VAE; a model's own follows from its blocks."""
 
@@ -39,6 +41,7 @@ class ModelCard:
     default_size: int
     prompt_tokens: int | None
     vae_factor: int = VAE_FACTOR
+    vae_config: dict[str, Any] = dataclasses.field(default_factory=dict)
     folder: Path = Path()
     files: tuple[str, ...] = ()
 
@@ -114,6 +117,7 @@ def read_card(model_type: str, path: str, revision: str | None, half: bool, vari
             scheduler_config=scheduler,
             default_size=random_weights.default_size(path, model_type),
             prompt_tokens=None,
+            vae_config=dict(family.random_configs[path]["vae"]),
         )
     folder, commit = Path(os.path.expanduser(path)), None
     if path and folder.is_dir():
@@ -130,15 +134,16 @@ def read_card(model_type: str, path: str, revision: str | None, half: bool, vari
         folder, names, commit = snapshot.folder, list(snapshot.sizes), snapshot.commit
     else:
         raise ModelRefused(f"{path or repr(path)}: not a folder, and not a hub id (owner/name); set --model_path")
-    index = _read_json(path, folder, "model_index.json")
+    index = read_json(path, folder, "model_index.json")
     _check_family(path, model_type, index.get("_class_name"))
-    scheduler = _read_json(path, folder, SCHEDULER)
-    vae_factor = _vae_factor(path, folder)
+    scheduler = read_json(path, folder, SCHEDULER)
+    vae_config = read_json(path, folder, VAE)
+    factor = vae_factor(path, VAE, vae_config)
     try:
         variant = weights.choose(names, model_type, variant, half)
     except ModelError as error:
         raise ModelRefused(f"{path}: {error}", path=path) from None
-    _positive_int(path, SCHEDULER, scheduler, "num_train_timesteps", 1000)  # `check_steps` relies on this
+    positive_int(path, SCHEDULER, scheduler, "num_train_timesteps", 1000)  # `check_steps` relies on this
     return ModelCard(
         model_type=model_type,
         path=path,
@@ -146,9 +151,10 @@ def read_card(model_type: str, path: str, revision: str | None, half: bool, vari
         variant=variant,
         scheduler=_scheduler(path, index),
         scheduler_config=scheduler,
-        default_size=_default_latents(family, path, folder) * vae_factor,
+        default_size=_default_latents(family, path, folder) * factor,
         prompt_tokens=_prompt_tokens(family, folder),
-        vae_factor=vae_factor,
+        vae_factor=factor,
+        vae_config=vae_config,
         folder=folder,
         files=tuple(weights.read_by(names, model_type, variant)),
     )
@@ -194,21 +200,14 @@ def _scheduler(path: str, index: dict[str, Any]) -> str:
     return named[1]
 
 
-def _vae_factor(path: str, folder: Path) -> int:
-    blocks = _read_json(path, folder, "vae/config.json").get("block_out_channels", [0] * 4)
-    if not isinstance(blocks, list) or not 1 <= len(blocks) <= 10:
-        raise ModelRefused(f"{path}: vae/config.json: 'block_out_channels' is not a list of 1 to 10 blocks", path=path)
-    return 2 ** (len(blocks) - 1)
-
-
 def _default_latents(family: Family, path: str, folder: Path) -> int:
     """The default size of an image in latents; the pipeline's own if the denoiser's config gives none."""
     if not family.config_has_size:
         return family.default_latents
     name = f"{family.denoiser}/config.json"
-    config = _read_json(path, folder, name)
+    config = read_json(path, folder, name)
     given = {key: value for key, value in config.items() if value is not None}
-    return _positive_int(path, name, given, "sample_size", family.default_latents)
+    return positive_int(path, name, given, "sample_size", family.default_latents)
 
 
 def _prompt_tokens(family: Family, folder: Path) -> int | None:
@@ -221,33 +220,11 @@ def _prompt_tokens(family: Family, folder: Path) -> int | None:
     return longest if isinstance(longest, int) and 0 < longest < 2**31 else None
 
 
-def _positive_int(path: str, name: str, config: dict[str, Any], key: str, default: int) -> int:
-    """A whole number of at least 1 from a model's config."""
-    value = config.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ModelRefused(f"{path}: {name}: '{key}' is {str(value)[:80]!r}, not a whole number from 1", path=path)
-    return value
-
-
 def _of_hub(path: str, revision: str | None) -> hub.Snapshot:
     try:
         return hub.look_up(path, revision, LOG.warning)
     except ModelError as error:
         raise ModelRefused(str(error)) from None
-
-
-def _read_json(path: str, folder: Path, name: str) -> dict[str, Any]:
-    try:
-        value = json.loads((folder / name).read_text())
-    except FileNotFoundError:
-        raise ModelRefused(f"{path}: no {name}; this is not a folder of a diffusers pipeline", path=path) from None
-    except RecursionError:
-        raise ModelRefused(f"{path}: {name} can't be read: nested too deeply", path=path) from None
-    except (OSError, ValueError) as error:
-        raise ModelRefused(f"{path}: {name} can't be read: {one_line(error)}", path=path) from None
-    if not isinstance(value, dict):
-        raise ModelRefused(f"{path}: {name} is not a JSON object", path=path)
-    return value
 
 
 def _arange_length(start: float, step: float) -> int:

@@ -3,7 +3,7 @@ Knows names and defaults; nothing of models, annotations or Ray."""
 
 import dataclasses
 import itertools
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import tyro
 
@@ -76,6 +76,8 @@ class Generate(
     Exit codes: 0 all images exist, 2 refused (bad input), 3 some failed, 130 interrupted.
     """
 
+    BARE: ClassVar = {"compile": "on"}
+
     model_type: ModelType = DEFAULT_MODEL_TYPE
     """Family of the model; part of the names of the output's folders."""
     json_file: str = "./test1.json"
@@ -89,6 +91,8 @@ class Generate(
 
     revision: str | None = None
     """Branch, tag or commit of a hub model; what it resolves to is recorded and loaded everywhere."""
+    vae_revision: str | None = None
+    """Likewise of a VAE of the hub (--vae_path)."""
     max_sequence_length: Annotated[int, Within(1, 512)] = 256
     """Prompt tokens that Flux's T5 encoder reads, up to 512 or the encoder's own limit; changes the image."""
     negative_prompt: str | None = None
@@ -102,17 +106,18 @@ class Generate(
     """once: each prompt is denoised once, and its steps are saved from that one pass.
     separate: one denoising pass per step count, as the scripts do: finished images of N-step passes."""
     vae_dtype: Literal["float32", "float16", "bfloat16"] | None = None
-    """VAE dtype; changes pixels. Default float32 for SDXL, whose VAE overflows in float16; else that of the model."""
-    compile: bool = False
-    """Compile the model's repeated blocks with torch.compile: takes minutes at the start of each actor, then faster.
-    Output may not be bit-identical."""
+    """VAE dtype; changes pixels. Default that of the model, and float32 for an SDXL VAE that overflows in float16: one
+    whose config does not say force_upcast false."""
+    compile: Literal["off", "on", "auto"] = "off"
+    """Compile the model with torch.compile: takes minutes at the first start on a node, then faster; --compile alone is
+    on. auto: on GPUs, where the plan is long enough to pay for it. Output may not be bit-identical."""
     deterministic: bool = False
     """Use only those kernels of torch that give the same bits each time on the same GPU. Costs speed: cuDNN and cuBLAS
     can't choose their fastest algorithms. A model with an operation that has no such kernel is refused."""
 
-    batch_size: Annotated[int | None, AtLeast(1), Within(1, INT16)] = None
-    """Prompts denoised together, always this many (the last batch is padded). Default depends on the model.
-    With another size, output may not be bit-identical."""
+    batch_size: Annotated[int | Literal["auto"] | None, AtLeast(1), Within(1, INT16)] = None
+    """Prompts denoised together, always this many (the last batch is padded). Default depends on the model. auto: as
+    many as fit the smallest GPU. With another size, output may not be bit-identical."""
     image_format: Literal["jpg", "png", "webp"] = "jpg"
     """Format of the images; png is lossless."""
     image_quality: Annotated[int, Within(1, 100)] = 95
@@ -158,6 +163,8 @@ class Generate(
             raise InputRefused(f"--negative_prompt: {family.title} takes none; leave it out", flag="negative_prompt")
         if self.model() == random_weights.FULL and self.target_device() == "cpu":
             raise InputRefused("--model_path full: is for GPUs; on CPUs take mid", flag="model_path")
+        if self.batch_size == "auto" and self.target_device() == "cpu":
+            raise InputRefused("--batch_size auto: is for GPUs; on CPUs give a number", flag="batch_size")
         self.worker_bounds()
         self.captures()
 

@@ -11,6 +11,7 @@ from actors.recipe import FAMILY_FIELDS, FLOW_MATCH, RETURNS_X0, Recipe
 from ray_app.errors import ModelRefused, OutputRefused
 from ray_app.generation.model_card import ModelCard, read_card
 from ray_app.generation.options import Generate
+from ray_app.generation.vae_card import VaeCard, default_dtype, read_vae
 from ray_app.index import versions
 from ray_app.index.rows import read_recipes, read_rows
 from ray_app.output.output import Output
@@ -22,7 +23,7 @@ PIXELS_512 = 512 * 512
 
 
 def resolve(options: Generate) -> Recipe:
-    """The recipe that these options mean.
+    """The recipe that these options mean; what is chosen automatically has its default, see `automatic`.
 
     Raises:
         Refused: a model that can't be used, a size or number of steps that it can't do.
@@ -37,9 +38,10 @@ def resolve(options: Generate) -> Recipe:
     for steps in _runs(options):
         card.check_steps(steps)
     _check_snapshot(options, card)
+    vae = _replacement_vae(options, card)
 
     batch_size = options.batch_size
-    if batch_size is None:
+    if batch_size is None or batch_size == "auto":
         batch_size = default_batch_size(options.model_type, device, height, width)
     decided_by_model = {
         "model_path": card.path,
@@ -48,7 +50,10 @@ def resolve(options: Generate) -> Recipe:
         "scheduler": card.scheduler,
         "scheduler_config": card.scheduler_fingerprint(),
         "dtype": dtype,
-        "vae_dtype": options.vae_dtype or family.vae_dtype or dtype,
+        "vae_dtype": options.vae_dtype or default_dtype(family, dtype, vae.config if vae else card.vae_config),
+        "compiled": options.compile in ("on", True),  # a caller in Python may say True
+        "vae_path": vae.path if vae else None,
+        "vae_revision": vae.revision() if vae else None,
         "device": device,
         "height": height,
         "width": width,
@@ -60,9 +65,30 @@ def resolve(options: Generate) -> Recipe:
     return Recipe(**_options_of_fields(options) | decided_by_model)
 
 
+def _replacement_vae(options: Generate, card: ModelCard) -> VaeCard | None:
+    """The VAE of --vae_path; None without it.
+
+    Raises:
+        Refused: one that does not fit the model.
+    """
+    if options.vae_path is None:
+        if options.vae_revision is not None:
+            raise ModelRefused(
+                f"--vae_revision {options.vae_revision}: is for --vae_path; leave it out", flag="vae_revision"
+            )
+        return None
+    vae = read_vae(options.vae_path, options.vae_revision)
+    vae.check_fits(card)
+    return vae
+
+
 OPTIONS = {"num_inference_steps": "max_inference_steps", "compiled": "compile"}
 """Options of another name than the recipe's field that they decide."""
-DESCRIPTIONS = {"model_revision": "the model's revision", "scheduler_config": "the scheduler's config"}
+DESCRIPTIONS = {
+    "model_revision": "the model's revision",
+    "vae_revision": "the VAE's revision",
+    "scheduler_config": "the scheduler's config",
+}
 """Fields that no option decides alone, as messages name them."""
 
 
@@ -75,7 +101,7 @@ def _options_of_fields(options: Generate) -> dict[str, Any]:
 def _name_of_field(name: str) -> str:
     """A recipe's field as a message names it: the flag that decides it, where one does."""
     option = OPTIONS.get(name, name)
-    return f"--{option}" if option in Generate.__dataclass_fields__ else DESCRIPTIONS.get(name, name)
+    return DESCRIPTIONS.get(name) or (f"--{option}" if option in Generate.__dataclass_fields__ else name)
 
 
 def default_batch_size(model_type: str, device: str, height: int, width: int) -> int:
@@ -113,13 +139,17 @@ def check_recipe(output: Output, recipe: Recipe) -> list[str]:
 
 
 def _revision_advice(recipe: Recipe, fields_of_output: dict[str, Any]) -> str:
-    """Which --revision matches the output, if the hub's default branch has moved since; "" otherwise."""
+    """Which revisions match the output, where the hub's default branch has moved since; "" otherwise."""
     if not fields_of_output:
         return ""
-    revision_of_output = Recipe(**{**vars(recipe), **fields_of_output}).hub_revision
-    if not revision_of_output or not recipe.hub_revision or revision_of_output == recipe.hub_revision:
-        return ""
-    return f"; --revision {revision_of_output} selects the model that generated them"
+    of_output, advice = Recipe(**{**vars(recipe), **fields_of_output}), ""
+    for there, here, flag, what in (
+        (of_output.hub_revision, recipe.hub_revision, "--revision", "the model"),
+        (of_output.vae_hub_revision, recipe.vae_hub_revision, "--vae_revision", "the VAE"),
+    ):
+        if there and here and there != here:
+            advice += f"; {flag} {there} selects {what} that generated them"
+    return advice
 
 
 def differences(recipe: Recipe, fields_of_output: dict[str, Any]) -> tuple[list[str], list[str]]:

@@ -5,6 +5,7 @@ import collections
 import json
 from typing import Any
 
+from ray_app.generation import automatic
 from ray_app.generation.job import Job
 from ray_app.generation.plan import Plan
 from ray_app.output import layout
@@ -12,7 +13,7 @@ from ray_app.output.output import Writer
 
 
 def describe(job: Job) -> str:
-    """The plan in five lines."""
+    """The plan in five lines, and one for each flag that was chosen automatically."""
     todo = job.plan
     separate = todo.slots * sum(capture.step for capture in todo.captures if capture.snapshot == "xt")
     compared = f" (a run for each step count: {separate:,})" if separate else ""
@@ -24,6 +25,7 @@ def describe(job: Job) -> str:
         f" {todo.images_to_generate:,} to generate\n"
         f"denoises to do   {todo.denoises.num_rows:,} ({todo.duplicates_saved:,} duplicates saved)\n"
         f"steps to run     {todo.steps_to_run(job.recipe.mode == 'separate'):,}{compared}"
+        f"{automatic.describe(job.options, job.recipe)}"
     )
 
 

@@ -76,9 +76,7 @@ class Run:
         """
         self.metrics = Metrics(METRICS, {"model": self.recipe.model_type})
         self.queue = Queue(self._work(), self._pool(), list(self.plan.batches(self.recipe.batch_size)))
-        if self.recipe.hub_revision:
-            files_of = functools.partial(hub.files_of, self.recipe)
-            fetch.everywhere(self.recipe.model_path, files_of, self.options.gpus() > 0, meanwhile=self.record.beat)
+        self._fetch()
         self.progress = Progress(self.plan.images_requested, self.plan.images_existing)
         with self.interrupts.deferred(), self.index:
             try:
@@ -87,6 +85,17 @@ class Run:
                 self.counts["replayed"] = self.queue.replays
                 self.notices += self.queue.notices
                 self.progress.close()
+
+    def _fetch(self) -> None:
+        """Download what is of the hub to every node."""
+        recipe = self.recipe
+        for path, commit, files_of in (
+            (recipe.model_path, recipe.hub_revision, hub.files_of),
+            (recipe.vae_path, recipe.vae_hub_revision, hub.files_of_vae),
+        ):
+            if path and commit:
+                of_recipe = functools.partial(files_of, recipe)
+                fetch.everywhere(path, of_recipe, self.options.gpus() > 0, meanwhile=self.record.beat)
 
     def _work(self) -> Work:
         recipe = self.recipe

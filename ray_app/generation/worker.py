@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
+from actors import peaks
 from actors.errors import DeviceLost, ModelError, ModelNeedsMemory
 from actors.recipe import Capture, Recipe
 from ray_app import machine
@@ -44,6 +45,9 @@ class ImageWorker(Worker):
 
         generator = ImageGenerator(recipe, captures, threads, memory_share=self._share_of_gpu())
         generator.on_notice = self._tell
+        if generator.peak is not None:
+            peaks.keep(recipe, generator.peak)
+        self.prepares = recipe.device == "cuda"  # on CPUs there is no second core for it
         return generator
 
     @functools.cached_property
@@ -71,6 +75,12 @@ class ImageWorker(Worker):
         if isinstance(error, DeviceLost):
             return ModelError(f"{recipe.model_path}: the device can't be used: {error}")
         return ModelError(f"{recipe.model_path}: can't be loaded: {type(error).__name__}: {error}")
+
+    def prepare(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """The batch, with its prompts encoded on a GPU while the last batch is generated."""
+        if self.prepares:
+            self.loaded.prefetch(batch["prompt"])
+        return batch
 
     def process(self, batch: dict[str, list[Any]]) -> list[Any]:
         """The generator's images of each prompt, not encoded yet; a batch is padded to the fixed size."""

@@ -40,7 +40,9 @@ def doctor(options: Doctor) -> int:
         Refused: flags that generate would refuse too, no cluster at the address, no such model.
     """
     run = _generate_options(options)
-    weights, needs, counted = memory_estimate.needed(run.model_type, run.model(), run.target_device(), run.variant)
+    weights, needs, counted = memory_estimate.needed(
+        run.model_type, run.model(), run.target_device(), run.variant, vae_path=run.vae_path
+    )
     folder = run.model() if os.path.isabs(run.model()) else None
     with connection.connected(options.address), _probe(options) as probe:
         nodes = node_probe.probe_nodes(folder, probe)

@@ -41,6 +41,8 @@ class InFlight:
     node: str | None
     started: float
     is_one_item: bool = False
+    is_waiting: bool = False
+    """Begun, but only prepared: the worker processes another batch. No time limit applies."""
     timed_out: bool = False
     node_died: bool = False
     nodes_lost: int = 0
@@ -160,14 +162,15 @@ class InFlightTracker:
         if self._holders is not None:
             self._holders.hold(card)
 
-    def begin(self, batch: str, worker: str) -> bool:
+    def begin(self, batch: str, worker: str, is_waiting: bool = False) -> bool:
         """A worker begins a batch. False: another worker died with it, so its items are to run one by one.
 
-        A card that failed, or a lost node, says nothing about the batch that its worker had: the next try counts as the
-        first one again.
+        One that `is_waiting` is only prepared, until `take_turn`. A card that failed, or a lost node, says nothing
+        about the batch that its worker had: the next try counts as the first one again.
         """
         previous = self._batches.get(batch)
         current = self._batches[batch] = self._in_flight(worker)
+        current.is_waiting = is_waiting
         if previous is None:
             return True
         self._replays += 1
@@ -175,6 +178,11 @@ class InFlightTracker:
         current.nodes_lost = previous.nodes_lost + is_node_excused
         current.is_one_item = previous.is_one_item or not (is_node_excused or previous.card_failed)
         return not current.is_one_item
+
+    def take_turn(self, batch: str) -> None:
+        """A worker processes a batch that was waiting: its time starts now."""
+        in_flight = self._batches[batch]
+        in_flight.started, in_flight.is_waiting = time.monotonic(), False
 
     def begin_alone(self, batch: str, item: str, worker: str) -> tuple[str, str] | None:
         """A worker begins one item of such a batch.
@@ -231,7 +239,7 @@ class InFlightTracker:
             in_flight=[
                 (in_flight.worker, now - in_flight.started)
                 for in_flight in self._batches.values()
-                if not (in_flight.timed_out or in_flight.node_died or in_flight.card_failed)
+                if not (in_flight.is_waiting or in_flight.timed_out or in_flight.node_died or in_flight.card_failed)
             ],
             notices=self._take_notices(),
             left_out=dict(self._cards.left_out),

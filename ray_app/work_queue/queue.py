@@ -227,7 +227,7 @@ class Queue:
             **ray_workarounds.pool_options(
                 calls=1 + overlapped,
                 size=self._actors,
-                max_tasks_in_flight_per_actor=TASKS_IN_FLIGHT + overlapped,
+                max_tasks_in_flight_per_actor=tasks_in_flight(len(self.batches), self._actors, overlapped),
                 enable_true_multi_threading=overlapped,
             ),
             **self.pool.resources,
@@ -251,6 +251,15 @@ class Queue:
             compute=TaskPoolStrategy(size=min(FILE_TASKS * nodes, len(self.batches))),
             **connection.placement_options(anywhere),
         )
+
+
+def tasks_in_flight(batches: int, actors: int, overlapped: bool) -> int:
+    """Batches at an actor at a time: no more than its share of them all.
+
+    Otherwise the first actors to load would take all batches of a short run, and the others none. In a longer run each
+    batch goes to the actor with the fewest, so that the last ones are spread by itself.
+    """
+    return min(TASKS_IN_FLIGHT + overlapped, math.ceil(batches / actors))
 
 
 def _configure() -> None:

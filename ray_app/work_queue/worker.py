@@ -37,7 +37,7 @@ class Worker:
     ITEM: ClassVar[str]
     """The column of a batch that names its items; messages name a batch by its first item."""
     PREPARES: ClassVar[bool] = False
-    """Whether `prepare` has work to do, which is done while the last batch is processed."""
+    """Whether `prepare` has work to do, which is done while the last batch is processed. `load` may set `prepares`."""
     LOADED_ELSEWHERE: ClassVar[tuple[type[Exception], ...]] = ()
     """Errors of `load` after which Ray starts another worker, on another node perhaps."""
     CARD_FAILED: ClassVar[tuple[type[Exception], ...]] = ()
@@ -50,6 +50,7 @@ class Worker:
         context = ray.get_runtime_context()
         self.actor_id, self.node_id = context.get_actor_id(), context.get_node_id()
         self.tracker = tracker
+        self.prepares = self.PREPARES
         self._turn = threading.Lock()
         self._load_error: Exception | None = None
         messages.send_to_driver(Notices(tracker))
@@ -112,10 +113,13 @@ class Worker:
             raise self._load_error  # ends the run at once; raised in __init__, it would make Ray start more workers
         batch = table.to_pydict()
         batch_id = batch[self.ITEM][0]
-        begun = self._begin(batch_id, batch) if self.PREPARES else None
+        begun = self._begin(batch_id, batch) if self.prepares else None
         with self._turn:
             idle_seconds = time.monotonic() - self._idle_since
-            begun = begun or self._begin(batch_id, batch)
+            if begun is None:
+                begun = self._begin(batch_id, batch)
+            else:
+                self._report("take_turn", batch_id)
             try:
                 results = self._one_by_one(batch_id, batch) if begun.is_replay else self.process(begun.prepared)
             except self.CARD_FAILED as error:
@@ -126,7 +130,7 @@ class Worker:
         return rows
 
     def _begin(self, batch_id: str, batch: dict[str, list[Any]]) -> "Begun":
-        if self._report("begin", batch_id, self.actor_id):
+        if self._report("begin", batch_id, self.actor_id, self.prepares):
             return Begun(False, self.prepare(batch))
         return Begun(True)
 

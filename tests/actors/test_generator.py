@@ -222,11 +222,12 @@ def test_an_image_that_cannot_be_encoded_is_failed_and_costs_no_other(recipe_for
 
 def test_embeddings_of_the_prompts_used_last_are_kept_and_no_more(recipe_for, models, monkeypatch):
     monkeypatch.setattr(generators, "EMBEDDINGS_KEPT", 2)
-    generator = make(recipe_for, models, "sdxl_euler")
+    generator = make(recipe_for, models, "sdxl_euler", batch_size=1)
     encoded = []
     generator.model.pipe.text_encoder.register_forward_hook(lambda *_: encoded.append(1))
     for prompt, encodings in (("a", 1), ("b", 2), ("a", 2), ("c", 3), ("a", 3), ("b", 4)):
-        generator._embed(prompt)
+        generator.prefetch([prompt])  # nothing on CPUs
+        generator._prompts.get(prompt)
         assert len(encoded) == encodings, prompt
 
 

@@ -113,6 +113,26 @@ def test_a_download_that_breaks_off_goes_on(served, recipe_for, said):
     assert max(served.got.values()) == 2
 
 
+def test_a_vae_of_the_hub_is_pinned_to_its_commit_and_downloaded_once(served, commits, recipe_for, monkeypatch):
+    """Offline too; when its branch has moved, the refusal says which revision the output has."""
+    for commit in (NEW, OLD):
+        served.add("lab/vae", commit, commits[commit] / "vae")
+    flags = {"model_path": "tiny", "vae_path": "lab/vae"}
+    recipe = recipe_for(**flags)
+    assert (recipe.vae_path, recipe.vae_revision, recipe.vae_hub_revision) == ("lab/vae", OLD, OLD)
+    for _ in range(2):
+        assert load(recipe).pipe.vae.config._name_or_path == hub.files_of_vae(recipe, print).folder
+    assert served.got["diffusion_pytorch_model.safetensors"] == 1
+    served.main["lab/vae"] = NEW
+    moved = recipe_for(**flags)
+    advice = f"; --vae_revision {OLD} selects the VAE that generated them"
+    assert recipes._revision_advice(moved, vars(recipe)) == advice
+    assert recipe_for(**flags, vae_revision=OLD) == recipe
+    ask(NOBODY, monkeypatch)
+    assert recipe_for(**flags, vae_revision=OLD) == recipe
+    assert load(recipe)
+
+
 ILL = {
     "nobody answers": lambda served: setattr(served, "gone", True),
     "overloaded": lambda served: setattr(served, "api_ill", 503),

@@ -419,12 +419,13 @@ def test_staging_that_a_late_writer_makes_again_is_removed_too(tmp_path):
     assert not (output / ".staging").exists()
 
 
-def test_no_gpu_is_refused_at_once_with_what_to_do(tmp_path, models):
+@pytest.mark.parametrize("batch_size", [None, "auto"])
+def test_no_gpu_is_refused_at_once_with_what_to_do(batch_size, tmp_path, models):
     with pytest.raises(
         Refused,
         match=r"--gpus_per_actor 1: the largest node has 0 GPUs, .*; connect to a cluster with GPUs \(--address\)",
     ):
-        generate(options(tmp_path, model_path=models["sdxl_euler"]))
+        generate(options(tmp_path, model_path=models["sdxl_euler"], batch_size=batch_size))
 
 
 def test_another_recipe_in_the_output_is_refused(output):

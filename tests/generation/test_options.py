@@ -3,6 +3,7 @@
 import pytest
 
 from actors.recipe import Capture
+from ray_app.arguments import parse
 from ray_app.errors import Refused
 from ray_app.flags import DEFAULT_STEPS
 from ray_app.generation.options import Generate, parse_steps
@@ -88,3 +89,17 @@ def test_separate_runs_have_no_other_snapshot():
     Generate(mode="separate").check_flags()
     with pytest.raises(Refused, match=r"--snapshot both: .* use xt with --mode separate"):
         Generate(mode="separate", snapshot="both").check_flags()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "value"),
+    [
+        ([], "off"),
+        (["--compile"], "on"),
+        (["--compile", "--deterministic"], "on"),
+        (["--compile", "auto"], "auto"),
+        (["--compile=auto"], "auto"),
+    ],
+)
+def test_compile_alone_is_on(arguments, value):
+    assert parse("proxyqueue generate", Generate, arguments).compile == value

@@ -58,6 +58,21 @@ class Event:
         return 1.0
 
 
+class Stream:
+    """A CUDA stream that has nothing to wait for, and remembers for which events work on it would wait."""
+
+    def __init__(self, **_: Any) -> None:
+        self.waits_for: list[Event] = []
+
+    def wait_stream(self, other: "Stream") -> None: ...
+
+    def wait_event(self, event: Event) -> None:
+        self.waits_for.append(event)
+
+    def record_event(self) -> Event:
+        return Event()
+
+
 class Device(TorchDispatchMode):
     """What happens on the device that is not there.
 
@@ -65,10 +80,14 @@ class Device(TorchDispatchMode):
         bytes, peak_bytes: storage in use now, and at most since `begin`.
         waits: the lines at which the host waited for a value, since `begin`.
         copies: between host and device, since `begin`.
+        stream: the current one.
+        read_by: by stream, the storages of other streams that its work reads, as `record_stream` says.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self.stream = Stream()
+        self.read_by: dict[Stream, set[int]] = {}
         self.bytes = 0
         self._storages: set[int] = set()
         self._pinned: set[int] = set()
@@ -109,6 +128,19 @@ class Device(TorchDispatchMode):
         non_blocking = non_blocking and on_host.untyped_storage()._cdata in self._pinned
         size = result.numel() * result.element_size()
         self.copies.append(Copy(*devices, size, not non_blocking, _line()))
+
+    @contextlib.contextmanager
+    def use(self, stream: Stream) -> Iterator[None]:
+        """Inside, this is the current stream."""
+        before, self.stream = self.stream, stream
+        try:
+            yield
+        finally:
+            self.stream = before
+
+    def record(self, tensor: torch.Tensor, stream: Stream) -> None:
+        """Remember that a stream reads a tensor."""
+        self.read_by.setdefault(stream, set()).add(tensor.untyped_storage()._cdata)
 
     def pin(self, tensor: torch.Tensor) -> torch.Tensor:
         """Let copies from and to this memory of the host count as asynchronous, if they are requested so."""
@@ -162,9 +194,14 @@ def _patches(device: Device) -> dict[str, Any]:
         "torch.cuda.get_device_properties": lambda *_: Properties(),
         "torch.cuda.set_per_process_memory_fraction": nothing,
         "torch.cuda.empty_cache": nothing,
+        "torch.cuda.max_memory_reserved": lambda *_: device.peak_bytes,
         "torch.cuda.get_rng_state": nothing,
         "torch.cuda.set_rng_state": nothing,
         "torch.cuda.Event": lambda **_: Event(),
+        "torch.cuda.Stream": Stream,
+        "torch.cuda.stream": device.use,
+        "torch.cuda.current_stream": lambda *_: device.stream,
+        "torch.Tensor.record_stream": lambda tensor, stream: device.record(tensor, stream),
         "torch.Tensor.pin_memory": lambda tensor: device.pin(tensor),
         "torch.Tensor.numpy": numpy,
         "torch.Tensor.tolist": tolist,

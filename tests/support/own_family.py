@@ -31,6 +31,8 @@ class StableDiffusion:
         "image_encoder": None,
     }
     denoiser = "unet"
+    compiles_whole_denoiser = True
+    compiling_steps = 10_000.0
     encoders: Mapping[str, str] = {"text_encoder": "tokenizer"}
     dtypes: Mapping[str, str] = {"cpu": "float32", "cuda": "float16"}
     vae_dtype: str | None = None

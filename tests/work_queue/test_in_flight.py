@@ -62,6 +62,24 @@ def test_a_batch_is_in_flight_from_its_begin_to_its_end(book, clock):
     assert book.status(NODES).in_flight == []
 
 
+def test_the_time_of_a_batch_that_waits_begins_with_its_turn(book, clock):
+    assert book.begin("b1", "w1")
+    assert book.begin("b2", "w1", True)
+    clock.now = 10.0
+    assert book.status(NODES).in_flight == [("w1", 10.0)]
+    book.end("b1")
+    book.take_turn("b2")
+    clock.now = 13.0
+    assert book.status(NODES).in_flight == [("w1", 3.0)]
+    book.end("b2")
+    assert book.status(NODES).median_seconds == 6.5
+
+
+def test_a_batch_that_waits_when_its_worker_dies_is_a_replay_too(book):
+    assert book.begin("b2", "w1", True)
+    assert not book.begin("b2", "w2")
+
+
 def test_a_batch_that_begins_again_before_it_ended_is_a_replay(book, clock):
     assert book.begin("b1", "w1")
     clock.now = 5.0

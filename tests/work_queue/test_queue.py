@@ -14,8 +14,9 @@ from ray_app.cluster.capacity import Request
 from ray_app.errors import ClusterRefused, ModelRefused, Refused
 from ray_app.work_queue import watchdog
 from ray_app.work_queue.in_flight import Terms
-from ray_app.work_queue.queue import Pool, Queue, Work
+from ray_app.work_queue.queue import Pool, Queue, Work, tasks_in_flight
 from ray_app.work_queue.worker import Worker
+from tests.support.processes import comes_true
 
 TERMS = Terms("number", "TooSlow", "--seconds")
 KILLS, HANGS, KILLS_ONCE = 13, 17, 19
@@ -89,6 +90,25 @@ def run(folder: Path, numbers: list[int], mode: str = "", timeout: float | None 
     return results
 
 
+class LateSquares(Squares):
+    """The second worker loads when the first one has a batch, which ends when the second one has one too.
+
+    Rows say which worker made them.
+    """
+
+    def load(self, folder: str, mode: str) -> Any:
+        try:
+            (Path(folder) / "first").mkdir()
+        except FileExistsError:
+            comes_true(lambda: any(Path(folder).glob("*.began")), 60)
+        return super().load(folder, mode)
+
+    def process(self, batch: dict[str, list[int]]) -> list[Any]:
+        (self.loaded / f"{self.actor_id}.began").touch()
+        comes_true(lambda: len(list(self.loaded.glob("*.began"))) == 2, 60)
+        return [(number, number * number, self.actor_id) for number in batch["number"]]
+
+
 class PreparedSquares(Squares):
     """Squares what `prepare` made of the numbers, which dies of some."""
 
@@ -146,6 +166,16 @@ def test_what_is_read_before_and_prepared_beside_is_what_workers_process(tmp_pat
     Queue(work, Pool(Request(0.0, (1, 1))), batches).run(lambda table: rows.extend(table.to_pylist()), lambda: None)
     squares = {row["number"]: row["square"] for row in rows}
     assert squares == {10: 100, 11: 121, 12: 144, KILLS: None, 14: 196, 15: 225}
+
+
+def test_a_worker_that_loads_first_takes_no_more_than_its_share(tmp_path):
+    assert [tasks_in_flight(batches, 2, False) for batches in (1, 2, 3, 4, 9)] == [1, 1, 2, 2, 2]
+    assert [tasks_in_flight(batches, 2, True) for batches in (1, 2, 3, 4, 5, 9)] == [1, 1, 2, 2, 3, 3]
+    work = Work(LateSquares, (str(tmp_path), ""), 3, None, "squares", TERMS)
+    batches = [pa.table({"number": [1, 2, 3]}), pa.table({"number": [4, 5, 6]})]
+    rows: list[dict[str, Any]] = []
+    Queue(work, Pool(Request(0.0, (2, 2))), batches).run(lambda table: rows.extend(table.to_pylist()), lambda: None)
+    assert len({row["error"] for row in rows}) == 2
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from actors.generator import ImageGenerator
 from actors.recipe import Capture, Recipe
 from actors.timing import Timing
 from ray_app.generation import memory_estimate
+from ray_app.generation.worker import ImageWorker
 from tests.support.fake_cuda import Copy, Device, fake_cuda
 
 STEPS = 2
@@ -112,7 +113,7 @@ def change(generator: ImageGenerator, **fields: Any) -> None:
     """Give a generator another recipe of the same model."""
     generator.recipe = generator.model.recipe = dataclasses.replace(generator.recipe, **fields)
     generator._sizer = memory.BatchSizer(generator.recipe.batch_size, "cuda", pipelines.most_decoded(generator.recipe))
-    generator._embeddings.clear()
+    generator._prompts._prompts.clear()
 
 
 @pytest.fixture
@@ -122,6 +123,58 @@ def mid(recipe_for: Callable[..., Recipe]) -> Iterator[tuple[ImageGenerator, Dev
     recipe = recipe_for(**flags, batch_size=2)
     with fake_cuda() as device:
         yield ImageGenerator(recipe, CAPTURES), device
+
+
+def test_prompts_that_were_encoded_ahead_are_what_the_denoising_stream_reads(mid):
+    """On a stream of their own; the other one waits for it on the device, and the host for neither."""
+    generator, device = mid
+    used = []
+    generator.model.pipe.text_encoder.register_forward_pre_hook(lambda *_: used.append(device.stream))
+    generator.prefetch(["prompt 0", "prompt 1", "prompt 0"])
+    assert len(used) == 2
+    assert device.stream not in used
+    seen = generate(generator, device)
+    assert seen.columns["status"] == ["ok"] * 2 * len(CAPTURES)
+    assert len(used) == 2  # none was encoded again
+    kept = [generator._prompts._prompts[prompt] for prompt in ("prompt 0", "prompt 1")]
+    assert {prompt.is_done for prompt in kept} <= set(device.stream.waits_for)
+    tensors = [tensor for prompt in kept for tensor in prompt.embeddings.values()]
+    assert {tensor.untyped_storage()._cdata for tensor in tensors} <= device.read_by[device.stream]
+    assert not seen.waits_in_loop
+
+
+class Alone(ImageWorker):
+    """A worker of no cluster."""
+
+    def __init__(self) -> None:
+        self.actor_id, self.prepares = "a" * 32, False
+
+    def _share_of_gpu(self) -> float:
+        return 1.0
+
+
+def test_a_worker_on_a_gpu_encodes_the_prompts_of_a_batch_that_waits(mid):
+    recipe = mid[0].recipe
+    worker = Alone()
+    worker.loaded = worker.load(recipe, CAPTURES, None)
+    assert worker.prepares
+    batch = {"prompt": ["prompt 0"], "seed": [0], "captures": [[0]]}
+    assert worker.prepare(batch) is batch
+    assert "prompt 0" in worker.loaded._prompts._prompts
+
+
+def test_an_error_of_encoding_ahead_is_the_batchs_own(mid, monkeypatch):
+    generator, device = mid
+
+    def fail(prompt: str) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(generator.model, "encode", fail)
+        generator.prefetch(["prompt 0"])
+        assert set(generate(generator, device).columns["error_type"]) == {"OutOfMemory"}
+    change(generator, batch_size=2)
+    assert generate(generator, device).columns["status"] == ["ok"] * 2 * len(CAPTURES)
 
 
 def test_a_vae_on_the_cpu_is_found(mid):

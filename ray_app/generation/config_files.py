@@ -1,0 +1,47 @@
+"""Config files of a model's folder: read as JSON, and single values checked, each fault one line.
+Knows files; nothing of what a config decides."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ray_app.errors import ModelRefused, one_line
+
+
+def read_json(path: str, folder: Path, name: str, kind: str = "a folder of a diffusers pipeline") -> dict[str, Any]:
+    """A config as an object.
+
+    Args:
+        path: the model's, for messages.
+        kind: what a folder without such a file is not.
+
+    Raises:
+        Refused: no such file, or none that can be read.
+    """
+    try:
+        value = json.loads((folder / name).read_text())
+    except FileNotFoundError:
+        raise ModelRefused(f"{path}: no {name}; this is not {kind}", path=path) from None
+    except RecursionError:
+        raise ModelRefused(f"{path}: {name} can't be read: nested too deeply", path=path) from None
+    except (OSError, ValueError) as error:
+        raise ModelRefused(f"{path}: {name} can't be read: {one_line(error)}", path=path) from None
+    if not isinstance(value, dict):
+        raise ModelRefused(f"{path}: {name} is not a JSON object", path=path)
+    return value
+
+
+def positive_int(path: str, name: str, config: dict[str, Any], key: str, default: int) -> int:
+    """A whole number of at least 1 from a model's config; Refused for another value."""
+    value = config.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ModelRefused(f"{path}: {name}: '{key}' is {str(value)[:80]!r}, not a whole number from 1", path=path)
+    return value
+
+
+def vae_factor(path: str, name: str, config: dict[str, Any]) -> int:
+    """Pixels per latent, in both directions, of a VAE; Refused if its config has no list of blocks."""
+    blocks = config.get("block_out_channels", [0] * 4)
+    if not isinstance(blocks, list) or not 1 <= len(blocks) <= 10:
+        raise ModelRefused(f"{path}: {name}: 'block_out_channels' is not a list of 1 to 10 blocks", path=path)
+    return 2 ** (len(blocks) - 1)
