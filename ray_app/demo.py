@@ -44,6 +44,9 @@ SHOWN = (0, 3, 22)
 """Which of the queries' images the contact sheet shows."""
 SQL = f"""SELECT step, count(*) AS images, round(avg(sigma), 2) AS noise_left, round(avg(denoise_seconds), 2) AS seconds
 FROM images WHERE model = '{DEFAULT_MODEL_TYPE}' AND snapshot = 'xt' GROUP BY step ORDER BY step"""
+GAINS = f"""SELECT snapshot, method, step, value, low, high FROM evaluation WHERE model = '{DEFAULT_MODEL_TYPE}'\
+ AND control = 'none' AND metric = '{answer.METRIC}' AND compared_with = 'text' ORDER BY ALL"""
+"""What each step's images gain over text alone."""
 
 
 def demo(options: Demo) -> int:
@@ -187,7 +190,5 @@ def next_commands(out: str) -> list[str]:
     return [
         f"proxyqueue gallery {here} --json_file {queries}",
         f"proxyqueue evaluate {here} --json_file {queries} --images {images}",
-        f'proxyqueue query {here} "SELECT method, step, value, low, high FROM evaluation WHERE model ='
-        "'"
-        f"{DEFAULT_MODEL_TYPE}' AND metric = 'mAP@10' AND compared_with = 'text'\"",
+        f'proxyqueue query {here} "{GAINS}"',
     ]

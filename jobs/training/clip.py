@@ -116,6 +116,27 @@ def train(
     fit("clip", taught, loss, steps, folder, decay=0.99, learning_rate=2e-3, matrix_rate=0.01)
 
 
+def train_texts(
+    model: Any, tokenizer: Any, emojis: Sequence[Emoji], pixels: torch.Tensor, steps: int, batch: int, folder: Path
+) -> None:
+    """Train the text tower alone, which is cheap: each prompt against the finished vectors of all images."""
+    text = torch.nn.ModuleDict({"tower": model.text_model, "projection": model.text_projection})
+    is_held_out = held_out(len(emojis)).tolist()
+    with torch.no_grad():
+        parts = [_unit(model.get_image_features(pixel_values=part).pooler_output) for part in pixels.split(128)]
+        vectors, scale = torch.cat(parts), model.logit_scale.exp().clamp(max=SHARPEST)
+
+    def loss(generator: torch.Generator) -> torch.Tensor:
+        which = torch.randint(len(emojis), (batch,), generator=generator)
+        rng = random.Random(generator.initial_seed())
+        prompts = [prompt(emojis[index], rng, is_held_out[index]) for index in which.tolist()]
+        tokens = tokenizer(prompts, padding="longest", truncation=True, return_tensors="pt")
+        read = _unit(model.get_text_features(**tokens).pooler_output)
+        return F.cross_entropy(scale * read @ vectors.T, which)
+
+    fit("clip_texts", text, loss, steps, folder, decay=0.99, learning_rate=1e-3, matrix_rate=0.01)
+
+
 def prompt(emoji: Emoji, rng: random.Random, is_held_out: bool) -> str:
     """What the text tower reads of an emoji; of one whose name is held out its keywords only."""
     if not is_held_out or not emoji.keywords:

@@ -66,12 +66,11 @@ def to_csv(rows: list[dict[str, Any]]) -> str:
     """A first line with the inputs' hash, then a header and the rows."""
     buffer = io.StringIO()
     buffer.write(f"# inputs {inputs()}\n")
-    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
-    writer.writeheader()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(COLUMNS)
     for row in rows:
-        cells = {name: row[name] for name in COLUMNS}
-        rounded = {name: round(value, DIGITS) for name, value in cells.items() if isinstance(value, float)}
-        writer.writerow({**cells, **rounded})
+        cells = [row[name] for name in COLUMNS]
+        writer.writerow([round(cell, DIGITS) if isinstance(cell, float) else cell for cell in cells])
     return buffer.getvalue()
 
 
@@ -79,9 +78,7 @@ def from_csv(text: str) -> list[dict[str, Any]]:
     """The rows again, with null for empty cells."""
     rows = []
     for row in csv.DictReader(text.splitlines()[1:]):
-        numbers = {
-            name: float(row[name]) if row[name] else None for name in ("value", "low", "high", "p_holm", "weight")
-        }
+        numbers = {name: float(row[name]) if row[name] else None for name in NUMBERS}
         step = int(row["step"]) if row["step"] else None
         rows.append({**row, **numbers, "n": int(row["n"]), "step": step, "compared_with": row["compared_with"] or None})
     return rows

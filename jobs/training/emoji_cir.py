@@ -104,7 +104,7 @@ def images(emojis: Sequence[Emoji]) -> bytes:
     }
     table = pa.table(columns).replace_schema_metadata({"licence": NOTICE})
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression={"name": "zstd", "title": "zstd", "image": "none"})
+    pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()
 
 

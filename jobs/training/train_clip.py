@@ -30,6 +30,8 @@ class TrainClip(Options):
     """Where the finished model goes, in a folder tiny_clip."""
     steps: int = 2000
     """Batches of 64 images with a prompt each to learn from."""
+    text_steps: int = 500
+    """Batches of 128 prompts that the text tower then learns from alone."""
     limit: int | None = None
     """Learn the first N images only, for a try."""
     seed: int = 0
@@ -65,6 +67,7 @@ def _train(options: TrainClip, emojis: Sequence[Emoji]) -> None:
     looks = clip.generated_looks(vae, pixels, options.seed)
     model, tokenizer = clip.untrained(captions.words(emojis), options.seed)
     clip.train(model, tokenizer, emojis, pixels, looks, options.steps, 64, folder)
+    clip.train_texts(model, tokenizer, emojis, pixels, options.text_steps, 128, folder)
     shutil.rmtree(place, ignore_errors=True)
     clip.save(model, tokenizer, place)
     size = sum(file.stat().st_size for file in place.iterdir())

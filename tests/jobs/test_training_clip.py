@@ -51,8 +51,9 @@ def test_the_table_shows_percentages():
 @pytest.mark.slow
 def test_training_from_nothing_to_an_encoder_that_loads(tmp_path):
     assert training_data()
-    flags = ["--limit", "30", "--steps", "2", "--folder", str(tmp_path / "work"), "--output", str(tmp_path)]
-    command = [sys.executable, "-m", "jobs.training.train_clip", *flags]
+    steps = ["--limit", "30", "--steps", "2", "--text_steps", "2"]
+    folders = ["--folder", str(tmp_path / "work"), "--output", str(tmp_path)]
+    command = [sys.executable, "-m", "jobs.training.train_clip", *steps, *folders]
     for is_first in (True, False):
         result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400)
         assert result.returncode == 0, result.stderr
