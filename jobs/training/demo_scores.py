@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from actors import tiny
+from jobs.illustrations import record
 from ray_app import demo
 from ray_app.cli import run_module
 from ray_app.errors import OK
@@ -19,9 +20,9 @@ from ray_app.evaluation import answer
 from ray_app.generation.options import Demo
 from ray_app.output import layout
 
-ROOT = Path(__file__).parents[2]
-TABLE = ROOT / "docs" / "demo-scores.csv"
-PLOT = ROOT / ".github" / "scores.png"
+TABLE = record.ROOT / "docs" / "demo-scores.csv"
+PLOT = record.FOLDER / "scores.png"
+PLOT_SOURCES = ("docs/demo-scores.csv", "ray_app/evaluation/answer.py")
 NUMBERS = ("value", "low", "high", "p_holm", "weight")
 COLUMNS = ("model", "snapshot", "step", "method", "control", "metric", "compared_with", "n", *NUMBERS)
 DIGITS = 2
@@ -44,6 +45,7 @@ def demo_scores(options: DemoScores) -> int:
     text = to_csv([row for row in rows if is_recorded(row)])
     TABLE.write_text(text, encoding="utf-8")
     PLOT.write_bytes(plot_of(text))
+    record.write(PLOT.name, PLOT_SOURCES)
     print(f"\nscores  {TABLE}\nplot    {PLOT}")
     return OK
 
