@@ -178,10 +178,11 @@ def test_the_plan_is_shown_without_a_gpu(capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # two minutes on a quiet machine
 def test_the_whole_command_with_tiny_models(tmp_path):
     output = tmp_path / "gpu.json"
     command = [*(sys.executable, "-m", MODULE), "--try", "--output", str(output)]
-    ended = run(command, 500, tmp_path / "said.txt")
+    ended = run(command, 850, tmp_path / "said.txt")
     assert ended.code == 0, ended.said
     entries = json.loads(output.read_text())["pieces"]
     tried = {piece.name for piece in PIECES if piece.is_tried}

@@ -33,7 +33,6 @@ def test_the_limit_has_the_generators_latents(recipe_for, tmp_path):
         "batch_of_one",
         "usual_malloc",
         "vae_bfloat16",
-        "vae_float16",
         "channels_last",
         "fused_qkv",
         pytest.param("compiled", marks=pytest.mark.slow),

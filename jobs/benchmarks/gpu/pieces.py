@@ -69,7 +69,7 @@ class Piece:
     def _speed(self, size: Size, is_try: bool) -> list[str]:
         arguments = ["jobs.benchmarks.speed", "--model_type", self.model_type]
         if is_try:
-            arguments += ["--model", "tiny", "--max_inference_steps", "2", "--arrangement", "threads"]
+            arguments += ["--model", "tiny", "--max_inference_steps", "2", "--arrangement", "processes"]
             arguments += ["--num_workers", "1"]
             size = Size(prompts=3, rounds=1)
         else:

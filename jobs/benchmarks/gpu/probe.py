@@ -51,6 +51,8 @@ def probe(options: Probe) -> int:
     """Measure and write; the exit code."""
     device = "cpu" if options.try_ else "cuda"
     model_path = "tiny" if options.try_ else "full"
+    if options.try_:
+        torch.set_num_threads(1)  # two that wait for each other take long on a busy machine
     used_before = _used_gb()
     recipe = recipes.resolve(Generate(model_type=options.model_type, model_path=model_path, device=device))
     began = time.perf_counter()
