@@ -104,7 +104,7 @@ def choose_batch_size(options: Generate, recipe: Recipe, gpus: list[Gpu]) -> int
 
 
 def needed(recipe: Recipe, images: int) -> float:
-    """Bytes of a GPU for batches of so many images: the estimate, corrected by the last peak of such a model here."""
+    """Bytes of a GPU for batches of this size: the estimate, corrected by the last peak of such a model here."""
 
     def estimate(images: int) -> tuple[float, float]:
         batch = Batch(images, recipe.height, recipe.width, recipe.guidance_scale > 1)

@@ -42,7 +42,7 @@ class InFlight:
     started: float
     is_one_item: bool = False
     is_waiting: bool = False
-    """Begun, but only prepared: the worker processes another batch. No time limit applies."""
+    """Begun and prepared, while the worker processes another batch. No time limit applies."""
     timed_out: bool = False
     node_died: bool = False
     nodes_lost: int = 0
@@ -162,15 +162,14 @@ class InFlightTracker:
         if self._holders is not None:
             self._holders.hold(card)
 
-    def begin(self, batch: str, worker: str, is_waiting: bool = False) -> bool:
+    def begin(self, batch: str, worker: str) -> bool:
         """A worker begins a batch. False: another worker died with it, so its items are to run one by one.
 
-        One that `is_waiting` is only prepared, until `take_turn`. A card that failed, or a lost node, says nothing
-        about the batch that its worker had: the next try counts as the first one again.
+        A card that failed, or a lost node, says nothing about the batch that its worker had: the next try counts as the
+        first one again.
         """
         previous = self._batches.get(batch)
         current = self._batches[batch] = self._in_flight(worker)
-        current.is_waiting = is_waiting
         if previous is None:
             return True
         self._replays += 1
@@ -178,6 +177,10 @@ class InFlightTracker:
         current.nodes_lost = previous.nodes_lost + is_node_excused
         current.is_one_item = previous.is_one_item or not (is_node_excused or previous.card_failed)
         return not current.is_one_item
+
+    def wait_for_turn(self, batch: str) -> None:
+        """A batch is prepared, and its worker may be processing another one."""
+        self._batches[batch].is_waiting = True
 
     def take_turn(self, batch: str) -> None:
         """A worker processes a batch that was waiting: its time starts now."""

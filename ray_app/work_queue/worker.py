@@ -113,7 +113,10 @@ class Worker:
             raise self._load_error  # ends the run at once; raised in __init__, it would make Ray start more workers
         batch = table.to_pydict()
         batch_id = batch[self.ITEM][0]
-        begun = self._begin(batch_id, batch) if self.prepares else None
+        begun = None
+        if self.prepares:
+            begun = self._begin(batch_id, batch)
+            self._report("wait_for_turn", batch_id)
         with self._turn:
             idle_seconds = time.monotonic() - self._idle_since
             if begun is None:
@@ -130,7 +133,7 @@ class Worker:
         return rows
 
     def _begin(self, batch_id: str, batch: dict[str, list[Any]]) -> "Begun":
-        if self._report("begin", batch_id, self.actor_id, self.prepares):
+        if self._report("begin", batch_id, self.actor_id):
             return Begun(False, self.prepare(batch))
         return Begun(True)
 

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from actors import compiled
 from actors.errors import ModelError
 from actors.families import FAMILIES
 from actors.generator import ImageGenerator
+from actors.pipelines import load
 from actors.recipe import Capture
 from tests.conftest import ROOT, run_python
 from tests.support.processes import wait_for
@@ -106,10 +108,25 @@ def images(recipe_for: Callable, **flags: object) -> np.ndarray:
     return generator.pixels(["a dog", "a cat"], [0, 1], [Capture(2)])[Capture(2)]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_compiled_images_are_equal_but_for_low_bits(model_type, recipe_for, folder):
-    """Denoiser and decoder, with a real compiler; a second process of the same machine finds all code."""
+def test_the_denoiser_and_the_vaes_decoder_are_compiled(model_type, recipe_for):
+    """When they are first called: nothing is called here."""
+    model = load(recipe_for(model_type=model_type, model_path="tiny", compile="on"))
+    assert is_compiled(model.pipe.vae.decoder)
+    assert is_compiled(model.denoiser) == FAMILIES[model_type].compiles_whole_denoiser
+    assert any(is_compiled(module) for module in model.denoiser.modules())
+    plain = load(recipe_for(model_type=model_type, model_path="tiny"))
+    assert not any(is_compiled(module) for module in [*plain.denoiser.modules(), *plain.pipe.vae.modules()])
+
+
+def is_compiled(module: torch.nn.Module) -> bool:
+    return module._compiled_call_impl is not None
+
+
+@pytest.mark.slow
+def test_compiled_images_are_equal_but_for_low_bits(recipe_for, folder):
+    """With a real compiler; a second process of the same machine finds all code. SDXL's whole UNet takes minutes."""
+    model_type = "flux"
     plain = images(recipe_for, model_type=model_type)
     quick = images(recipe_for, model_type=model_type, compile="on")
     assert np.abs(plain.astype(int) - quick.astype(int)).max() <= 2

@@ -45,7 +45,7 @@ def options(**flags) -> Generate:
 
 
 def plan_of(steps: int, denoises: int) -> Plan:
-    """A plan of so many denoises, each with so many steps."""
+    """A plan of several denoises with the same number of steps."""
     queries = circo.load(str(SAMPLE), "multi_gpt-3.5_opt", 1).queries()
     slots = circo.slots(queries, denoises, 0, "image", "jpg").slice(0, denoises)
     captures = options(save_steps=(str(steps),), max_inference_steps=steps).captures()

@@ -63,8 +63,12 @@ def test_a_batch_is_in_flight_from_its_begin_to_its_end(book, clock):
 
 
 def test_the_time_of_a_batch_that_waits_begins_with_its_turn(book, clock):
+    """What is prepared before has the same limit as what is processed."""
     assert book.begin("b1", "w1")
-    assert book.begin("b2", "w1", True)
+    assert book.begin("b2", "w1")
+    clock.now = 4.0
+    assert book.status(NODES).in_flight == [("w1", 4.0), ("w1", 4.0)]
+    book.wait_for_turn("b2")
     clock.now = 10.0
     assert book.status(NODES).in_flight == [("w1", 10.0)]
     book.end("b1")
@@ -76,7 +80,8 @@ def test_the_time_of_a_batch_that_waits_begins_with_its_turn(book, clock):
 
 
 def test_a_batch_that_waits_when_its_worker_dies_is_a_replay_too(book):
-    assert book.begin("b2", "w1", True)
+    assert book.begin("b2", "w1")
+    book.wait_for_turn("b2")
     assert not book.begin("b2", "w2")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from actors import memory, pipelines
+from actors import memory, peaks, pipelines
 from actors.families import FAMILIES, sdxl
 from actors.generator import ImageGenerator
 from actors.recipe import Capture, Recipe
@@ -125,24 +125,6 @@ def mid(recipe_for: Callable[..., Recipe]) -> Iterator[tuple[ImageGenerator, Dev
         yield ImageGenerator(recipe, CAPTURES), device
 
 
-def test_prompts_that_were_encoded_ahead_are_what_the_denoising_stream_reads(mid):
-    """On a stream of their own; the other one waits for it on the device, and the host for neither."""
-    generator, device = mid
-    used = []
-    generator.model.pipe.text_encoder.register_forward_pre_hook(lambda *_: used.append(device.stream))
-    generator.prefetch(["prompt 0", "prompt 1", "prompt 0"])
-    assert len(used) == 2
-    assert device.stream not in used
-    seen = generate(generator, device)
-    assert seen.columns["status"] == ["ok"] * 2 * len(CAPTURES)
-    assert len(used) == 2  # none was encoded again
-    kept = [generator._prompts._prompts[prompt] for prompt in ("prompt 0", "prompt 1")]
-    assert {prompt.is_done for prompt in kept} <= set(device.stream.waits_for)
-    tensors = [tensor for prompt in kept for tensor in prompt.embeddings.values()]
-    assert {tensor.untyped_storage()._cdata for tensor in tensors} <= device.read_by[device.stream]
-    assert not seen.waits_in_loop
-
-
 class Alone(ImageWorker):
     """A worker of no cluster."""
 
@@ -153,28 +135,34 @@ class Alone(ImageWorker):
         return 1.0
 
 
-def test_a_worker_on_a_gpu_encodes_the_prompts_of_a_batch_that_waits(mid):
-    recipe = mid[0].recipe
-    worker = Alone()
-    worker.loaded = worker.load(recipe, CAPTURES, None)
-    assert worker.prepares
-    batch = {"prompt": ["prompt 0"], "seed": [0], "captures": [[0]]}
-    assert worker.prepare(batch) is batch
-    assert "prompt 0" in worker.loaded._prompts._prompts
+def test_prompts_of_a_batch_that_waits_are_encoded_for_the_denoising_stream(recipe_for, monkeypatch, tmp_path):
+    """On a stream of their own; the other one waits for it on the device, and the host for neither."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # where the worker keeps the peak of its memory
+    flags = {"model_path": "mid", "device": "cuda", "max_inference_steps": STEPS, "save_steps": (str(STEPS),)}
+    recipe, worker, used = recipe_for(**flags, batch_size=2), Alone(), []
+    with fake_cuda() as device:
+        worker.loaded = generator = worker.load(recipe, CAPTURES, None)
+        assert peaks.read(recipe) == peaks.Peak(2, generator.peak)
+        generator.model.pipe.text_encoder.register_forward_pre_hook(lambda *_: used.append(device.stream))
+        worker.prepare({"prompt": ["prompt 0", "prompt 1", "prompt 0"]})
+        assert len(used) == 2
+        assert device.stream not in used
+        seen = generate(generator, device)
+        assert seen.columns["status"] == ["ok"] * 2 * len(CAPTURES)
+        assert len(used) == 2  # none was encoded again
+        kept = [generator._prompts._prompts[prompt] for prompt in ("prompt 0", "prompt 1")]
+        assert {prompt.is_done for prompt in kept} <= set(device.stream.waits_for)
+        tensors = [tensor for prompt in kept for tensor in prompt.embeddings.values()]
+        assert {tensor.untyped_storage()._cdata for tensor in tensors} <= device.read_by[device.stream]
+        assert not seen.waits_in_loop
 
+        def fail(prompt: str) -> Any:
+            raise torch.OutOfMemoryError("CUDA out of memory")
 
-def test_an_error_of_encoding_ahead_is_the_batchs_own(mid, monkeypatch):
-    generator, device = mid
-
-    def fail(prompt: str) -> Any:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(generator.model, "encode", fail)
-        generator.prefetch(["prompt 0"])
+        change(generator, batch_size=2)
+        monkeypatch.setattr(generator.model, "encode", fail)
+        worker.prepare({"prompt": ["prompt 0"]})  # the error is the batch's own
         assert set(generate(generator, device).columns["error_type"]) == {"OutOfMemory"}
-    change(generator, batch_size=2)
-    assert generate(generator, device).columns["status"] == ["ok"] * 2 * len(CAPTURES)
 
 
 def test_a_vae_on_the_cpu_is_found(mid):
