@@ -30,6 +30,14 @@ class Model:
         self.family, self.pipe, self.recipe = family, pipe, recipe
         self.denoiser = getattr(pipe, family.denoiser)
 
+    def compile(self) -> None:
+        """Let the denoiser and the VAE's decoder be compiled when they are first called."""
+        if self.family.compiles_whole_denoiser:
+            self.denoiser.compile()
+        else:
+            self.denoiser.compile_repeated_blocks()
+        self.pipe.vae.decoder.compile()
+
     @torch.no_grad()
     def encode(self, prompt: str) -> Embeddings:
         """Embeddings of one prompt, as the pipeline itself would make them; negative ones if guidance needs them."""
@@ -86,17 +94,8 @@ def load(recipe: Recipe) -> Model:
     pipe.to(recipe.device)
     model = Model(family, pipe, recipe)
     if recipe.compiled:
-        _compile(model)
+        model.compile()
     return model
-
-
-def _compile(model: Model) -> None:
-    """Let the denoiser and the VAE's decoder be compiled when they are first called."""
-    if model.family.compiles_whole_denoiser:
-        model.denoiser.compile()
-    else:
-        model.denoiser.compile_repeated_blocks()
-    model.pipe.vae.decoder.compile()
 
 
 def _from_pretrained(family: Family, recipe: Recipe, dtypes: dict[str, torch.dtype]) -> Any:

@@ -21,7 +21,7 @@ WHAT = {
     "vae_float16": "the bare pipeline with the VAE in float16",
     "channels_last": "the bare pipeline with denoiser and VAE in torch's channels_last format",
     "fused_qkv": "the bare pipeline with fused projections of queries, keys and values",
-    "compiled": "the bare pipeline with the denoiser's blocks compiled",
+    "compiled": "the bare pipeline compiled as with --compile",
 }
 
 

@@ -251,10 +251,10 @@ def fused_qkv(model: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def compiled(model: Any) -> Iterator[None]:
-    """The denoiser's repeated blocks are compiled, in the warm-up, so the time that compiling takes is not counted."""
-    model.denoiser.compile_repeated_blocks()
+    """Compiled as with `--compile`, in the warm-up, so the time that compiling takes is not counted."""
+    model.compile()
     yield
-    for module in model.denoiser.modules():
+    for module in (*model.denoiser.modules(), *model.pipe.vae.decoder.modules()):
         module._compiled_call_impl = None  # set by compiling in place
 
 
