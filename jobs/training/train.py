@@ -41,7 +41,7 @@ class Train(Options):
     """Batches of 64 prompts that the text encoders learn from."""
     unet_steps: int = 7000
     """Batches of 32 prompts that SDXL's denoiser learns from."""
-    transformer_steps: int = 11000
+    transformer_steps: int = 14000
     """Batches of 32 prompts that Flux's denoiser learns from."""
     limit: int | None = None
     """Learn the first N images only, for a try."""

@@ -33,7 +33,7 @@ pc: Any = pyarrow.compute
 RATE_SECONDS = 300
 """Images/s are measured over the last five minutes, or since the first image within them."""
 NUMBERS = ("step", "asked", "done", "failed", "missing", "bytes")
-"""Columns of the table of steps, by their names in the JSON; the text calls what was asked for requested."""
+"""Columns of the table of steps, by their names in the JSON; "asked" is "requested" in the text."""
 MOST_RUNS = 10
 """How many runs the text names, the newest; json names all."""
 
