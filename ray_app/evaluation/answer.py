@@ -77,9 +77,16 @@ def sentences(scores: Scores, method: str = "proxy") -> list[str]:
                 finding = finding or f"step {row['step']} still differs from step {last}"
                 told.append(
                     f"{model} {snapshot}: {finding} ({row['value']:+.1f} at step {row['step']},"
-                    f" 95 %: {row['low']:.1f} to {row['high']:.1f})"
+                    f" 95 %: {row['low']:.1f} to {row['high']:.1f}{_by_holm(row['p_holm'])})"
                 )
     return told
+
+
+def _by_holm(p: float | None) -> str:
+    """Beside an interval of one step, the p-value that takes all steps into account."""
+    if p is None:
+        return ""
+    return f", p {'< 0.01' if p < 0.01 else f'= {p:.2f}'} after Holm"
 
 
 def plot(scores: Scores, note: str = "") -> bytes:

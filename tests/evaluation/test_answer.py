@@ -41,8 +41,13 @@ def test_the_table_has_a_column_per_model_and_kind_of_snapshot():
 
 def test_sentences_name_the_first_step_from_which_on_no_difference_is_shown():
     late, early = answer.sentences(answer.Scores(rows()))
-    assert late == "sdxl xt: step 4 still differs from step 32 (-30.0 at step 4, 95 %: -1.0 to 1.0)"
-    assert early == ("sdxl x0: from step 1 on no difference to step 32 is shown (-5.0 at step 1, 95 %: -1.0 to 1.0)")
+    assert (
+        late == "sdxl xt: step 4 still differs from step 32 (-30.0 at step 4, 95 %: -1.0 to 1.0, p = 0.01 after Holm)"
+    )
+    assert early == (
+        "sdxl x0: from step 1 on no difference to step 32 is shown (-5.0 at step 1, 95 %: -1.0 to 1.0, p = 0.20 after"
+        " Holm)"
+    )
 
 
 def test_a_step_is_not_enough_if_a_later_one_differs():
