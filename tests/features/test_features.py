@@ -215,6 +215,7 @@ def test_the_view_has_one_row_per_vector_and_clean_removes_the_parts(here, capsy
     assert not list((here / "out").rglob("*.parquet"))
 
 
+@pytest.mark.slow
 def test_a_real_encoder_on_real_images_from_end_to_end(ray_local, drawn, tmp_path, capsys):
     """Real jpgs, one of them truncated, and a tiny CLIP; its vectors are those of the encoder without Ray."""
     from actors.encoder import ImageEncoder

@@ -210,6 +210,7 @@ def test_more_prompts_and_steps_are_added_to_existing_images(output, finished):
     assert {name: images[name] for name in read_tree(finished)} == read_tree(finished)
 
 
+@pytest.mark.slow
 def test_shares_meet_in_one_output(finished, tmp_path):
     for idx in range(2):
         assert generate(options(tmp_path / "out", idx=idx, gpu_num=2)) == OK
@@ -238,6 +239,7 @@ def test_stale_feature_caches_go_with_the_images_they_were_made_of(output):
     assert other.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_both_snapshots_of_flux_in_png(tmp_path):
     flags = {"model_type": "flux", "snapshot": "both", "image_format": "png", "limit": 1, "img_per_prompt": 2}
@@ -329,6 +331,7 @@ def no_garbage_collection() -> Iterator[None]:
     gc.enable()
 
 
+@pytest.mark.slow
 def test_runs_that_failed_leave_no_actor_that_the_next_would_wait_for(no_garbage_collection, tmp_path):
     """Each takes a CPU of this Ray, which has fewer than there are such runs here."""
     asked = options(tmp_path / "out", json_file=with_prompts(tmp_path, {(0, 0): FAULT}), limit=1)

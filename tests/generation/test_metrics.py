@@ -5,6 +5,7 @@ import json
 import urllib.request
 
 import pyarrow as pa
+import pytest
 
 from ray_app.errors import SOME_FAILED
 from ray_app.generation.generate import generate
@@ -70,6 +71,7 @@ def observe_known_seconds() -> None:
     Metrics(METRICS, {"model": "flux"}).observe(pa.Table.from_pylist(rows, schema))
 
 
+@pytest.mark.slow
 def test_prometheus_finds_what_was_generated(ray_local, tmp_path):
     entries = json.loads(SAMPLE.read_text())
     entries[1]["multi_gpt-3.5_opt"][1] = FAILS

@@ -90,6 +90,7 @@ def test_a_prompt_that_hangs_is_given_up_after_the_timeout(clean_tree, tmp_path,
     assert "(limit 4 s, --denoise_timeout); restarting the worker." in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_model_that_kills_every_worker_while_loading_ends_the_run(ray_local, tmp_path):
     with pytest.raises(Refused, match=r"tiny: \d+ workers died while loading it \(out of memory\?\)"):
         generate(asked(tmp_path, PROMPTS), worker=DyingLoader)

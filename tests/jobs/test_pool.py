@@ -1,10 +1,13 @@
 """The pool of processes: each generates its share, and those without one wait for them."""
 
+import pytest
+
 from jobs.benchmarks.pool import started_pool
 
 PROMPTS = ["a dog", "a cat on a mat"]
 
 
+@pytest.mark.slow
 def test_each_process_generates_its_share_and_the_rest_is_idle(recipe_for, tmp_path):
     recipe = recipe_for(model_path="tiny", max_inference_steps=2, batch_size=1)
     shares = [[(number, prompt, 0)] for number, prompt in enumerate(PROMPTS)]

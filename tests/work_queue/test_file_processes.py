@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pytest
 
 from ray_app.cluster.capacity import Request
 from ray_app.work_queue import file_processes, watchdog
@@ -37,6 +38,7 @@ class PatientSquares(Squares):
         return super().load(folder, mode)
 
 
+@pytest.mark.slow
 def test_processes_are_ready_to_write_before_the_first_batch(ray_local, tmp_path, monkeypatch):
     monkeypatch.setattr(watchdog, "POLL_SECONDS", 0.1)
     work = Work(PatientSquares, (str(tmp_path), ""), 3, Noted(tmp_path), "squares", TERMS)
