@@ -6,6 +6,8 @@ import functools
 import io
 import json
 import shlex
+import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -186,9 +188,18 @@ def _show(out: str) -> None:
 def next_commands(out: str) -> list[str]:
     """Three commands that work on the demo's output."""
     here = f"--output_base_path {shlex.quote(out)}"
+    call = _callable_name()
     queries, images = shlex.quote(str(QUERIES)), shlex.quote(str(IMAGES))
     return [
-        f"proxyqueue gallery {here} --json_file {queries}",
-        f"proxyqueue evaluate {here} --json_file {queries} --images {images}",
-        f'proxyqueue query {here} "{GAINS}"',
+        f"{call} gallery {here} --json_file {queries}",
+        f"{call} evaluate {here} --json_file {queries} --images {images}",
+        f'{call} query {here} "{GAINS}"',
     ]
+
+
+def _callable_name() -> str:
+    """`proxyqueue` as this shell finds it: by its name, or by its path in an environment that is not activated."""
+    if shutil.which("proxyqueue"):
+        return "proxyqueue"
+    script = Path(sys.executable).with_name("proxyqueue")
+    return shlex.quote(str(script)) if script.is_file() else f"{shlex.quote(sys.executable)} -m ray_app"
