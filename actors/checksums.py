@@ -7,10 +7,11 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from actors import user_cache
 
 KEPT_FROM = 2**20
 """Smallest size in bytes of a file whose checksum is kept: smaller ones are read as fast."""
@@ -78,7 +79,7 @@ def _kept() -> Iterator[dict[str, list]]:
 
     Without a cache that can be read or written, they are empty and not kept.
     """
-    path = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "proxyqueue" / "checksums.json"
+    path = user_cache.folder() / "checksums.json"
     with contextlib.ExitStack() as locked:
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,10 +91,4 @@ def _kept() -> Iterator[dict[str, list]]:
         yield kept
         if kept != original:
             with contextlib.suppress(OSError):
-                _replace(path, json.dumps(kept))
-
-
-def _replace(path: Path, text: str) -> None:
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        file.write(text)
-    os.replace(file.name, path)
+                user_cache.replace(path, json.dumps(kept))

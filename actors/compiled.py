@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from actors import user_cache
 from actors.errors import ModelError
 
 VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
@@ -16,8 +17,7 @@ VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 def folder() -> Path:
     """Where compiled code is kept: the folder of `VARIABLE`, or "compiled" in the project's cache."""
-    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(os.environ.get(VARIABLE) or os.path.join(caches, "proxyqueue", "compiled"))
+    return Path(os.environ.get(VARIABLE) or user_cache.folder() / "compiled")
 
 
 @contextlib.contextmanager

@@ -4,10 +4,9 @@ Knows files; nothing of torch."""
 import contextlib
 import dataclasses
 import json
-import os
-import tempfile
 from pathlib import Path
 
+from actors import user_cache
 from actors.recipe import Recipe, fingerprint
 
 DECISIVE = (
@@ -38,12 +37,9 @@ def keep(recipe: Recipe, peak: int) -> None:
     file = _file(recipe)
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as staged:
-            json.dump({"batch_size": recipe.batch_size, "bytes": peak}, staged)
-        os.replace(staged.name, file)
+        user_cache.replace(file, json.dumps({"batch_size": recipe.batch_size, "bytes": peak}))
 
 
 def _file(recipe: Recipe) -> Path:
-    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     key = {name: getattr(recipe, name) for name in DECISIVE} | {"is_guided": recipe.guidance_scale > 1}
-    return Path(caches) / "proxyqueue" / "peaks" / f"{fingerprint(key)}.json"
+    return user_cache.folder() / "peaks" / f"{fingerprint(key)}.json"

@@ -1,19 +1,17 @@
 """What an encoder's config says, read before anything is loaded: its kind, image size and vector size.
 Knows folders and the hub; imports neither torch nor transformers."""
 
-import json
 import os
-import re
 from pathlib import Path
 from typing import Any
 
-from actors import checksums, encoders, hub, tiny, weights
+from actors import encoders, hub, tiny, weights
 from actors.encoders import CONFIG, KINDS, PROCESSOR, Encoder
 from actors.errors import ModelError
-from ray_app.errors import ModelRefused, one_line
+from ray_app import model_folders
+from ray_app.errors import ModelRefused
 from ray_app.features.options import BATCH_SIZES, Features
 from ray_app.messages import LOG
-from ray_app.progress import Bytes
 
 IMAGE_SIZE = 224
 """Of transformers' configs that don't say; likewise these sizes of vectors."""
@@ -36,7 +34,7 @@ def resolve(options: Features) -> Encoder:
         names = weights.names_in(folder)
     elif path and folder.is_dir():
         path, names, commit = str(folder.resolve()), weights.names_in(folder), None
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+", path) and not path.startswith("."):
+    elif model_folders.is_hub_id(path):
         snapshot = _look_up(path, revision)
         folder, names, commit = snapshot.folder, list(snapshot.sizes), snapshot.commit
     else:
@@ -45,7 +43,7 @@ def resolve(options: Features) -> Encoder:
             f"--encoder {path or repr(path)}: no such folder, no hub id (owner/name), and none of {known}",
             flag="encoder",
         )
-    config = _read_config(path, folder)
+    config = model_folders.read_json(path, folder, CONFIG, "a model of transformers")
     kind = config.get("model_type")
     if kind not in KINDS:
         raise ModelRefused(
@@ -59,7 +57,7 @@ def resolve(options: Features) -> Encoder:
     keys, default_size = VECTOR_SIZES[kind]
     return Encoder(
         path=path,
-        revision=commit or _fingerprint(path, folder, names),
+        revision=commit or model_folders.revision(path, folder, encoders.names_read(names)),
         kind=kind,
         image_size=_positive_int(path, config, ("vision_config", "image_size"), IMAGE_SIZE),
         vector_size=_positive_int(path, config, keys, default_size),
@@ -75,25 +73,6 @@ def _look_up(path: str, revision: str | None) -> hub.Snapshot:
         return hub.look_up(path, revision, LOG.warning, index=CONFIG)
     except ModelError as error:
         raise ModelRefused(str(error)) from None
-
-
-def _fingerprint(path: str, folder: Path, names: list[str]) -> str:
-    try:
-        return checksums.of_folder(folder, encoders.names_read(names), Bytes(f"of {path} read").show)
-    except OSError as error:
-        raise ModelRefused(f"{error.filename or path}: can't be read: {error.strerror}") from None
-
-
-def _read_config(path: str, folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / CONFIG).read_text())
-    except FileNotFoundError:
-        raise ModelRefused(f"{path}: no {CONFIG}; this is not a model of transformers", path=path) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelRefused(f"{path}: {CONFIG} can't be read: {one_line(error, 200)}", path=path) from None
-    if not isinstance(config, dict):
-        raise ModelRefused(f"{path}: {CONFIG} is not a JSON object", path=path)
-    return config
 
 
 def _positive_int(path: str, config: dict[str, Any], keys: tuple[str, ...], default: int) -> int:

@@ -1,22 +1,20 @@
 """What a model's config files say, read before anything is loaded: family, scheduler, default size.
 Knows folders and the hub; imports neither torch nor diffusers."""
 
-import contextlib
 import dataclasses
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any
 
-from actors import checksums, hub, random_weights, tiny, weights
+from actors import hub, random_weights, tiny, weights
 from actors.errors import ModelError
 from actors.families import FAMILIES, Family
 from actors.recipe import fingerprint
+from ray_app import model_folders
 from ray_app.errors import ModelRefused
-from ray_app.generation.config_files import positive_int, read_json, vae_factor
 from ray_app.messages import LOG
-from ray_app.progress import Bytes
+from ray_app.model_folders import positive_int, read_json, vae_factor
 
 SCHEDULER = "scheduler/scheduler_config.json"
 VAE = "vae/config.json"
@@ -51,13 +49,7 @@ class ModelCard:
         Raises:
             Refused: a file can't be read.
         """
-        if self.commit:
-            return self.commit
-        try:
-            with contextlib.closing(Bytes(f"of {self.path} read")) as shown:
-                return checksums.of_folder(self.folder, self.files, shown.show)
-        except OSError as error:
-            raise ModelRefused(f"{error.filename or self.path}: can't be read: {error.strerror}") from None
+        return self.commit or model_folders.revision(self.path, self.folder, self.files)
 
     def scheduler_fingerprint(self) -> str:
         """A hash of what decides the scheduler's steps."""
@@ -129,7 +121,7 @@ def read_card(model_type: str, path: str, revision: str | None, half: bool, vari
             f"{path}: is a file, and --model_path takes the folder of a diffusers pipeline; make one with"
             f" {family.pipeline}.from_single_file({path!r}).save_pretrained(FOLDER)"
         )
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+", path) and not path.startswith("."):
+    elif model_folders.is_hub_id(path):
         snapshot = _of_hub(path, revision)
         folder, names, commit = snapshot.folder, list(snapshot.sizes), snapshot.commit
     else:

@@ -1,22 +1,20 @@
 """A VAE that replaces a model's own, as its config describes it: whether it fits the model, and its default dtype.
 Knows folders and the hub; imports neither torch nor diffusers."""
 
-import contextlib
 import dataclasses
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from actors import checksums, hub, weights
+from actors import hub, weights
 from actors.errors import ModelError
 from actors.families import Family
+from ray_app import model_folders
 from ray_app.errors import ModelRefused
-from ray_app.generation.config_files import read_json, vae_factor
 from ray_app.generation.model_card import ModelCard
 from ray_app.messages import LOG
-from ray_app.progress import Bytes
+from ray_app.model_folders import read_json, vae_factor
 
 LATENTS: Mapping[str, Any] = {
     "_class_name": None,
@@ -45,13 +43,7 @@ class VaeCard:
         Raises:
             Refused: a file can't be read.
         """
-        if self.commit:
-            return self.commit
-        try:
-            with contextlib.closing(Bytes(f"of {self.path} read")) as shown:
-                return checksums.of_folder(self.folder, self.files, shown.show)
-        except OSError as error:
-            raise ModelRefused(f"{error.filename or self.path}: can't be read: {error.strerror}") from None
+        return self.commit or model_folders.revision(self.path, self.folder, self.files)
 
     def check_fits(self, model: ModelCard) -> None:
         """Raise Refused for a VAE that decodes other latents than the model's own."""
@@ -87,7 +79,7 @@ def read_vae(path: str, revision: str | None) -> VaeCard:
         if (folder / weights.INDEX).is_file():
             raise ModelRefused(f"--vae_path {path}: holds a pipeline; take its folder vae", flag="vae_path")
         path, names, commit = str(folder.resolve()), weights.names_in(folder), None
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+", path) and not path.startswith("."):
+    elif model_folders.is_hub_id(path):
         try:
             snapshot = hub.look_up(path, revision, LOG.warning, index=weights.VAE_CONFIG)
         except ModelError as error:

@@ -1,11 +1,37 @@
-"""Config files of a model's folder: read as JSON, and single values checked, each fault one line.
+"""Folders of models, of this machine or the hub: names, checksums, config files; each fault is one line.
 Knows files; nothing of what a config decides."""
 
+import contextlib
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from actors import checksums
 from ray_app.errors import ModelRefused, one_line
+from ray_app.progress import Bytes
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether a path has the form of a hub id, owner/name."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", path) is not None and not path.startswith(".")
+
+
+def revision(path: str, folder: Path, files: Sequence[str]) -> str:
+    """The "sha256:…" of a local folder's files, which are read once; shows how far that is.
+
+    Args:
+        path: the model's, for messages.
+
+    Raises:
+        Refused: a file can't be read.
+    """
+    try:
+        with contextlib.closing(Bytes(f"of {path} read")) as shown:
+            return checksums.of_folder(folder, files, shown.show)
+    except OSError as error:
+        raise ModelRefused(f"{error.filename or path}: can't be read: {error.strerror}") from None
 
 
 def read_json(path: str, folder: Path, name: str, kind: str = "a folder of a diffusers pipeline") -> dict[str, Any]:
