@@ -60,7 +60,7 @@ class Speed(Options):
     batch_size: int | None = None
     """Prompts that proxyqueue and the bare model denoise together. Default depends on the model."""
     num_workers: str | None = None
-    """Actors of proxyqueue and ray_data, as in generate; default one per core, or one on a GPU."""
+    """Actors of proxyqueue and ray_data, as in generate; default one per core; on a GPU, one in total."""
     vae_dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """VAE dtype of proxyqueue and the bare model, as in generate."""
     compile: bool = False

@@ -91,7 +91,7 @@ def run(folder: Path, numbers: list[int], mode: str = "", timeout: float | None 
 
 
 class LateSquares(Squares):
-    """The second worker loads when the first one has a batch, which ends when the second one has one too.
+    """The second worker loads when the first one has a batch, which ends when the second one has its own.
 
     Rows say which worker made them.
     """
